@@ -1,0 +1,24 @@
+"""Data sets by name, minibatches that live on the device, and binarization.
+
+```
+load("mnist") ──► DataSet(train, valid, test) ──► Batches(*data.train, transform=Binarize()) ──► a pair
+```
+"""
+
+from ppvae.data.batches import Batches
+from ppvae.data.datasets import DATASETS, DataSet, Split, load
+from ppvae.data.transforms import Binarize, Dequantize, Transform, binarize, dequantize, quantize
+
+__all__ = [
+    "DATASETS",
+    "Batches",
+    "Binarize",
+    "DataSet",
+    "Dequantize",
+    "Split",
+    "Transform",
+    "binarize",
+    "dequantize",
+    "load",
+    "quantize",
+]

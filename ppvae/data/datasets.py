@@ -1,0 +1,110 @@
+"""Data sets by name, in memory, as train, validation and test splits of intensities in [0, 1]."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ppvae.data._checks import check_whole
+from ppvae.data._seeding import permutation
+from ppvae.data.sources import DATASETS, Split
+
+
+@dataclass(frozen=True, eq=False)
+class DataSet:
+    """A data set in memory, split once.
+
+    Attributes:
+        name: what `load` was asked for.
+        train: what to fit.
+        valid: what to choose models with; a part of the official training set.
+        test: what to report; the official test set where there is one.
+        num_classes: number of labels c.
+        levels: number of grey levels of a pixel; the intensities are k / (levels - 1).
+
+    Example:
+        >>> data = load("digits")
+        >>> data, data.event_shape
+        (DataSet(name='digits', num_classes=10, levels=17), torch.Size([1, 8, 8]))
+    """
+
+    name: str
+    train: Split = field(repr=False)
+    valid: Split = field(repr=False)
+    test: Split = field(repr=False)
+    num_classes: int
+    levels: int
+
+    @property
+    def event_shape(self) -> torch.Size:
+        """Shape of one image, (channels, height, width)."""
+        return self.train.x.shape[1:]
+
+
+def load(
+    name: str,
+    root: str | os.PathLike[str] = "data",
+    *,
+    num_valid: int | None = None,
+    seed: int = 0,
+    download: bool = True,
+) -> DataSet:
+    """Load a data set by name.
+
+    The test set is the official one. The validation set is the last `num_valid` images of the training set,
+    after a permutation fixed by `seed`. Files below `root`, in torchvision's layout, are used as they are.
+
+    Args:
+        name: "digits" (embedded, 1797 images of 8x8), "mnist", "fashion", "kmnist" or "cifar10".
+        root: folder of the data sets; "digits" needs none.
+        num_valid: size of the validation set, 0 allowed; by default 200 for "digits", else 1000.
+        seed: which images are held out for validation, at least 0; the test set does not depend on it.
+        download: whether to fetch files that are missing.
+
+    Returns:
+        The splits, on the CPU.
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if the name is unknown, `num_valid` leaves nothing to train on, or a file is damaged.
+        FileNotFoundError: if files are missing and are not to be had.
+
+    References:
+        LeCun et al. (1998), Gradient-based learning applied to document recognition (MNIST).
+        Xiao, Rasul, Vollgraf (2017), Fashion-MNIST, arXiv 1708.07747.
+        Clanuwat et al. (2018), Deep Learning for Classical Japanese Literature, arXiv 1812.01718 (KMNIST).
+        Krizhevsky (2009), Learning Multiple Layers of Features from Tiny Images (CIFAR-10).
+
+    Example:
+        >>> data = load("digits", num_valid=100)
+        >>> len(data.train.x), len(data.valid.x), len(data.test.x)
+        (1397, 100, 300)
+    """
+    if not isinstance(name, str) or name not in DATASETS:
+        raise ValueError(f"name must be one of {', '.join(DATASETS)}; got {name!r}")
+    if not isinstance(root, (str, os.PathLike)):
+        raise TypeError(f"root must be a path, got {root!r} of type {type(root).__name__}")
+    source = DATASETS[name]
+    num_valid = source.num_valid if num_valid is None else num_valid
+    check_whole("num_valid", num_valid, at_least=0)
+    check_whole("seed", seed, at_least=0)
+    rest, test = source.read(Path(root).expanduser().absolute(), download=download)
+    cut = len(rest.y) - num_valid
+    if cut < 1:
+        raise ValueError(f"num_valid={num_valid} leaves nothing of {name}'s {len(rest.y)} training images")
+    order = permutation(len(rest.y), seed)
+
+    return DataSet(
+        name=name,
+        train=_scaled(rest.x[order[:cut]], rest.y[order[:cut]], source.levels),
+        valid=_scaled(rest.x[order[cut:]], rest.y[order[cut:]], source.levels),
+        test=_scaled(*test, source.levels),
+        num_classes=source.num_classes,
+        levels=source.levels,
+    )
+
+
+def _scaled(k: torch.Tensor, y: torch.Tensor, levels: int) -> Split:
+    """Turn grey levels into intensities."""
+    return Split(k.float().div_(levels - 1), y)
