@@ -1,0 +1,93 @@
+"""Checks of the data against a pair, before any training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.distributions import ExpandedDistribution, MaskedDistribution
+from torch import Tensor, nn
+from torch.distributions import Independent
+
+from ppvae.data import Batches
+from ppvae.pair import Batch, check_batch, check_sites, sample_sites
+
+
+def minibatches(data: Batches | Iterable[Any], epoch: int, device: torch.device) -> Iterator[Batch]:
+    """The minibatches of an epoch as tuples on `device`.
+
+    Raises:
+        TypeError: where an iterable gives something other than tensors, or tuples of tensors and None.
+    """
+    if isinstance(data, Batches):
+        yield from data.epoch(epoch)
+        return
+    for item in data:
+        batch = (item,) if isinstance(item, Tensor) else item
+        if not isinstance(batch, tuple | list):
+            raise TypeError(f"a minibatch must be a tensor or a tuple of tensors, got {type(item).__name__}")
+        yield tuple(t.to(device, non_blocking=True) if isinstance(t, Tensor) else t for t in batch)
+
+
+def check_fits(pair: nn.Module, data: Batches | Iterable[Any], device: torch.device, *, name: str) -> None:
+    """Runs the pair on the first minibatch of `data`, and checks all data in memory against the supports.
+
+    Args:
+        pair: a model/guide pair.
+        data: what it is to be trained or validated on.
+        device: where the minibatches go.
+        name: the argument that the errors speak of.
+
+    Raises:
+        TypeError: where a minibatch is no tuple of tensors.
+        ValueError: naming the data, the site or the values that do not fit.
+    """
+    batch = next(minibatches(data, 0, device), None)
+    if batch is None:
+        raise ValueError(f"{name} gives no minibatch")
+    check_batch(batch, name=name)
+    for i, tensor in enumerate(batch):
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name}[{i}] holds NaN or infinite values")
+    try:
+        guide_trace = poutine.trace(pair.guide).get_trace(*batch)
+        model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(*batch)
+        check_sites(model_trace, guide_trace)
+        _check_supports(model_trace, data, batch, name)
+        guide_trace.compute_log_prob()
+        model_trace.compute_log_prob()
+    except RuntimeError as error:
+        kinds = ", ".join(f"{t.dtype} {tuple(t.shape)}" for t in batch if isinstance(t, Tensor))
+        dtypes = ", ".join(sorted({str(p.dtype) for p in pair.parameters()})) or "none"
+        raise ValueError(
+            f"the pair fails on a minibatch of {name} ({kinds}; its parameters are {dtypes}): {error}"
+        ) from error
+
+
+def _check_supports(model_trace: Any, data: Batches | Iterable[Any], batch: Batch, name: str) -> None:
+    """Checks the values that are observed as they are given: all of them in memory, else the minibatch."""
+    whole = isinstance(data, Batches) and data.transform is None
+    for site_name, site in sample_sites(model_trace):
+        for i, tensor in enumerate(batch):
+            if site["is_observed"] and site["value"] is tensor:
+                values = data.tensors[i] if isinstance(data, Batches) and whole else tensor
+                _check_support(site_name, site["fn"], values, f"{name}[{i}]")
+
+
+def _check_support(site: str, fn: Any, values: Tensor, name: str) -> None:
+    while isinstance(fn, Independent | ExpandedDistribution | MaskedDistribution):
+        fn = fn.base_dist
+    support = fn.support
+    of_each_datum = any(isinstance(v, Tensor) and v.dim() > 0 for v in vars(support).values())
+    if not getattr(fn, "_validate_args", False) or support.event_dim > 0 or of_each_datum:
+        return
+    for rows in values.split(4096):
+        outside = ~support.check(rows)
+        if bool(outside.any()):
+            example = rows[outside].flatten()[0].item()
+            raise ValueError(
+                f"{name} holds values outside the support of {type(fn).__name__} at site {site!r}, "
+                f"e.g. {example:g}: expected {support}"
+            )

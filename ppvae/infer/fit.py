@@ -1,0 +1,204 @@
+"""`fit`: train any pair, with checkpoints, validation, schedules and a name for every NaN."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import ELBO, Trace_ELBO
+from torch import Tensor, nn
+
+import ppvae
+from ppvae.data import Batches
+from ppvae.infer.importance import check_count
+from ppvae.infer.run import Run, RunFolder
+from ppvae.infer.schedule import Schedule, as_schedule
+from ppvae.infer.trainer import Trainer
+from ppvae.pair import check_batch, check_pair, device_of
+
+Data = Tensor | tuple[Tensor, ...] | Batches | Iterable[Any]
+"""A tensor, a tuple of tensors, `Batches`, or any iterable of tensors or tensor tuples (a `DataLoader`)."""
+
+ADAM = partial(torch.optim.Adam, fused=True)
+"""The default optimizer: one fused kernel for all parameters."""
+
+
+def fit(
+    pair: nn.Module,
+    train: Data,
+    valid: Data | None = None,
+    *,
+    loss: ELBO | Callable[..., Tensor] | None = None,
+    epochs: int = 50,
+    batch_size: int = 128,
+    lr: float | Schedule = 1e-3,
+    optim: Callable[..., torch.optim.Optimizer] = ADAM,
+    clip_norm: float | None = None,
+    kl_weight: float | Schedule | None = None,
+    patience: int | None = None,
+    device: str | torch.device | None = None,
+    seed: int = 0,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    config: dict[str, Any] | None = None,
+    tensorboard: bool = False,
+    progress: bool = True,
+) -> Run:
+    """Trains a pair with stochastic variational inference; minimises the mean loss over each minibatch.
+
+    Afterwards the pair holds the weights of the epoch with the best validation ELBO, or the last ones where
+    there are no validation data. Ctrl-C stops at the next step, with a checkpoint.
+
+    Args:
+        pair: any `nn.Module` with `model(*batch)` and `guide(*batch)`.
+        train: the training data: a tensor (n, ...) or tuple of them, held on the device; `Batches`; or an
+            iterable of minibatches that can be iterated once an epoch.
+        valid: held-out data for the validation ELBO, in the same forms.
+        loss: any Pyro ELBO object; by default `Trace_ELBO()`.
+        epochs: how often the training data are passed.
+        batch_size: data per minibatch, where `train` is tensors.
+        lr: learning rate, or a function from the time in epochs to it (see `ppvae.infer.schedule`).
+        optim: called as `optim(parameters, lr=lr)`; options by `partial`, e.g.
+            `partial(torch.optim.AdamW, weight_decay=1e-2)`.
+        clip_norm: the gradient is scaled down to this global norm where it is longer.
+        kl_weight: β, or a function from the time in epochs to it (warm-up); None leaves the pair as it is.
+        patience: stop after this many epochs without a better validation ELBO.
+        device: where to train; by default where the pair is.
+        seed: of everything random here: the order of the data, the draws, parameters created at first use.
+            The same seed on the same machine gives the same run. The global random state is left as it was.
+        out: run folder; without one nothing is written.
+        resume: continue the run in `out`; on the CPU the result is bit for bit that of one that never stopped.
+        config: anything JSON to keep in the folder's `config.json` under "experiment".
+        tensorboard: also log every epoch to `out` for TensorBoard (the extra `ppvae[tensorboard]`).
+        progress: whether to show a progress bar.
+
+    Returns:
+        The history and where the run lies.
+
+    Raises:
+        TypeError: where an argument is of the wrong kind.
+        ValueError: naming the argument, data set or site that is wrong, before any training.
+        FileExistsError: where `out` holds a run and `resume` is not set.
+        NonFiniteError: naming the first non-finite site or parameter, the epoch and the step; the pair then
+            holds the weights before that step.
+
+    Example:
+        >>> import torch, ppvae
+        >>> from ppvae.models import PPCA
+        >>> run = ppvae.fit(PPCA(8, 2), torch.randn(100, 8), epochs=2, progress=False)
+        >>> [row["epoch"] for row in run.history]
+        [1.0, 2.0]
+    """
+    check_pair(pair)
+    check_count("epochs", epochs)
+    if patience is not None:
+        check_count("patience", patience)
+        if valid is None:
+            raise ValueError("patience needs validation data: valid is None")
+    if resume and out is None:
+        raise ValueError("resume needs the folder of the run: out is None")
+    lr_schedule = as_schedule(lr, name="lr")
+    kl_schedule = None if kl_weight is None else as_schedule(kl_weight, name="kl_weight")
+    where = device_of(pair) if device is None else usable_device(device)
+    train_batches = _batches("train", train, batch_size, seed, where, shuffle=True)
+    valid_batches = None if valid is None else _batches("valid", valid, 1000, seed, where, shuffle=False)
+    loss = Trace_ELBO() if loss is None else loss
+    settings = {
+        "loss": _describe(loss),
+        "epochs": epochs,
+        "batch_size": getattr(train_batches, "batch_size", None),
+        "lr": _describe(lr),
+        "optim": _describe(optim),
+        "clip_norm": clip_norm,
+        "kl_weight": _describe(kl_weight),
+        "patience": patience,
+        "device": str(where),
+        "seed": seed,
+    }
+    folder = None if out is None else RunFolder(out)
+    if folder is not None:
+        folder.check_same(settings) if resume else folder.check_free()
+    trainer = Trainer(
+        pair=pair.to(where),
+        train=train_batches,
+        valid=valid_batches,
+        loss=loss,
+        optim=partial(optim, lr=lr_schedule(0.0)),
+        clip_norm=clip_norm,
+        lr=lr_schedule if callable(lr) else None,
+        kl_weight=kl_schedule,
+        folder=folder,
+        seed=seed,
+    )
+    trainer.prepare()
+    if folder is not None:
+        if resume:
+            trainer.resume()
+        else:
+            folder.create({**_versions(), "fit": settings, "experiment": config})
+    log = None if not tensorboard else _summary_writer(folder)
+    return trainer.run(epochs=epochs, patience=patience, progress=progress, log=log)
+
+
+def _batches(
+    name: str, data: Data, batch_size: int, seed: int, device: torch.device, *, shuffle: bool
+) -> Batches | Iterable[Any]:
+    """The data as something that gives minibatches, epoch after epoch."""
+    if isinstance(data, Batches):
+        return data if data.device == device else data.to(device)
+    if isinstance(data, Tensor):
+        data = (data,)
+    if isinstance(data, tuple) and all(isinstance(t, Tensor) for t in data):
+        check_batch(data, name=name)
+        return Batches(*data, batch_size=batch_size, shuffle=shuffle, seed=seed, device=device)
+    if not isinstance(data, Iterable):
+        raise TypeError(f"{name} must be a tensor, a tuple of tensors, Batches or an iterable, got {data!r}")
+    if iter(data) is data:
+        raise TypeError(f"{name} is an iterator that can be passed only once; give a list or a DataLoader")
+    return data
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """The device, if this machine has it.
+
+    Raises:
+        ValueError: where it does not.
+    """
+    device = torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is 'cuda', but torch finds no CUDA GPU on this machine")
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def _describe(value: Any) -> Any:
+    """A setting for the config: numbers as they are, objects by a text that is equal for equal settings."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, ELBO):
+        options = ", ".join(f"{k}={v}" for k, v in sorted(vars(value).items()) if not k.startswith("_"))
+        return f"{type(value).__name__}({options})"
+    if isinstance(value, partial):
+        options = ", ".join(f"{k}={_describe(v)}" for k, v in sorted(value.keywords.items()))
+        return f"{_describe(value.func)}({options})"
+    return getattr(value, "__qualname__", None) or repr(value)
+
+
+def _versions() -> dict[str, str]:
+    return {"ppvae": ppvae.__version__, "torch": torch.__version__, "pyro": pyro.__version__}
+
+
+def _summary_writer(folder: RunFolder | None) -> Any:
+    if folder is None:
+        raise ValueError("tensorboard needs a run folder: out is None")
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError("tensorboard is not installed: pip install 'ppvae[tensorboard]'") from error
+    return SummaryWriter(str(Path(folder.path)))

@@ -1,0 +1,47 @@
+"""A NaN with a name: the first site or parameter that is not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+
+from ppvae.pair import sample_sites
+
+
+class NonFiniteError(ArithmeticError):
+    """Training met a NaN or an infinity; the message names where it first arose."""
+
+
+def check_finite(traces: Iterable[tuple[Trace, Trace]], gradients: Iterable[tuple[str, Tensor]]) -> None:
+    """Checks one step in the order in which it was computed: guide sites, model sites, gradients.
+
+    Args:
+        traces: the step's (model, guide) traces.
+        gradients: the step's gradients by parameter name.
+
+    Raises:
+        NonFiniteError: naming the first non-finite site or parameter, and how much of it is.
+    """
+    for model_trace, guide_trace in traces:
+        for where, trace in (("guide", guide_trace), ("model", model_trace)):
+            for name, site in sample_sites(trace):
+                _check_site(where, name, site)
+    for name, gradient in gradients:
+        if count := _count_nonfinite(gradient):
+            raise NonFiniteError(f"the gradient of parameter {name!r} is not finite in {count}")
+
+
+def _check_site(where: str, name: str, site: Any) -> None:
+    for what, value in (("value", site["value"]), ("log-probability", site.get("unscaled_log_prob"))):
+        if isinstance(value, Tensor) and (count := _count_nonfinite(value)):
+            raise NonFiniteError(f"the {what} of site {name!r} in the {where} is not finite in {count}")
+
+
+def _count_nonfinite(value: Tensor) -> str:
+    """`k of m elements`, or nothing where all are finite."""
+    bad = int((~torch.isfinite(value)).sum())
+    return f"{bad} of {value.numel()} elements" if bad else ""

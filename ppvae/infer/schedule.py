@@ -1,0 +1,126 @@
+"""Schedules: functions of the epoch, for the KL weight and for the learning rate alike.
+
+A schedule is any callable that takes the time in epochs (a float: 2.5 is the middle of the third) and returns
+a value. It has no state, so a resumed run continues it by knowing the time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+Schedule = Callable[[float], float]
+"""From the time in epochs to a value."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """From `start` to `end` in a straight line over `epochs`, then constant (Bowman et al. 2016, 1511.06349).
+
+    Example:
+        >>> Linear(epochs=10)(5.0)
+        0.5
+    """
+
+    epochs: float
+    start: float = 0.0
+    end: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_positive("epochs", self.epochs)
+
+    def __call__(self, epoch: float) -> float:
+        """The value at time `epoch`."""
+        return self.start + (self.end - self.start) * min(epoch / self.epochs, 1.0)
+
+
+@dataclass(frozen=True)
+class Sigmoid:
+    """β(t) = end · sigmoid((t − midpoint) / width) (Bowman et al. 2016, arXiv 1511.06349).
+
+    Example:
+        >>> Sigmoid(midpoint=10, width=2)(10.0)
+        0.5
+    """
+
+    midpoint: float
+    width: float
+    end: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_positive("width", self.width)
+
+    def __call__(self, epoch: float) -> float:
+        """The value at time `epoch`."""
+        return self.end * 0.5 * (1.0 + math.tanh(0.5 * (epoch - self.midpoint) / self.width))
+
+
+@dataclass(frozen=True)
+class Cyclical:
+    """Every `period` epochs: from `start` to `end` over the first `ramp` of it, then constant.
+
+    Fu et al. 2019, "Cyclical annealing schedule: a simple approach to mitigating KL vanishing" (1903.10145).
+
+    Example:
+        >>> Cyclical(period=10, ramp=0.5)(12.5)
+        0.5
+    """
+
+    period: float
+    ramp: float = 0.5
+    start: float = 0.0
+    end: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_positive("period", self.period)
+        if not 0 < self.ramp <= 1:
+            raise ValueError(f"ramp must be a fraction in (0, 1], got {self.ramp!r}")
+
+    def __call__(self, epoch: float) -> float:
+        """The value at time `epoch`."""
+        phase = (epoch % self.period) / (self.period * self.ramp)
+        return self.start + (self.end - self.start) * min(phase, 1.0)
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """From `start` to `end` along half a cosine over `epochs` (Loshchilov & Hutter 2017, arXiv 1608.03983).
+
+    Example:
+        >>> round(Cosine(epochs=10, start=1e-3)(5.0), 6)
+        0.0005
+    """
+
+    epochs: float
+    start: float
+    end: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_positive("epochs", self.epochs)
+
+    def __call__(self, epoch: float) -> float:
+        """The value at time `epoch`."""
+        phase = min(epoch / self.epochs, 1.0)
+        return self.end + (self.start - self.end) * 0.5 * (1.0 + math.cos(math.pi * phase))
+
+
+def as_schedule(value: float | Schedule, *, name: str) -> Schedule:
+    """A number as the constant schedule; a callable as it is.
+
+    Raises:
+        TypeError: where `value` is neither.
+    """
+    if callable(value):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number or a function of the epoch, got {type(value).__name__}")
+    constant = float(value)
+    if not (math.isfinite(constant) and constant >= 0):
+        raise ValueError(f"{name} must be finite and >= 0, got {value!r}")
+    return lambda epoch: constant
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{name} must be > 0, got {value!r}")

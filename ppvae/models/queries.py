@@ -1,0 +1,84 @@
+"""The questions that every model with one latent z answers, from its three conditionals alone."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+from torch.distributions import Independent
+
+
+class VAEQueries(nn.Module):
+    """Encoding, decoding and sampling, for a model with modules `p_z`, `p_x_given_z` and `q_z_given_x`.
+
+    The queries run the modules as they stand: call `.eval()` first where there is dropout or batch norm.
+    """
+
+    p_z: nn.Module
+    p_x_given_z: nn.Module
+    q_z_given_x: nn.Module
+
+    def encode(self, x: Tensor) -> TorchDistribution:
+        """q(z|x) for x of shape (..., *event): its `.mean` is the code of x, its `.sample()` a draw."""
+        return self.q_z_given_x(x)
+
+    def decode(self, z: Tensor) -> TorchDistribution:
+        """p(x|z) for z of shape (..., k)."""
+        return self.p_x_given_z(z)
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """E[x|z] at the code of x, shape (..., *event)."""
+        return mean_of(self.decode(self._code(x)))
+
+    @torch.no_grad()
+    def sample(self, num_samples: int, *, mean: bool = False) -> Tensor:
+        """Draws from the model: z ~ p(z), then x ~ p(x|z).
+
+        Args:
+            num_samples: n, how many.
+            mean: whether to return E[x|z] in place of a draw of x, as most papers' pictures do.
+
+        Returns:
+            Data of shape (n, *event).
+        """
+        p_x = self.decode(self.p_z().sample((num_samples,)))
+        return mean_of(p_x) if mean else p_x.sample()
+
+    @torch.no_grad()
+    def interpolate(self, x_from: Tensor, x_to: Tensor, num_steps: int = 9) -> Tensor:
+        """E[x|z] along the straight line between the codes of two data.
+
+        Args:
+            x_from: data (..., *event).
+            x_to: as many data (..., *event).
+            num_steps: points on each line, both ends included.
+
+        Returns:
+            Data of shape (..., num_steps, *event).
+        """
+        if num_steps < 2:
+            raise ValueError(f"num_steps must be at least 2, for the two ends, got {num_steps!r}")
+        z_from, z_to = (self._code(x).unsqueeze(-2) for x in (x_from, x_to))
+        t = torch.linspace(0, 1, num_steps, device=z_from.device, dtype=z_from.dtype).unsqueeze(-1)
+        return mean_of(self.decode(z_from + t * (z_to - z_from)))
+
+    def _code(self, x: Tensor) -> Tensor:
+        """The mean of q(z|x), or a draw where the family has no mean in closed form."""
+        q_z = self.encode(x)
+        try:
+            return q_z.mean
+        except NotImplementedError:
+            return q_z.sample()
+
+
+def mean_of(distribution: TorchDistribution) -> Tensor:
+    """E[x] of a likelihood; of a categorical pixel, its expected level."""
+    base = distribution
+    while isinstance(base, Independent):
+        base = base.base_dist
+    if not isinstance(base, dist.Categorical):
+        return distribution.mean
+    levels = torch.arange(base.probs.shape[-1], device=base.probs.device, dtype=base.probs.dtype)
+    return base.probs @ levels

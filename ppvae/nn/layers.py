@@ -1,0 +1,112 @@
+"""Layers from their names, and the options that all nets of this package share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from ppvae.nn.shapes import Batched
+
+Norm = Literal["batch", "layer"]
+
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+    "softplus": nn.Softplus,
+    "identity": nn.Identity,
+}
+
+
+def activation(name: str) -> nn.Module:
+    """Returns a new activation module by its name.
+
+    Args:
+        name: One of ``relu``, ``leaky_relu``, ``elu``, ``gelu``, ``silu``, ``tanh``, ``softplus`` and
+            ``identity``.
+
+    Returns:
+        The elementwise module.
+
+    Raises:
+        ValueError: If there is no activation of that name.
+
+    Example:
+        >>> activation("silu")
+        SiLU()
+    """
+    if name not in _ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(_ACTIVATIONS)}; got {name!r}")
+    return _ACTIVATIONS[name]()
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Makes the layers of one net: what its options mean is said here, once.
+
+    Args:
+        activation: Name of the activation.
+        norm: ``"batch"``, ``"layer"`` (for images: over channels and pixels, per image) or None.
+        dropout: Probability of dropping a feature (for images: a channel), in [0, 1).
+        spectral_norm: Whether each weight is divided by its largest singular value.
+
+    Raises:
+        ValueError: If an option is none of the above.
+
+    Example:
+        >>> Layers(activation="tanh", dropout=0.1).vector(8)
+        [Tanh(), Dropout(p=0.1, inplace=False)]
+    """
+
+    activation: str = "relu"
+    norm: Norm | None = None
+    dropout: float = 0.0
+    spectral_norm: bool = False
+
+    def __post_init__(self) -> None:
+        activation(self.activation)
+        if self.norm not in (None, "batch", "layer"):
+            raise ValueError(f"norm must be None, 'batch' or 'layer', got {self.norm!r}")
+        if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be a probability in [0, 1), got {self.dropout!r}")
+        if not isinstance(self.spectral_norm, bool):
+            raise ValueError(f"spectral_norm must be a bool, got {self.spectral_norm!r}")
+
+    @property
+    def hidden_bias(self) -> bool:
+        """Whether hidden layers have a bias: batch normalisation would only take it off again."""
+        return self.norm != "batch"
+
+    def weight(self, layer: nn.Module) -> nn.Module:
+        """Returns a layer with weights, its spectral norm held at one if so asked."""
+        return parametrizations.spectral_norm(layer) if self.spectral_norm else layer
+
+    def vector(self, size: int) -> list[nn.Module]:
+        """Returns norm, activation and dropout for vectors ``(..., size)``."""
+        norms: dict[str, Callable[[], nn.Module]] = {
+            "batch": lambda: Batched(nn.BatchNorm1d(size), size, size),
+            "layer": lambda: nn.LayerNorm(size),
+        }
+        return self._stage(norms, nn.Dropout)
+
+    def image(self, channels: int) -> list[nn.Module]:
+        """Returns norm, activation and dropout for images ``(n, channels, h, w)``."""
+        norms: dict[str, Callable[[], nn.Module]] = {
+            "batch": lambda: nn.BatchNorm2d(channels),
+            "layer": lambda: nn.GroupNorm(1, channels),
+        }
+        return self._stage(norms, nn.Dropout2d)
+
+    def _stage(
+        self, norms: dict[str, Callable[[], nn.Module]], dropout: Callable[[float], nn.Module]
+    ) -> list[nn.Module]:
+        return [
+            *([norms[self.norm]()] if self.norm else []),
+            activation(self.activation),
+            *([dropout(self.dropout)] if self.dropout else []),
+        ]

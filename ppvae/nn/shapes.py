@@ -1,0 +1,211 @@
+"""Event shapes: how they are written, and the parameter-free modules that move between them.
+
+A net maps ``(..., *in_shape)`` to ``(..., *out_shape)``. The event shapes are fixed when the net is built
+and are read from the right; whatever stands to their left (batch, particles, enumeration) is left alone.
+"""
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+def as_shape(value: int | Sequence[int], name: str) -> tuple[int, ...]:
+    """Returns an event shape as a tuple, reading an int as a shape of one dimension.
+
+    Args:
+        value: A size, or a sequence of sizes; the empty sequence is the shape of a scalar.
+        name: What the caller calls the value, for the error.
+
+    Returns:
+        The sizes as a tuple of ints.
+
+    Raises:
+        ValueError: If a size is not a positive int.
+
+    Example:
+        >>> as_shape(20, "in_shape"), as_shape([1, 28, 28], "in_shape")
+        ((20,), (1, 28, 28))
+    """
+    sizes = (value,) if isinstance(value, int) else value
+    is_sequence = isinstance(sizes, Sequence) and not isinstance(sizes, str)
+    if not is_sequence or not all(type(size) is int and size > 0 for size in sizes):
+        raise ValueError(f"{name} must be a positive int or a sequence of positive ints, got {value!r}")
+    return tuple(sizes)
+
+
+def as_size(value: int, name: str) -> int:
+    """Returns a size as it came, after checking that it is one.
+
+    Args:
+        value: A positive int.
+        name: What the caller calls the value, for the error.
+
+    Returns:
+        The value.
+
+    Raises:
+        ValueError: If the value is not a positive int.
+
+    Example:
+        >>> as_size(64, "hidden_dim")
+        64
+    """
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{name} must be a positive int, got {value!r}")
+    return value
+
+
+def lead_dims(x: Tensor, in_shape: tuple[int, ...]) -> int:
+    """Returns how many dimensions of ``x`` lie to the left of its event dimensions.
+
+    Args:
+        x: A tensor, ``(..., *in_shape)``.
+        in_shape: The event shape that ``x`` must end in.
+
+    Returns:
+        The number of leading dimensions.
+
+    Raises:
+        ValueError: If ``x`` does not end in ``in_shape``: a reshape would scramble it in silence.
+
+    Example:
+        >>> import torch
+        >>> lead_dims(torch.zeros(5, 7, 1, 28, 28), (1, 28, 28))
+        2
+    """
+    lead = x.dim() - len(in_shape)
+    if x.shape[lead:] != in_shape:
+        raise ValueError(f"expected an input of shape (..., {str(in_shape)[1:]}, got {tuple(x.shape)}")
+    return lead
+
+
+class Reshape(nn.Module):
+    """Reshapes the event dimensions and keeps the leading ones.
+
+    Args:
+        in_shape: Event shape of the input; an int means one dimension.
+        out_shape: Event shape of the output, of as many elements.
+
+    Raises:
+        ValueError: If the shapes do not have the same number of elements.
+
+    Example:
+        >>> import torch
+        >>> Reshape((1, 8, 8), 64)(torch.zeros(3, 5, 1, 8, 8)).shape
+        torch.Size([3, 5, 64])
+    """
+
+    def __init__(self, in_shape: int | Sequence[int], out_shape: int | Sequence[int]) -> None:
+        super().__init__()
+        self.in_shape = as_shape(in_shape, "in_shape")
+        self.out_shape = as_shape(out_shape, "out_shape")
+        if math.prod(self.in_shape) != math.prod(self.out_shape):
+            raise ValueError(
+                f"out_shape {self.out_shape} must have as many elements as in_shape {self.in_shape}"
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``(..., *in_shape)`` to ``(..., *out_shape)``."""
+        return x.reshape(x.shape[: lead_dims(x, self.in_shape)] + self.out_shape)
+
+    def extra_repr(self) -> str:
+        """Describes the shapes."""
+        return f"{self.in_shape} -> {self.out_shape}"
+
+
+def between(
+    in_shape: tuple[int, ...], layers: Sequence[nn.Module], out_shape: tuple[int, ...]
+) -> list[nn.Module]:
+    """Returns layers on vectors with the reshapes that make them a net between two event shapes.
+
+    Args:
+        in_shape: Event shape of the net's input.
+        layers: Layers from ``(..., prod(in_shape))`` to ``(..., prod(out_shape))``.
+        out_shape: Event shape of the net's output.
+
+    Returns:
+        The layers, with a reshape on each side whose event shape is not one vector.
+
+    Example:
+        >>> between((3,), [nn.Linear(3, 40)], (2, 20))
+        [Linear(in_features=3, out_features=40, bias=True), Reshape((40,) -> (2, 20))]
+    """
+    flat_in, flat_out = (math.prod(in_shape),), (math.prod(out_shape),)
+    return [
+        *([Reshape(in_shape, flat_in)] if in_shape != flat_in else []),
+        *layers,
+        *([Reshape(flat_out, out_shape)] if out_shape != flat_out else []),
+    ]
+
+
+class Batched(nn.Module):
+    """Lets a net that wants exactly one batch dimension accept any number of leading ones.
+
+    Convolutions and batch normalisation are such nets, and so are most image models written elsewhere: the
+    leading dimensions are flattened to one before the net and restored after it, so that batch statistics
+    are those of all the leading dimensions together.
+
+    Args:
+        net: A module from ``(n, *in_shape)`` to ``(n, *out_shape)``.
+        in_shape: Event shape of the input; an int means one dimension.
+        out_shape: Event shape of the output; an int means one dimension.
+
+    Raises:
+        ValueError: If a shape is not a positive int or a sequence of them.
+
+    Example:
+        >>> import torch
+        >>> net = Batched(nn.Conv2d(3, 8, 3, padding=1), (3, 32, 32), (8, 32, 32))
+        >>> net(torch.zeros(5, 2, 3, 32, 32)).shape
+        torch.Size([5, 2, 8, 32, 32])
+    """
+
+    def __init__(self, net: nn.Module, in_shape: int | Sequence[int], out_shape: int | Sequence[int]) -> None:
+        super().__init__()
+        self.net = net
+        self.in_shape = as_shape(in_shape, "in_shape")
+        self.out_shape = as_shape(out_shape, "out_shape")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``(..., *in_shape)`` to ``(..., *out_shape)``."""
+        lead = x.shape[: lead_dims(x, self.in_shape)]
+        return self.net(x.reshape(-1, *self.in_shape)).reshape(lead + self.out_shape)
+
+
+class Rescale(nn.Module):
+    r"""Maps a tensor of any shape and dtype affinely, without parameters.
+
+    .. math:: y = x \cdot \text{scale} + \text{shift}
+
+    Integer and boolean inputs become floats of the default dtype; floats keep theirs.
+
+    Args:
+        scale: The factor.
+        shift: The summand.
+
+    Raises:
+        ValueError: If ``scale`` or ``shift`` is not a finite number.
+
+    Example:
+        >>> import torch
+        >>> to_unit = Rescale(2 / 255, -1.0)  # pixel levels 0 … 255 to [-1, 1]
+        >>> to_unit(torch.tensor([0, 255], dtype=torch.uint8))
+        tensor([-1.,  1.])
+    """
+
+    def __init__(self, scale: float, shift: float = 0.0) -> None:
+        super().__init__()
+        for name, value in (("scale", scale), ("shift", shift)):
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, got {value!r}")
+        # A Python float, never an int, promotes an integer tensor to the default float dtype.
+        self.scale, self.shift = float(scale), float(shift)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``(...)`` to ``(...)``."""
+        return x * self.scale + self.shift
+
+    def extra_repr(self) -> str:
+        """Describes the map."""
+        return f"scale={self.scale:g}, shift={self.shift:g}"

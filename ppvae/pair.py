@@ -1,0 +1,176 @@
+"""The pair contract: what a `model`/`guide` pair is, and the checks that say what a pair breaks.
+
+A pair is any `nn.Module` with `model(*batch)` and `guide(*batch)` that take the same arguments. The outermost
+plate is the data plate: its size is the batch size, its dim is -1, its name is free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor, nn
+
+Batch = tuple[Any, ...]
+"""Arguments of `model` and `guide`: tensors whose leading dim is the batch, or None."""
+
+
+class Pair(nn.Module):
+    """Two Pyro functions as one pair: a tutorial's model and guide, or a model and an autoguide.
+
+    Args:
+        model: the generative model, a function, a bound method or a module.
+        guide: the variational posterior, taking the same arguments.
+        modules: networks that plain functions use but do not own, so that `.to(device)`, `.eval()` and
+            saving reach them.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     slope = pyro.param("slope", torch.tensor(0.1))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(slope * x, 1.0))
+        >>> pair = Pair(model, guide)
+    """
+
+    def __init__(
+        self, model: Callable[..., Any], guide: Callable[..., Any], modules: Sequence[nn.Module] = ()
+    ) -> None:
+        super().__init__()
+        for argument, function in (("model", model), ("guide", guide)):
+            if not callable(function):
+                raise TypeError(f"{argument} must be callable, got {type(function).__name__}")
+        owners = [getattr(function, "__self__", None) for function in (model, guide)]
+        used = [module for module in (*owners, *modules) if isinstance(module, nn.Module)]
+        self.modules_used = nn.ModuleList(dict.fromkeys(used))
+        self.model_function = model
+        self.guide_function = guide
+
+    def model(self, *batch: Any) -> Any:
+        """Runs the generative model."""
+        return self.model_function(*batch)
+
+    def guide(self, *batch: Any) -> Any:
+        """Runs the guide."""
+        return self.guide_function(*batch)
+
+
+class KLWeight(Messenger):
+    """Scales the latent sites of model and guide, and so the KL term of the ELBO, by a weight (β).
+
+    E_q[log p(x|z)] − β KL(q(z|x) ‖ p(z)); Higgins et al. 2017, "beta-VAE". Applied from outside to any pair:
+    `with KLWeight(weight): svi.step(x)`. A tensor weight can be updated in place between steps.
+
+    Args:
+        weight: β, a float or a 0-d tensor; not negative.
+    """
+
+    def __init__(self, weight: float | Tensor) -> None:
+        super().__init__()
+        if not isinstance(weight, Tensor) and not weight >= 0:
+            raise ValueError(f"weight must be a number >= 0, got {weight!r}")
+        self.weight = weight
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"]:
+            msg["scale"] = self.weight * msg["scale"]
+
+
+def check_pair(pair: Any) -> None:
+    """Checks that `pair` is a module with a `model` and a `guide`.
+
+    Raises:
+        TypeError: with what is missing, and how to wrap two functions.
+    """
+    missing = [name for name in ("model", "guide") if not callable(getattr(pair, name, None))]
+    if not isinstance(pair, nn.Module) or missing:
+        lacks = f" without a method {' or '.join(missing)}" if missing else ""
+        raise TypeError(
+            f"pair must be an nn.Module with methods model(*batch) and guide(*batch), got "
+            f"{type(pair).__name__}{lacks}; ppvae.Pair(model, guide) makes one of two functions"
+        )
+
+
+def check_batch(batch: Batch, *, name: str = "data") -> int:
+    """Checks that `batch` holds tensors of one length (or None) and returns that length."""
+    lengths = {i: len(t) for i, t in enumerate(batch) if isinstance(t, Tensor) and t.dim() > 0}
+    for i, t in enumerate(batch):
+        if t is not None and i not in lengths:
+            raise TypeError(f"{name}[{i}] must be a tensor with a leading batch dim, or None, got {_kind(t)}")
+    if not lengths:
+        raise ValueError(f"{name} must hold at least one tensor, got {len(batch)} arguments without any")
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"{name} must hold tensors of one length, got lengths {list(lengths.values())}")
+    n = next(iter(lengths.values()))
+    if n == 0:
+        raise ValueError(f"{name} is empty: its tensors have length 0")
+    return n
+
+
+def _kind(value: Any) -> str:
+    return "a 0-d tensor" if isinstance(value, Tensor) else type(value).__name__
+
+
+def sample_sites(trace: Trace) -> list[tuple[str, Any]]:
+    """The sites of `trace` that carry a density: no subsampling indices, no `pyro.deterministic`."""
+    return [
+        (name, site)
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample"
+        and not site["infer"].get("_deterministic")
+        and type(site["fn"]).__name__ != "_Subsample"
+    ]
+
+
+def check_sites(model_trace: Trace, guide_trace: Trace) -> None:
+    """Checks that the guide samples every latent of the model, and nothing else but auxiliary sites.
+
+    Raises:
+        ValueError: naming the site that breaks it.
+    """
+    model_sites, guide_sites = dict(sample_sites(model_trace)), dict(sample_sites(guide_trace))
+    latents = [name for name, site in model_sites.items() if not site["is_observed"]]
+    for name in latents:
+        if name not in guide_sites and not model_sites[name]["infer"].get("enumerate"):
+            raise ValueError(f"the guide misses the latent site {name!r}: it samples {list(guide_sites)}")
+    for name, site in guide_sites.items():
+        if not site["is_observed"] and not site["infer"].get("is_auxiliary") and name not in latents:
+            raise ValueError(f"the guide samples {name!r}, which is no latent of the model: it has {latents}")
+    if len(latents) == len(model_sites):
+        raise ValueError(f"the model observes nothing: no site has obs=, its sites are {latents}")
+
+
+def check_data_plate(model_trace: Trace, guide_trace: Trace, n: int) -> None:
+    """Checks that every site lies in the data plate: of size `n`, at dim -1, whatever its name.
+
+    Raises:
+        ValueError: naming the site, and the plates that it lies in.
+    """
+    for where, trace in (("model", model_trace), ("guide", guide_trace)):
+        for name, site in sample_sites(trace):
+            _check_data_plate(where, name, site, n)
+
+
+def _check_data_plate(where: str, name: str, site: Any, n: int) -> None:
+    frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
+    data = next((frame for frame in frames if frame.dim == -1), None)
+    if data is not None and data.size == n:
+        return
+    plates = ", ".join(f"{f.name!r} (size {f.size}, dim {f.dim})" for f in frames) or "no plate"
+    raise ValueError(
+        f"the outermost plate must be the data plate, of size {n} (the batch) and dim -1: "
+        f"site {name!r} of the {where} lies in {plates}"
+    )
+
+
+def device_of(pair: nn.Module) -> torch.device:
+    """The device of the pair's first parameter or buffer (the CPU where it has none)."""
+    tensors = [*pair.parameters(), *pair.buffers()]
+    return tensors[0].device if tensors else torch.device("cpu")

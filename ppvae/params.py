@@ -1,0 +1,166 @@
+"""Where Pyro's parameters live: on the pair, never shared through a process-wide name.
+
+Pyro keeps what `pyro.param` and `pyro.module` declare in one global store, so two models that use the same
+names share their parameters. While ppvae runs a pair, `local_params` intercepts those statements:
+
+- a module's own parameters (`pyro.module`, `PyroModule`) are used where they are, on the module;
+- a value declared with `pyro.param` becomes an `nn.Parameter` of the pair, under `pair.pyro_params`;
+- a name that the user's Pyro store already holds is used in place: it shares its memory with the store, so
+  that a pair trained with `pyro.infer.SVI` is evaluated with the values it was trained to.
+
+The store itself is never written and never cleared.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro.nn import PyroModule
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+from torch.distributions import constraints, transform_to
+
+_HOME = "pyro_params"
+
+
+class PyroParams(nn.Module):
+    """The values that a pair declares with `pyro.param`, as unconstrained `nn.Parameter`s.
+
+    Read one by its Pyro name, in its constrained space: `pair.pyro_params["scale"]`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._constraints: dict[str, constraints.Constraint] = {}
+
+    @staticmethod
+    def key(name: str) -> str:
+        """The attribute under which the parameter `name` is registered (attribute names hold no dots)."""
+        return "param:" + name.replace("/", "//").replace(".", "/")
+
+    def __contains__(self, name: str) -> bool:
+        return self.key(name) in self._parameters
+
+    def unconstrained(self, name: str) -> nn.Parameter:
+        """The trained tensor behind `name`."""
+        parameter = self._parameters.get(self.key(name))
+        if parameter is None:
+            raise KeyError(f"no pyro.param {name!r} here; the pair has declared {sorted(self._constraints)}")
+        return parameter
+
+    def __getitem__(self, name: str) -> Tensor:
+        parameter = self.unconstrained(name)
+        value = transform_to(self._constraints.get(name, constraints.real))(parameter)
+        value.unconstrained = weakref.ref(parameter)  # Pyro's own way back from a value to its parameter
+        return value
+
+    def set_unconstrained(self, name: str, parameter: nn.Parameter) -> None:
+        """Registers `parameter` as the unconstrained value of `name`."""
+        self.register_parameter(self.key(name), parameter)
+
+
+class LocalParams(Messenger):
+    """Answers every `param` statement from the pair, and remembers what the pair's own modules do not hold.
+
+    Args:
+        pair: the module whose `model` or `guide` runs inside.
+        attach: whether new `pyro.param` values stay with the pair.
+    """
+
+    def __init__(self, pair: nn.Module, *, attach: bool) -> None:
+        super().__init__()
+        existing = pair._modules.get(_HOME)
+        self.home = existing if isinstance(existing, PyroParams) else PyroParams()
+        self._attach_to = pair if attach and existing is None else None
+        self._owned = {id(p) for p in pair.parameters()}
+
+    def _keep(self, name: str, parameter: nn.Parameter) -> None:
+        self.home.set_unconstrained(name, parameter)
+        if self._attach_to is not None:
+            self._attach_to.add_module(_HOME, self.home)
+            self._attach_to = None
+
+    def _pyro_param(self, msg: Any) -> None:
+        if msg["fn"] != pyro.get_param_store().get_param:
+            return  # a PyroModule's announcement of a parameter that it already holds
+        name, *init = msg["args"]
+        if init and isinstance(init[0], nn.Parameter) and "$$$" in name:
+            msg["value"] = self._module_parameter(name, init[0])
+        else:
+            msg["value"] = self._value(name, init[0] if init else None, msg["kwargs"]["constraint"])
+
+    def _module_parameter(self, name: str, parameter: nn.Parameter) -> nn.Parameter:
+        """A parameter of `pyro.module(...)`: the module's own tensor."""
+        if id(parameter) in self._owned:
+            return parameter
+        if name in self.home and self.home.unconstrained(name) is not parameter:  # loaded from a file
+            parameter.data.copy_(self.home.unconstrained(name).data)
+        self._keep(name, parameter)
+        self._owned.add(id(parameter))
+        return parameter
+
+    def _value(self, name: str, init: Any, constraint: constraints.Constraint) -> Tensor:
+        """A value of `pyro.param(...)`, in its constrained space."""
+        store = pyro.get_param_store()
+        if name in store:
+            self._share_with_store(name, store)
+        elif name not in self.home:
+            if init is None:
+                raise KeyError(f"pyro.param({name!r}) is read before any statement gives it an initial value")
+            value = init() if callable(init) else init
+            unconstrained = transform_to(constraint).inv(value.detach())
+            self._keep(name, nn.Parameter(unconstrained.clone()))
+        if init is not None:
+            self.home._constraints[name] = constraint
+        return self.home[name]
+
+    def _share_with_store(self, name: str, store: Any) -> None:
+        stored = store[name].unconstrained()
+        if name not in self.home:
+            self._keep(name, nn.Parameter(stored.detach()))
+            self.home._constraints[name] = store._constraints[name]
+        elif self.home.unconstrained(name).data_ptr() != stored.data_ptr():
+            raise ValueError(
+                f"pyro.param {name!r} has one value on the pair and another in Pyro's parameter store: "
+                f"delete one of them, e.g. with `del pyro.get_param_store()[{name!r}]`"
+            )
+
+
+@contextmanager
+def module_local(*modules: nn.Module) -> Iterator[None]:
+    """Runs Pyro code with the parameters of every `PyroModule` in `modules` on the module itself."""
+    with pyro.settings.context(module_local_params=True):
+        for module in (m for root in modules for m in root.modules()):
+            if isinstance(module, PyroModule) and not hasattr(module._pyro_context, "param_state"):
+                # Pyro gives a context this state only where the setting was on when the module was built.
+                module._pyro_context.param_state = {"params": {}, "constraints": {}}
+        yield
+
+
+@contextmanager
+def local_params(pair: nn.Module, *, attach: bool = True) -> Iterator[None]:
+    """Runs Pyro code so that its parameters live on `pair`; restores every Pyro setting on leaving.
+
+    Args:
+        pair: the module whose `model` and `guide` run inside.
+        attach: whether new `pyro.param` values stay with the pair afterwards (training) or are forgotten
+            (evaluating a pair that was never trained must not pin its initial values).
+    """
+    with module_local(pair), LocalParams(pair, attach=attach):
+        yield
+
+
+def attach_home(pair: nn.Module, names: dict[str, Tensor]) -> None:
+    """Gives `pair` a `pyro_params` with the registered `names`, so that a saved state has where to go."""
+    home = pair._modules.get(_HOME)
+    if not isinstance(home, PyroParams):
+        home = PyroParams()
+        pair.add_module(_HOME, home)
+    for key, value in names.items():
+        if key not in home._parameters:
+            home.register_parameter(key, nn.Parameter(torch.empty_like(value)))

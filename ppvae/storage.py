@@ -1,0 +1,166 @@
+"""Files: atomic writes, nested state as safetensors, and the weights of a pair. Nothing here runs code it reads."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ppvae.pair import check_pair
+from ppvae.params import attach_home
+
+_TENSOR = "__tensor__"
+_TUPLE = "__tuple__"
+_ITEMS = "__items__"
+
+
+def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> Path:
+    """Lets `write` fill a temporary file beside `path`, then moves it into place in one step.
+
+    A reader, or a run that is killed, sees the old file or the new one, never a part of either.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> Path:
+    """Writes `content` as indented JSON, atomically."""
+    text = json.dumps(content, indent=2) + "\n"
+    return write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def save_state(path: str | os.PathLike[str], state: Any) -> Path:
+    """Writes nested dicts, lists and tuples of tensors, numbers and strings as one safetensors file, atomically.
+
+    Tensors become the file's tensors, everything else its JSON metadata.
+
+    Raises:
+        TypeError: where `state` holds anything else, naming the place.
+    """
+    tensors: dict[str, Tensor] = {}
+    tree = _flatten(state, "", tensors)
+    metadata = {"state": json.dumps(tree)}
+    return write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
+
+
+def load_state(path: str | os.PathLike[str]) -> Any:
+    """Reads what `save_state` wrote; tensors arrive on the CPU.
+
+    Raises:
+        FileNotFoundError: where there is no such file.
+        ValueError: where the file is no safetensors file of ours.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a complete safetensors file: {error}") from error
+    if "state" not in metadata:
+        raise ValueError(f"{path} was not written by ppvae: it has no 'state' in its metadata")
+    return _unflatten(json.loads(metadata["state"]), tensors)
+
+
+def _flatten(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        key = key or "value"
+        tensors[key] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {_TENSOR: key}
+    if isinstance(value, dict):  # as pairs: JSON would turn an optimizer's integer keys into strings
+        pairs = [[k, _flatten(v, f"{key}.{k}" if key else str(k), tensors)] for k, v in value.items()]
+        return {_ITEMS: pairs}
+    if isinstance(value, list | tuple):
+        items = [_flatten(v, f"{key}.{i}" if key else str(i), tensors) for i, v in enumerate(value)]
+        return {_TUPLE: items} if isinstance(value, tuple) else items
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"state[{key!r}] must be a tensor, number, string, dict, list or None, got {value!r}")
+
+
+def _unflatten(tree: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(tree, list):
+        return [_unflatten(v, tensors) for v in tree]
+    if not isinstance(tree, dict):
+        return tree
+    if _TENSOR in tree:
+        return tensors[tree[_TENSOR]]
+    if _TUPLE in tree:
+        return tuple(_unflatten(v, tensors) for v in tree[_TUPLE])
+    return {k: _unflatten(v, tensors) for k, v in tree[_ITEMS]}
+
+
+def save(pair: nn.Module, path: str | os.PathLike[str]) -> Path:
+    """Writes the parameters and buffers of `pair` to a safetensors file, atomically.
+
+    Args:
+        pair: a model/guide pair.
+        path: the file; its folder is created.
+
+    Returns:
+        The path.
+
+    Example:
+        >>> import ppvae, tempfile
+        >>> from ppvae.models import PPCA
+        >>> path = ppvae.save(PPCA(8, 2), tempfile.mkdtemp() + "/ppca.safetensors")
+        >>> pair = ppvae.load(PPCA(8, 2), path)
+    """
+    check_pair(pair)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    return save_state(path, dict(pair.state_dict()))
+
+
+def load(pair: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
+    """Reads weights that `save` wrote into `pair`, in place; a run folder stands for its `model.safetensors`.
+
+    Args:
+        pair: a pair built as the saved one was.
+        path: the file, or the folder that `fit` wrote.
+
+    Returns:
+        The pair.
+
+    Raises:
+        FileNotFoundError: where there is no such file.
+        ValueError: naming what is missing, unexpected or of another shape; the pair is then unchanged.
+    """
+    check_pair(pair)
+    path = Path(path)
+    restore_weights(pair, load_state(path / "model.safetensors" if path.is_dir() else path), source=str(path))
+    return pair
+
+
+def restore_weights(pair: nn.Module, state: dict[str, Tensor], *, source: str) -> None:
+    """Copies the state dict `state` into `pair`, all of it or nothing."""
+    declared = {k.removeprefix("pyro_params."): v for k, v in state.items() if k.startswith("pyro_params.")}
+    if declared:
+        attach_home(pair, declared)
+    own = pair.state_dict()
+    problems = [f"missing {key}" for key in own.keys() - state.keys()]
+    problems += [f"unexpected {key}" for key in state.keys() - own.keys()]
+    problems += [
+        f"{key} of shape {tuple(state[key].shape)} where the pair has {tuple(own[key].shape)}"
+        for key in own.keys() & state.keys()
+        if state[key].shape != own[key].shape
+    ]
+    if problems:
+        raise ValueError(f"{source} does not fit this pair: " + "; ".join(sorted(problems)))
+    pair.load_state_dict(state)

@@ -1,0 +1,46 @@
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from ppvae.distributions import StandardNormal
+
+
+@pytest.mark.parametrize("event_shape", [4, (4,), (2, 3), ()])
+def test_density_is_the_formula(event_shape):
+    torch.manual_seed(0)
+    p_z = StandardNormal(event_shape)
+    z = torch.randn(5, 7, *p_z.event_shape)
+    squares = z.square().flatten(2).sum(-1) if p_z.event_shape else z.square()
+    d = math.prod(p_z.event_shape)
+    torch.testing.assert_close(p_z().log_prob(z), -0.5 * squares - 0.5 * d * math.log(2 * math.pi))
+
+
+def test_ignores_its_context():
+    p_z = StandardNormal(4)
+    assert p_z(torch.zeros(7, 3)).batch_shape == p_z().batch_shape == ()
+    assert p_z(torch.zeros(7, 3)).event_shape == (4,)
+
+
+def test_follows_the_module_and_has_no_state():
+    p_z = StandardNormal(4).to(torch.float64)
+    assert p_z().sample().dtype == torch.float64
+    assert not p_z.state_dict()
+    assert not list(p_z.parameters())
+
+
+def test_broadcasts_in_a_plate():
+    def model():
+        with pyro.plate("data", 6):
+            return pyro.sample("z", StandardNormal(4)())
+
+    assert model().shape == (6, 4)
+    site = pyro.poutine.trace(model).get_trace().nodes["z"]
+    assert isinstance(site["fn"].base_dist, dist.Normal)
+
+
+def test_error_names_the_argument():
+    with pytest.raises(ValueError, match=r"event_shape must be .*, got 0"):
+        StandardNormal(0)

@@ -1,0 +1,163 @@
+import io
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+
+from ppvae import plot
+
+
+def image_of(figure):
+    """The one array of a figure that has one axes and one image."""
+    (axes,) = figure.axes
+    (image,) = axes.images
+    assert image.get_interpolation() == "nearest"
+    return np.asarray(image.get_array())
+
+
+def texts(labels):
+    return [label.get_text() for label in labels]
+
+
+def random_images(*shape):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("shape", [(7, 5, 4), (7, 1, 5, 4)])
+def test_samples_puts_every_pixel_in_its_place(shape):
+    images = random_images(*shape)
+    image = image_of(plot.samples(images))
+    assert image.shape == (3 * 5 + 2, 3 * 4 + 2, 4)  # 7 images: 3 by 3, gaps of one pixel
+    filled = np.zeros(image.shape[:2], bool)
+    for i, original in enumerate(images.reshape(7, 5, 4).numpy()):
+        place = np.s_[i // 3 * 6 : i // 3 * 6 + 5, i % 3 * 5 : i % 3 * 5 + 4]
+        np.testing.assert_array_equal(image[place][..., :3], np.stack([original] * 3, axis=-1))
+        filled[place] = True
+    np.testing.assert_array_equal(image[..., 3], filled)  # gaps and unused places are transparent
+
+
+def test_samples_keeps_colours():
+    images = random_images(2, 3, 6, 6)
+    image = image_of(plot.samples(images, num_columns=1))
+    assert image.shape == (13, 6, 4)
+    np.testing.assert_array_equal(image[7:, :, :3], images[1].permute(1, 2, 0))
+
+
+def test_samples_clips_and_takes_numpy_integers_and_booleans():
+    image = image_of(plot.samples(np.array([[[-1.0, 0.5, 1e300]]])))
+    np.testing.assert_array_equal(image[0, :, 0], [0, 0.5, 1])
+    for dtype in (bool, np.uint8):
+        image = image_of(plot.samples(np.array([[[0, 1]]], dtype=dtype)))
+        np.testing.assert_array_equal(image[0, :, 0], [0, 1])
+
+
+@pytest.mark.parametrize(("n", "rows", "columns"), [(1, 1, 1), (2, 1, 2), (12, 3, 4), (100, 10, 10)])
+def test_the_default_grid_is_near_square(n, rows, columns):
+    image = image_of(plot.samples(torch.zeros(n, 8, 8)))
+    assert image.shape[:2] == (9 * rows - 1, 9 * columns - 1)
+
+
+@pytest.mark.parametrize(("n", "side"), [(1, 8), (5, 28), (9, 28), (30, 17), (90, 28), (3, 64)])
+def test_a_saved_picture_shows_each_pixel_as_a_square_of_equal_dots(n, side):
+    figure = plot.reconstructions(random_images(n, side, side), torch.zeros(n, side, side), num_columns=9)
+    image, file = image_of(figure), io.BytesIO()
+    figure.savefig(file, dpi=200)
+    saved = imread(io.BytesIO(file.getvalue()))[..., :3]
+    box = figure.axes[0].get_window_extent()
+    scale = round(box.width / image.shape[1])
+    over_white = image[..., :3] * image[..., 3:] + 1 - image[..., 3:]
+    expected = np.kron(over_white, np.ones((scale, scale, 1)))
+    top, left = saved.shape[0] - round(box.y1), round(box.x0)
+    actual = saved[top : top + expected.shape[0], left : left + expected.shape[1]]
+    np.testing.assert_allclose(actual, expected, atol=1.01 / 255)
+
+
+def test_reconstructions_come_in_pairs_of_rows():
+    x, x_mean = random_images(5, 1, 8, 8), random_images(5, 8, 8) / 2
+    figure = plot.reconstructions(x, x_mean, num_columns=3)
+    image = image_of(figure)
+    pair, wide_gap = 2 * 8 + 1, 3
+    assert image.shape == (2 * pair + wide_gap, 3 * 9 - 1, 4)
+    np.testing.assert_array_equal(image[:8, 9:17, 0], x[1, 0])
+    np.testing.assert_array_equal(image[9:17, 9:17, 0], x_mean[1])
+    np.testing.assert_array_equal(image[20:28, 9:17, 0], x[4, 0])
+    np.testing.assert_array_equal(image[29:37, 9:17, 0], x_mean[4])
+    assert not image[pair : pair + wide_gap].any()
+    assert texts(figure.axes[0].get_yticklabels()) == [r"$x$", r"$\mathrm{E}[x\,|\,z]$"] * 2
+    np.testing.assert_array_equal(figure.axes[0].get_yticks(), [3.5, 12.5, 23.5, 32.5])
+
+
+def test_reconstructions_of_a_few_are_no_wider_than_they_need():
+    assert image_of(plot.reconstructions(torch.zeros(2, 8, 8), torch.ones(2, 8, 8))).shape == (17, 17, 4)
+
+
+def test_interpolation_has_a_row_per_path_and_names_the_ends():
+    rows = random_images(2, 5, 3, 8, 8)
+    figure = plot.interpolation(rows)
+    image = image_of(figure)
+    assert image.shape == (17, 44, 4)
+    np.testing.assert_array_equal(image[9:, 18:26, :3], rows[1, 2].permute(1, 2, 0))
+    assert texts(figure.axes[0].get_xticklabels()) == ["0", "1"]
+    np.testing.assert_array_equal(figure.axes[0].get_xticks(), [3.5, 39.5])
+    np.testing.assert_array_equal(image_of(plot.interpolation(rows[:, :, 0]))[..., 0], image[..., 0])
+
+
+def test_traversal_names_dimensions_and_values():
+    images = random_images(2, 5, 1, 8, 8)
+    figure = plot.traversal(images, torch.linspace(-3, 3, 5))
+    (axes,) = figure.axes
+    np.testing.assert_array_equal(image_of(figure)[9:, 36:, 0], images[1, 4, 0])
+    assert texts(axes.get_yticklabels()) == ["$z_{1}$", "$z_{2}$"]
+    assert texts(axes.get_xticklabels()) == ["−3", "−1.5", "0", "1.5", "3"]
+    np.testing.assert_array_equal(axes.get_xticks(), [3.5, 12.5, 21.5, 30.5, 39.5])
+    np.testing.assert_array_equal(axes.get_yticks(), [3.5, 12.5])
+    assert axes.get_xlabel() == "prior standard deviations"
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(33, [-4.25, 0, 4.25]), (38, [-4.25, 4.25])])
+def test_traversal_labels_as_many_columns_as_have_room_evenly(steps, expected):
+    figure = plot.traversal(torch.zeros(1, steps, 28, 28), torch.linspace(-4.25, 4.25, steps))
+    (axes,) = figure.axes
+    figure.draw_without_rendering()
+    labels = [float(text.replace("−", "-")) for text in texts(axes.get_xticklabels())]
+    assert set(expected) <= set(labels)
+    np.testing.assert_allclose(labels, np.linspace(-4.25, 4.25, len(labels)), atol=0.006)
+    boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
+    assert all(a.x1 < b.x0 for a, b in pairwise(boxes))
+    assert boxes[-1].x1 <= figure.bbox.x1
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: plot.samples(torch.zeros(8, 8)), r"images: got shape \(8, 8\), expected \(n, h, w\)"),
+        (lambda: plot.samples(torch.zeros(2, 8, 8, 3)), r"images: got shape \(2, 8, 8, 3\)"),
+        (lambda: plot.samples(torch.zeros(0, 8, 8)), r"images: got shape \(0, 8, 8\)"),
+        (
+            lambda: plot.samples(torch.full((1, 2, 2), 255)),
+            r"images: got integers up to 255, expected .*\[0, 1\]",
+        ),
+        (lambda: plot.samples(torch.full((1, 2, 2), torch.nan)), "images: got 4 nan or infinite"),
+        (
+            lambda: plot.samples(torch.zeros(1, 2, 2), num_columns=0),
+            "num_columns: got 0, expected at least 1",
+        ),
+        (
+            lambda: plot.reconstructions(torch.zeros(3, 8, 8), torch.zeros(2, 8, 8)),
+            r"x_mean: got shape \(2, 8, 8\), expected that of x, \(3, 8, 8\)",
+        ),
+        (lambda: plot.reconstructions(torch.zeros(3, 8, 8), torch.zeros(64)), r"x_mean: got shape \(64,\)"),
+        (lambda: plot.interpolation(torch.zeros(3, 8, 8)), r"rows: got shape .* expected \(r, steps, h, w\)"),
+        (lambda: plot.interpolation(torch.zeros(3, 1, 8, 8)), "rows: got 1 step, expected at least 2"),
+        (lambda: plot.traversal(torch.zeros(3, 1, 8, 8), torch.zeros(1)), "images: got 1 step"),
+        (
+            lambda: plot.traversal(torch.zeros(3, 5, 8, 8), torch.zeros(4)),
+            r"values: got shape \(4,\), expected one value per step, \(5,\)",
+        ),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

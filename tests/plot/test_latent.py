@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_hex
+
+from ppvae import plot
+from ppvae.plot.figure import PALETTE
+
+
+def drawn(figure):
+    """The points of the scatter, and their colours, in the order of the first coordinate."""
+    (dots,) = figure.axes[0].collections
+    assert dots.get_rasterized()
+    points, colours = np.asarray(dots.get_offsets()), [to_hex(colour) for colour in dots.get_facecolors()]
+    order = points[:, 0].argsort()
+    return points[order], [colours[i] for i in order]
+
+
+def legend_of(figure):
+    return [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+
+
+def random_points(n, k):
+    return torch.randn(n, k, generator=torch.Generator().manual_seed(0))
+
+
+def test_two_dimensions_are_drawn_as_they_are():
+    z = random_points(50, 2)
+    figure = plot.latent_scatter(z)
+    points, colours = drawn(figure)
+    np.testing.assert_allclose(points, z[z[:, 0].argsort()].numpy())
+    assert set(colours) == {PALETTE[0]}
+    (axes,) = figure.axes
+    assert axes.get_aspect() == 1
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("$z_1$", "$z_2$")
+    assert axes.get_legend() is None
+
+
+def test_more_dimensions_are_projected_on_the_principal_components():
+    z = (
+        torch.stack([torch.tensor([3.0, -3.0, 0, 0]), torch.tensor([0.0, 0, -1, 1]), torch.zeros(4)], dim=1)
+        + 7.0
+    )
+    figure = plot.latent_scatter(z[:, [2, 1, 0]])
+    np.testing.assert_allclose(drawn(figure)[0][[0, 3]], [[-3, 0], [3, 0]], atol=1e-6)
+    assert figure.axes[0].get_xlabel() == "principal component 1 (90% of variance)"
+    assert figure.axes[0].get_ylabel() == "principal component 2 (10% of variance)"
+
+
+def test_the_projection_keeps_its_sign_when_points_come_in_another_order():
+    z = random_points(40, 6).double()
+    np.testing.assert_allclose(drawn(plot.latent_scatter(z))[0], drawn(plot.latent_scatter(z.flip(0)))[0])
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_a_few_points_or_equal_ones_are_drawn(n):
+    assert len(drawn(plot.latent_scatter(torch.ones(n, 4)))[0]) == n
+
+
+def test_labels_colour_the_points_and_name_the_classes_outside_the_axes():
+    z, labels = random_points(30, 2), torch.arange(30) % 3 * 4 - 1
+    figure = plot.latent_scatter(z, labels)
+    assert legend_of(figure) == ["-1", "3", "7"]
+    by_first = labels[z[:, 0].argsort()].tolist()
+    assert drawn(figure)[1] == [PALETTE[(label + 1) // 4] for label in by_first]
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    assert axes.get_legend().get_window_extent().x0 >= axes.get_window_extent().x1
+    assert axes.get_legend().get_window_extent().x1 <= figure.bbox.x1
+
+
+def test_more_than_ten_classes_have_a_colour_each():
+    figure = plot.latent_scatter(random_points(50, 2), np.arange(50) % 25)
+    assert len(legend_of(figure)) == 25
+    assert len(set(drawn(figure)[1])) == 25
+
+
+def test_booleans_are_classes():
+    assert legend_of(plot.latent_scatter(random_points(4, 2), torch.tensor([True, False, True, True]))) == [
+        "0",
+        "1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("z", "labels", "message"),
+    [
+        (torch.zeros(5), None, r"z: got shape \(5,\), expected \(n, k\)"),
+        (torch.zeros(5, 1), None, r"z: got shape \(5, 1\)"),
+        (torch.zeros(0, 2), None, r"z: got shape \(0, 2\)"),
+        (torch.full((5, 2), torch.inf), None, "z: got 10 nan or infinite"),
+        (torch.zeros(5, 2), torch.zeros(4).long(), r"labels: got shape \(4,\), expected one .*\(5,\)"),
+        (torch.zeros(5, 2), torch.zeros(5), "labels: got values of type float32, expected integers"),
+    ],
+)
+def test_bad_input_is_named(z, labels, message):
+    with pytest.raises(ValueError, match=message):
+        plot.latent_scatter(z, labels)
