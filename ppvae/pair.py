@@ -40,9 +40,7 @@ class Pair(nn.Module):
         >>> pair = Pair(model, guide)
     """
 
-    def __init__(
-        self, model: Callable[..., Any], guide: Callable[..., Any], modules: Sequence[nn.Module] = ()
-    ) -> None:
+    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], modules: Sequence[nn.Module] = ()) -> None:
         super().__init__()
         for argument, function in (("model", model), ("guide", guide)):
             if not callable(function):

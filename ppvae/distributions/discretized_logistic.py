@@ -76,9 +76,7 @@ class DiscretizedLogistic(dist.TorchDistribution):
 
     arg_constraints = {"loc": constraints.real, "scale": constraints.positive}  # noqa: RUF012
 
-    def __init__(
-        self, loc: Tensor, scale: Tensor, num_levels: int = 256, *, validate_args: bool | None = None
-    ) -> None:
+    def __init__(self, loc: Tensor, scale: Tensor, num_levels: int = 256, *, validate_args: bool | None = None) -> None:
         for name, value in (("loc", loc), ("scale", scale)):
             if not isinstance(value, Tensor):
                 raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")

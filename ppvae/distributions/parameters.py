@@ -129,20 +129,12 @@ class LocationScale(nn.Module):
         self.net, self.min_scale = net, min_scale
         if scale == "learned":
             if min_scale >= first_scale:
-                raise ValueError(
-                    f"min_scale must be below {first_scale}, a learned scale's start, got {min_scale}"
-                )
+                raise ValueError(f"min_scale must be below {first_scale}, a learned scale's start, got {min_scale}")
             # The inverse of softplus, so that the scale starts at first_scale.
             self.raw_scale = nn.Parameter(torch.tensor(math.log(math.expm1(first_scale - min_scale))))
         elif scale != "conditional":
-            if (
-                isinstance(scale, str | bool)
-                or not isinstance(scale, int | float)
-                or not 0 < scale < math.inf
-            ):
-                raise ValueError(
-                    f"scale must be 'conditional', 'learned' or a positive number, got {scale!r}"
-                )
+            if isinstance(scale, str | bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
+                raise ValueError(f"scale must be 'conditional', 'learned' or a positive number, got {scale!r}")
             # A tensor on the module's device: a Python number would be copied to it at every call.
             self.register_buffer("fixed_scale", torch.tensor(float(scale)), persistent=False)
         self.scale = scale

@@ -132,7 +132,8 @@ def elbo(
             sums.append(block)
     means = {name: torch.cat([block[name] for block in sums]).cpu() / num_samples for name in sums[0]}
     values = means.pop("")
-    variance = (means.pop("square") - values**2).clamp_min(0) * num_samples / (num_samples - 1 or math.nan)
+    unbiased = num_samples / (num_samples - 1) if num_samples > 1 else math.nan
+    variance = (means.pop("square") - values**2).clamp_min(0) * unbiased
     reconstruction = means.pop("log_likelihood")
     kl = {name.removeprefix("kl_"): value for name, value in means.items()}
     return Elbo(values, reconstruction, kl, (variance / num_samples).sqrt(), num_samples)
@@ -148,8 +149,8 @@ def log_marginal(
 ) -> LogMarginal:
     """Estimates log p(x) of each datum by importance sampling from the guide.
 
-    log p̂(x) = log (1/s) Σ_i p(x, z_i) / q(z_i|x), z_i ~ q(z|x): a lower bound in expectation (Burda et al. 2016,
-    arXiv 1509.00519) that rises to log p(x) with s. For a latent that is discrete the guide's samples serve too.
+    log p̂(x) = log (1/s) Σ_i p(x, z_i) / q(z_i|x), z_i ~ q(z|x): a lower bound in expectation that rises to
+    log p(x) with s (Burda et al. 2016, arXiv 1509.00519). Latents may be continuous or discrete.
 
     Args:
         pair: any model/guide pair.
@@ -164,7 +165,7 @@ def log_marginal(
 
     Raises:
         TypeError: where an argument is of the wrong kind.
-        ValueError: where the pair or the data break the contract, or a weight is NaN, naming the site or datum.
+        ValueError: where the pair or the data break the contract, or a weight is NaN, naming what is wrong.
 
     Example:
         >>> import torch, ppvae
@@ -179,18 +180,15 @@ def log_marginal(
         log_weight = draws.log_weight().double()
         if log_weight.isnan().any():
             datum = draws.start + int(log_weight.isnan().any(0).nonzero()[0])
-            raise ValueError(
-                f"the importance weight of datum {datum} is NaN: check its values and the weights"
-            )
+            raise ValueError(f"the importance weight of datum {datum} is NaN: check its values and the weights")
         if not starts or starts[-1] != draws.start:
             starts.append(draws.start)
             sums.append(_WeightSum.empty(log_weight))
         sums[-1].add(log_weight)
-    log_sum, log_sum_squares = (
-        torch.cat(parts).cpu() for parts in zip(*(s.logs() for s in sums), strict=True)
-    )
+    log_sum, log_sum_squares = (torch.cat(parts).cpu() for parts in zip(*(s.logs() for s in sums), strict=True))
     ess = torch.exp(2 * log_sum - log_sum_squares)
-    relative_variance = (1 / ess - 1 / num_samples).clamp_min(0) * num_samples / (num_samples - 1 or math.nan)
+    unbiased = num_samples / (num_samples - 1) if num_samples > 1 else math.nan
+    relative_variance = (1 / ess - 1 / num_samples).clamp_min(0) * unbiased
     return LogMarginal(
         values=log_sum - math.log(num_samples),
         std_error=relative_variance.sqrt(),
@@ -227,8 +225,11 @@ class _WeightSum:
         self.squares = self.squares * shrink**2 + (weight**2).sum(0)
         self.largest = largest
 
-    def logs(self) -> tuple[Tensor, Tensor]:
-        return self.largest + self.total.log(), 2 * self.largest + self.squares.log()
+    def log_sum(self) -> Tensor:
+        return self.largest + self.total.log()
+
+    def log_sum_squares(self) -> Tensor:
+        return 2 * self.largest + self.squares.log()
 
 
 def _draws(

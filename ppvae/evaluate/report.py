@@ -67,9 +67,7 @@ def table(figures: Report) -> str:
             # of log-probabilities the bits to encode them; a KL is a number of bits as it is
             bits = value["mean"] * scale * (1 if key.startswith("kl_") else -1)
             label = _label(key, figures["num_samples"])
-            lines.append(
-                f"{name:<8}{label:<20}{value['mean']:>10.3f} ± {value['std_error']:<8.3f}{bits:>10.4f}"
-            )
+            lines.append(f"{name:<8}{label:<20}{value['mean']:>10.3f} ± {value['std_error']:<8.3f}{bits:>10.4f}")
         ess = split.get("ess")
         if ess is not None:
             lines.append(

@@ -1,0 +1,1 @@
+"""Reproducible experiments with flags: `python -m ppvae.examples.<model> --help`."""

@@ -19,7 +19,6 @@ from ppvae.evaluate.report import report, table
 from ppvae.infer import Linear, NonFiniteError, Run, RunFolder, fit
 from ppvae.infer.fit import usable_device
 from ppvae.infer.importance import check_count
-from ppvae.storage import load as load_weights
 from ppvae.storage import restore_weights
 
 Likelihood = Literal["bernoulli", "gaussian", "categorical", "continuous-bernoulli", "discretized-logistic"]
@@ -169,14 +168,10 @@ def main(
     return 0
 
 
-def train(
-    pair: nn.Module, args: ExperimentArgs, data: ImageData, *, device: torch.device, out: Path, name: str
-) -> Run:
+def train(pair: nn.Module, args: ExperimentArgs, data: ImageData, *, device: torch.device, out: Path, name: str) -> Run:
     """Trains the pair of an example on its images."""
     transform = Binarize() if args.binarize == "dynamic" else None
-    batches = Batches(
-        data.train[0], batch_size=args.batch_size, transform=transform, seed=args.seed, device=device
-    )
+    batches = Batches(data.train[0], batch_size=args.batch_size, transform=transform, seed=args.seed, device=device)
     assert args.epochs is not None
     return fit(
         pair,
@@ -196,9 +191,7 @@ def train(
     )
 
 
-def finish(
-    pair: nn.Module, args: ExperimentArgs, data: ImageData, run: Run, figures: Callable[..., None]
-) -> None:
+def finish(pair: nn.Module, args: ExperimentArgs, data: ImageData, run: Run, figures: Callable[..., None]) -> None:
     """Prints the table of a trained pair; writes its metrics and figures."""
     assert run.folder is not None
     seen = binarize(data.train[0][: args.num_eval]) if args.binarize == "dynamic" else data.train[0]
@@ -282,19 +275,11 @@ def _jsonable(args: ExperimentArgs) -> dict[str, Any]:
 
 
 def _from_json(arguments: type[ExperimentArgs], values: dict[str, Any]) -> ExperimentArgs:
+    def typed(name: str, value: Any) -> Any:
+        if name in ("data_root", "out") and value is not None:
+            return Path(value)
+        return tuple(value) if isinstance(value, list) else value
+
     known = {field.name for field in fields(arguments)}
-    paths = {"data_root", "out"}
-    return arguments(
-        **{
-            key: Path(value)
-            if key in paths and value is not None
-            else tuple(value)
-            if isinstance(value, list)
-            else value
-            for key, value in values.items()
-            if key in known
-        }
-    )
-
-
-__all__ = ["ExperimentArgs", "ImageData", "load_images", "load_weights", "main", "restore"]
+    flags: Any = {name: typed(name, value) for name, value in values.items() if name in known}
+    return arguments(**flags)

@@ -289,9 +289,7 @@ def _choose_sampler(pair: nn.Module, probe: Batch) -> _Sampler:
         actual = _total(*_joint(plate, plate.model(probe, s, latents), s), log_q)
     except Exception:  # whatever the user's code raises in a form that it was not written for
         return replace(repeated, rows=rows)
-    same = actual.shape == expected.shape and torch.allclose(
-        actual, expected, rtol=1e-4, atol=1e-3, equal_nan=True
-    )
+    same = actual.shape == expected.shape and torch.allclose(actual, expected, rtol=1e-4, atol=1e-3, equal_nan=True)
     return plate if same else replace(repeated, rows=rows)
 
 

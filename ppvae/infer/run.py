@@ -107,9 +107,7 @@ class RunFolder:
     def read_history(self) -> list[Row]:
         """The rows of `history.csv`."""
         with self.history.open(newline="", encoding="utf-8") as file:
-            return [
-                {k: float(v) for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)
-            ]
+            return [{k: float(v) for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
 
     def write_checkpoint(self, state: dict[str, Any], best: dict[str, Tensor] | None) -> None:
         """Writes the best weights, where they are new, and then the state to resume from."""

@@ -278,16 +278,12 @@ def _trace_elbo(
 
 
 @torch.no_grad()
-def _elbo_terms(
-    traces: list[tuple[Trace, Trace]], num_particles: int
-) -> tuple[Tensor | None, dict[str, Tensor]]:
+def _elbo_terms(traces: list[tuple[Trace, Trace]], num_particles: int) -> tuple[Tensor | None, dict[str, Tensor]]:
     """Reconstruction and KL per latent site of the drawn samples, unscaled, averaged over the particles."""
     reconstruction: Any = 0.0
     kl: dict[str, Any] = {}
     for model_trace, guide_trace in traces:
-        if any(
-            "_enumerate_dim" in s["infer"] for t in (model_trace, guide_trace) for _, s in sample_sites(t)
-        ):
+        if any("_enumerate_dim" in s["infer"] for t in (model_trace, guide_trace) for _, s in sample_sites(t)):
             return None, {}
         guide_sites = dict(sample_sites(guide_trace))
         for name, site in sample_sites(model_trace):

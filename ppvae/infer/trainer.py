@@ -186,9 +186,7 @@ class Trainer:
         if not pending:
             return
         names = list(pending[0][1].named())
-        table = (
-            torch.stack([torch.stack(list(terms.named().values())) for _, terms in pending]).double().cpu()
-        )
+        table = torch.stack([torch.stack(list(terms.named().values())) for _, terms in pending]).double().cpu()
         finite = table.isfinite().all(1)
         if not bool(finite.all()):
             bad = int((~finite).nonzero()[0])
@@ -214,9 +212,7 @@ class Trainer:
             try:
                 self._step(batch, check=True)
             except NonFiniteError as error:
-                raise NonFiniteError(
-                    f"{error}, in epoch {epoch}, step {self.progress.step + 1}. {kept}"
-                ) from None
+                raise NonFiniteError(f"{error}, in epoch {epoch}, step {self.progress.step + 1}. {kept}") from None
             self.progress.step += 1
         raise NonFiniteError(f"the loss is not finite in epoch {epoch}, step {step + 1}: {terms}. {kept}")
 
@@ -252,9 +248,7 @@ class Trainer:
         """The mean ELBO of the validation data, one draw per datum, the same draws every epoch."""
         assert self.valid is not None
         total, count = 0.0, 0
-        whole = (
-            [self.valid.tensors] if isinstance(self.valid, Batches) and self.valid.transform is None else None
-        )
+        whole = [self.valid.tensors] if isinstance(self.valid, Batches) and self.valid.transform is None else None
         for batch in whole or minibatches(self.valid, 0, self.device):
             for draws in importance_draws(self.pair, batch, num_samples=1, seed=self.seed):
                 total += float(draws.log_weight().double().sum())
@@ -279,9 +273,7 @@ class Trainer:
         self.svi.optimizer.load_state_dict(to_cpu(state["optimizer"]))
         self.rng = state["rng"]
         progress = state["progress"]
-        self.progress = _Progress(
-            **{**progress, "sums": dict(progress["sums"]), "history": list(progress["history"])}
-        )
+        self.progress = _Progress(**{**progress, "sums": dict(progress["sums"]), "history": list(progress["history"])})
 
     def _weights(self) -> dict[str, Tensor]:
         return to_cpu(dict(self.pair.state_dict()))

@@ -45,9 +45,7 @@ class PPCA(VAEQueries):
 
     p_x_given_z: ConditionalNormal
 
-    def __init__(
-        self, data_dim: int, latent_dim: int, *, guide: Literal["exact", "amortized"] = "exact"
-    ) -> None:
+    def __init__(self, data_dim: int, latent_dim: int, *, guide: Literal["exact", "amortized"] = "exact") -> None:
         super().__init__()
         self.p_z = StandardNormal(latent_dim)
         self.p_x_given_z = ConditionalNormal(MLP(latent_dim, (), data_dim), scale="learned")

@@ -41,9 +41,7 @@ class VAE(VAEQueries):
         torch.Size([100])
     """
 
-    def __init__(
-        self, p_z: nn.Module, p_x_given_z: nn.Module, q_z_given_x: nn.Module, *, beta: float = 1.0
-    ) -> None:
+    def __init__(self, p_z: nn.Module, p_x_given_z: nn.Module, q_z_given_x: nn.Module, *, beta: float = 1.0) -> None:
         super().__init__()
         if isinstance(beta, bool) or not isinstance(beta, int | float) or not beta >= 0:
             raise ValueError(f"beta must be a number >= 0, got {beta!r}")

@@ -101,9 +101,7 @@ class Reshape(nn.Module):
         self.in_shape = as_shape(in_shape, "in_shape")
         self.out_shape = as_shape(out_shape, "out_shape")
         if math.prod(self.in_shape) != math.prod(self.out_shape):
-            raise ValueError(
-                f"out_shape {self.out_shape} must have as many elements as in_shape {self.in_shape}"
-            )
+            raise ValueError(f"out_shape {self.out_shape} must have as many elements as in_shape {self.in_shape}")
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``(..., *in_shape)`` to ``(..., *out_shape)``."""
@@ -114,9 +112,7 @@ class Reshape(nn.Module):
         return f"{self.in_shape} -> {self.out_shape}"
 
 
-def between(
-    in_shape: tuple[int, ...], layers: Sequence[nn.Module], out_shape: tuple[int, ...]
-) -> list[nn.Module]:
+def between(in_shape: tuple[int, ...], layers: Sequence[nn.Module], out_shape: tuple[int, ...]) -> list[nn.Module]:
     """Returns layers on vectors with the reshapes that make them a net between two event shapes.
 
     Args:

@@ -64,9 +64,7 @@ def _two_dimensions(z: Array) -> tuple[_NDArray, list[str]]:
     if points.shape[1] == 2:
         return points, ["$z_1$", "$z_2$"]
     points, explained = _principal_components(points)
-    return points, [
-        f"principal component {i + 1} ({part:.0%} of variance)" for i, part in enumerate(explained)
-    ]
+    return points, [f"principal component {i + 1} ({part:.0%} of variance)" for i, part in enumerate(explained)]
 
 
 def _classes(labels: Array | None, n: int) -> tuple[_NDArray, _NDArray]:
@@ -109,9 +107,7 @@ def _legend(axes: Axes, classes: _NDArray, palette: _NDArray) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D(
-            [], [], linestyle="", marker="o", markersize=4, markeredgewidth=0, color=colour, label=str(label)
-        )
+        Line2D([], [], linestyle="", marker="o", markersize=4, markeredgewidth=0, color=colour, label=str(label))
         for label, colour in zip(classes, palette, strict=True)
     ]
     axes.legend(

@@ -72,15 +72,11 @@ def test_an_epoch_is_a_function_of_seed_and_index():
         assert torch.equal(a, b)
         assert torch.equal(u, v)
     orders = [
-        tuple(rows(Batches(x, batch_size=7, seed=seed), index).tolist())
-        for seed in range(6)
-        for index in range(6)
+        tuple(rows(Batches(x, batch_size=7, seed=seed), index).tolist()) for seed in range(6) for index in range(6)
     ]
     assert len(set(orders)) == 36
     # Nor does a seed beyond 32 bits run into another seed's epochs.
-    assert not torch.equal(
-        rows(Batches(x, batch_size=7, seed=2**32), 0), rows(Batches(x, batch_size=7, seed=0), 1)
-    )
+    assert not torch.equal(rows(Batches(x, batch_size=7, seed=2**32), 0), rows(Batches(x, batch_size=7, seed=0), 1))
 
 
 def test_the_order_does_not_depend_on_the_transform_or_the_batch_size():
@@ -115,9 +111,7 @@ def test_interleaved_iterations_do_not_disturb_each_other():
 
 
 def test_the_global_generators_are_neither_read_nor_changed():
-    batches = Batches(
-        torch.rand(40, 3, generator=torch.Generator().manual_seed(0)), batch_size=8, transform=Binarize()
-    )
+    batches = Batches(torch.rand(40, 3, generator=torch.Generator().manual_seed(0)), batch_size=8, transform=Binarize())
     torch.manual_seed(1)
     first = rows(batches, 0)
     torch.manual_seed(2)

@@ -48,8 +48,7 @@ def write_cifar(folder, monkeypatch):
     labels = [i % 10 for i in range(24)]
     names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
     contents = {
-        name: {"data": data[4 * i : 4 * i + 4], "labels": labels[4 * i : 4 * i + 4]}
-        for i, name in enumerate(names)
+        name: {"data": data[4 * i : 4 * i + 4], "labels": labels[4 * i : 4 * i + 4]} for i, name in enumerate(names)
     }
     contents["batches.meta"] = {"label_names": list("abcdefghij")}
     sums = {}
@@ -130,9 +129,7 @@ def test_files_in_the_format_of_mnist(name, tmp_path, lookups):
     assert [len(split.y) for split in (data.train, data.valid, data.test)] == [15, 5, 6]
     assert torch.equal(quantize(data.test.x, 256).squeeze(1), torch.from_numpy(arrays["t10k"][0]).long())
     assert torch.equal(data.test.y, torch.from_numpy(arrays["t10k"][1]).long())
-    fitted = {
-        x.numpy().tobytes(): int(y) for split in (data.train, data.valid) for x, y in zip(*split, strict=True)
-    }
+    fitted = {x.numpy().tobytes(): int(y) for split in (data.train, data.valid) for x, y in zip(*split, strict=True)}
     images = torch.from_numpy(arrays["train"][0]).unsqueeze(1) / 255
     assert fitted == {x.numpy().tobytes(): int(y) for x, y in zip(images, arrays["train"][1], strict=True)}
     assert lookups == []
@@ -191,9 +188,7 @@ def test_missing_files_without_download(name, tmp_path, lookups):
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
 def test_a_download_that_fails(name, tmp_path, lookups):
-    with pytest.raises(
-        FileNotFoundError, match=r"lacks .*The download failed: .*no network in tests"
-    ) as error:
+    with pytest.raises(FileNotFoundError, match=r"lacks .*The download failed: .*no network in tests") as error:
         load(name, tmp_path)
     assert isinstance(error.value.__cause__, RuntimeError | urllib.error.URLError)
     assert lookups
@@ -240,9 +235,7 @@ def test_a_damaged_idx_file_is_named(name, damage, fault, tmp_path, lookups):
 def test_a_damaged_pickle_is_named_and_never_opened(tmp_path, monkeypatch):
     write_cifar(tmp_path / "cifar-10-batches-py", monkeypatch)
     (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
-    monkeypatch.setattr(
-        pickle, "load", lambda *_, **__: pytest.fail("a file of unknown origin was unpickled")
-    )
+    monkeypatch.setattr(pickle, "load", lambda *_, **__: pytest.fail("a file of unknown origin was unpickled"))
     with pytest.raises(ValueError, match=r"CIFAR10 is damaged.*data_batch_3 does not have the published md5"):
         load("cifar10", tmp_path)
 
@@ -251,9 +244,7 @@ def test_images_and_labels_that_do_not_belong_together(tmp_path):
     folder = tmp_path / "MNIST" / "raw"
     write_mnist(folder)
     write_idx(folder / "t10k-labels-idx1-ubyte", np.zeros(5, dtype=np.uint8))
-    with pytest.raises(
-        ValueError, match=r"the test set in .*raw must have .* got shapes \(6, 28, 28\) and \(5,\)"
-    ):
+    with pytest.raises(ValueError, match=r"the test set in .*raw must have .* got shapes \(6, 28, 28\) and \(5,\)"):
         load("mnist", tmp_path, num_valid=1)
     write_idx(folder / "t10k-labels-idx1-ubyte", np.array([0, 1, 2, 3, 4, 10], dtype=np.uint8))
     with pytest.raises(ValueError, match=r"the test set in .* must have labels 0\.\.9, got 0 to 10"):

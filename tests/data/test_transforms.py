@@ -96,18 +96,14 @@ def test_the_greatest_noise_stays_in_its_bin(monkeypatch):
 
 
 def test_dequantize_leaves_the_other_tensors_and_is_fresh_every_epoch():
-    batches = Batches(
-        torch.zeros(5, 2), torch.arange(5), batch_size=5, transform=Dequantize(256), shuffle=False
-    )
+    batches = Batches(torch.zeros(5, 2), torch.arange(5), batch_size=5, transform=Dequantize(256), shuffle=False)
     (a, y), (b, _) = next(batches.epoch(0)), next(batches.epoch(1))
     assert y.tolist() == [0, 1, 2, 3, 4]
     assert not torch.equal(a, b)
     assert torch.equal(a, next(batches.epoch(0))[0])
 
 
-@pytest.mark.parametrize(
-    "function", [binarize, lambda x: quantize(x, 256), Binarize().check, Dequantize(256).check]
-)
+@pytest.mark.parametrize("function", [binarize, lambda x: quantize(x, 256), Binarize().check, Dequantize(256).check])
 @pytest.mark.parametrize(
     ("x", "error", "match"),
     [
@@ -141,9 +137,7 @@ def test_what_is_no_grey_level_is_named(k, levels, error, match):
 def test_dequantize_refuses_the_wrong_number_of_levels():
     x = dequantize(torch.arange(17), 17)
     Dequantize(17).check(x)
-    with pytest.raises(
-        ValueError, match=r"must hold k / 255 for k = 0..255, got 0.0625; is levels=256 right"
-    ):
+    with pytest.raises(ValueError, match=r"must hold k / 255 for k = 0..255, got 0.0625; is levels=256 right"):
         Dequantize(256).check(x)
     with pytest.raises(TypeError, match=r"must be float32 or float64, got torch\.float16"):
         Dequantize(17).check(x.half())

@@ -92,9 +92,7 @@ def test_samples_have_the_masses(loc, scale):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_samples_lie_on_the_levels_of_pixel_data(dtype):
     torch.manual_seed(0)
-    x = DiscretizedLogistic(torch.zeros(2, 500, dtype=dtype), torch.full((500,), 0.5, dtype=dtype)).sample(
-        (3,)
-    )
+    x = DiscretizedLogistic(torch.zeros(2, 500, dtype=dtype), torch.full((500,), 0.5, dtype=dtype)).sample((3,))
     assert (x.shape, x.dtype) == ((3, 2, 500), dtype)
     assert torch.isin(x, torch.arange(256, dtype=torch.uint8).to(dtype) / 255).all()
 

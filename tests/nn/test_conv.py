@@ -36,9 +36,7 @@ def test_decoder_mirrors_the_sizes_of_the_encoder(image, channels):
     def feature_maps(net, x):
         shapes = []
         for module in net.modules():
-            module.register_forward_hook(
-                lambda _, __, out: shapes.append(out.shape[1:]) if out.dim() == 4 else None
-            )
+            module.register_forward_hook(lambda _, __, out: shapes.append(out.shape[1:]) if out.dim() == 4 else None)
         net(x)
         return {shape for shape in shapes if shape[0] == 4}  # in- and output of a decoder's cut differ
 

@@ -17,9 +17,7 @@ def test_identity_is_one():
 
 
 def test_activation_error_lists_the_names():
-    with pytest.raises(
-        ValueError, match=r"activation must be one of relu, leaky_relu, .*identity; got 'swish'"
-    ):
+    with pytest.raises(ValueError, match=r"activation must be one of relu, leaky_relu, .*identity; got 'swish'"):
         activation("swish")
 
 

@@ -4,9 +4,7 @@ import torch
 from ppvae.nn import Batched, Rescale, Reshape, as_shape
 
 
-@pytest.mark.parametrize(
-    ("value", "shape"), [(3, (3,)), ([1, 2], (1, 2)), ((), ()), (torch.Size([4, 5]), (4, 5))]
-)
+@pytest.mark.parametrize(("value", "shape"), [(3, (3,)), ([1, 2], (1, 2)), ((), ()), (torch.Size([4, 5]), (4, 5))])
 def test_as_shape(value, shape):
     assert as_shape(value, "in_shape") == shape
     assert type(as_shape(value, "in_shape")) is tuple
@@ -14,9 +12,7 @@ def test_as_shape(value, shape):
 
 @pytest.mark.parametrize("value", [0, -1, True, 2.0, "12", (3, 0), (3, 2.0), None, {3}])
 def test_as_shape_names_the_argument_and_the_value(value):
-    with pytest.raises(
-        ValueError, match="out_shape must be a positive int or a sequence of positive ints"
-    ) as error:
+    with pytest.raises(ValueError, match="out_shape must be a positive int or a sequence of positive ints") as error:
         as_shape(value, "out_shape")
     assert repr(value) in str(error.value)
 
@@ -45,9 +41,7 @@ def test_batched_checks_the_event_shape():
         Batched(torch.nn.Identity(), 3, 3)(torch.zeros(5, 4))
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.bool, torch.uint8, torch.int64, torch.float32, torch.float64, torch.bfloat16]
-)
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float32, torch.float64, torch.bfloat16])
 def test_rescale_any_dtype(dtype):
     x = torch.tensor([[0, 1]]).to(dtype)
     y = Rescale(3, -1)(x)

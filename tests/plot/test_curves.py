@@ -96,9 +96,7 @@ def test_a_late_collapse_stays_in_view():
     assert axes.get_ylim()[0] < -1e6
 
 
-@pytest.mark.parametrize(
-    "values", [[-100.0], [-200.0, -100.0], [0.0, 0.0], [-120, -110, -105, -103, -102, -101]]
-)
+@pytest.mark.parametrize("values", [[-100.0], [-200.0, -100.0], [0.0, 0.0], [-120, -110, -105, -103, -102, -101]])
 def test_short_and_flat_curves_are_wholly_in_view(values):
     (axes,) = plot.training_curves([{"elbo": value} for value in values]).axes
     low, high = axes.get_ylim()

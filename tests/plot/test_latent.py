@@ -37,10 +37,7 @@ def test_two_dimensions_are_drawn_as_they_are():
 
 
 def test_more_dimensions_are_projected_on_the_principal_components():
-    z = (
-        torch.stack([torch.tensor([3.0, -3.0, 0, 0]), torch.tensor([0.0, 0, -1, 1]), torch.zeros(4)], dim=1)
-        + 7.0
-    )
+    z = torch.stack([torch.tensor([3.0, -3.0, 0, 0]), torch.tensor([0.0, 0, -1, 1]), torch.zeros(4)], dim=1) + 7.0
     figure = plot.latent_scatter(z[:, [2, 1, 0]])
     np.testing.assert_allclose(drawn(figure)[0][[0, 3]], [[-3, 0], [3, 0]], atol=1e-6)
     assert figure.axes[0].get_xlabel() == "principal component 1 (90% of variance)"
