@@ -185,7 +185,8 @@ def log_marginal(
             starts.append(draws.start)
             sums.append(_WeightSum.empty(log_weight))
         sums[-1].add(log_weight)
-    log_sum, log_sum_squares = (torch.cat(parts).cpu() for parts in zip(*(s.logs() for s in sums), strict=True))
+    log_sum = torch.cat([block.log_sum() for block in sums]).cpu()
+    log_sum_squares = torch.cat([block.log_sum_squares() for block in sums]).cpu()
     ess = torch.exp(2 * log_sum - log_sum_squares)
     unbiased = num_samples / (num_samples - 1) if num_samples > 1 else math.nan
     relative_variance = (1 / ess - 1 / num_samples).clamp_min(0) * unbiased

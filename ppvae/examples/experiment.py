@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 
 import torch
 import tyro
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from ppvae.data import Batches, Binarize, DataSet, binarize, load, quantize
@@ -50,6 +51,8 @@ class ExperimentArgs:
     """Folder of the data sets, as torchvision lays them out."""
     num_valid: int | None = None
     """Training data held out for validation; by default 200 of the digits, 1000 of larger sets."""
+    loss: Literal["mean-field", "trace"] = "mean-field"
+    """Pyro's ELBO: with KL terms in closed form where they have one, or from the samples alone."""
     likelihood: Likelihood = "bernoulli"
     """Family of p(x|z): bernoulli is of binarized pixels, categorical and discretized-logistic of grey levels."""
     binarize: Literal["dynamic", "static", "none"] | None = None
@@ -177,6 +180,7 @@ def train(pair: nn.Module, args: ExperimentArgs, data: ImageData, *, device: tor
         pair,
         batches,
         data.valid[0] if len(data.valid[0]) else None,
+        loss=TraceMeanField_ELBO() if args.loss == "mean-field" else Trace_ELBO(),
         epochs=args.epochs,
         lr=args.lr,
         optim=partial(torch.optim.Adam, eps=args.adam_eps, fused=True),
