@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -34,7 +34,7 @@ class ExperimentArgs:
     seed: int = 0
     """Of everything random: initial weights, binarization, the order of the data, the draws."""
     epochs: int | None = None
-    """Passes over the training data; by default 300 on the digits, 50 on larger sets."""
+    """Passes over the training data; by default 600 on the digits, 50 on larger sets."""
     batch_size: int = 128
     """Data per minibatch."""
     lr: float = 1e-3
@@ -73,15 +73,16 @@ class ExperimentArgs:
 
     def resolved(self) -> Self:
         """These arguments with every default that depends on another filled in."""
-        from dataclasses import replace
-
+        check_count("--num-samples", self.num_samples)
+        check_count("--num-eval", self.num_eval)
         kind = self.binarize or ("dynamic" if self.likelihood == "bernoulli" else "none")
         if (self.likelihood == "bernoulli") != (kind != "none"):
             raise ValueError(
                 f"--binarize {kind} does not go with --likelihood {self.likelihood}: a Bernoulli likelihood is of "
                 "binary pixels, the others of intensities (continuous-bernoulli is the one for [0, 1])"
             )
-        epochs = 1 if self.smoke else self.epochs or (300 if self.dataset == "digits" else 50)
+        usual = 600 if self.dataset == "digits" else 50
+        epochs = 1 if self.smoke else usual if self.epochs is None else self.epochs
         num_samples = 10 if self.smoke else self.num_samples
         return replace(self, binarize=kind, epochs=epochs, num_samples=num_samples)
 
@@ -152,7 +153,6 @@ def main(
     try:
         args = args.resolved()
         device = usable_device("cuda" if args.cuda else "cpu")
-        check_count("--num-samples", args.num_samples)
         out = _folder(name, args)
         data = load_images(args)
         torch.manual_seed(args.seed)

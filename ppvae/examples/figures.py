@@ -41,7 +41,8 @@ def write_figures(pair: VAEQueries, data: ImageData, run: Run) -> None:
         "training": plot.training_curves(run.history),
     }
     spread = torch.linspace(-3, 3, 9)
-    order = codes.var(0).argsort(descending=True)[:8]  # the dimensions that the encoder uses most
+    active = max(1, min(8, int((codes.var(0) > 0.01).sum())))  # Burda et al. 2016; the others show nothing
+    order = codes.var(0).argsort(descending=True)[:active]
     grid = torch.zeros(len(order), len(spread), codes.shape[-1], device=device)
     grid[torch.arange(len(order)), :, order] = spread.to(device)
     figures["traversal"] = plot.traversal(pixels(mean_of(pair.decode(grid))), spread)

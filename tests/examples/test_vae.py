@@ -1,0 +1,144 @@
+import json
+
+import pytest
+import torch
+
+from ppvae.data import load
+from ppvae.evaluate.__main__ import main as evaluate
+from ppvae.examples.experiment import ExperimentArgs, load_images
+from ppvae.examples.vae import Args, build, main
+from ppvae.infer import RunFolder
+
+FIGURES = {"reconstructions", "samples", "latent", "interpolation", "training", "traversal"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A short run on the digits, and what it printed."""
+    out = tmp_path_factory.mktemp("runs") / "vae"
+    assert main(["--epochs", "3", "--num-samples", "20", "--out", str(out)]) == 0
+    return out
+
+
+def test_run_folder_is_complete(run):
+    config = json.loads((run / "config.json").read_text())
+    assert config["experiment"]["module"] == "ppvae.examples.vae"
+    assert config["experiment"]["args"]["epochs"] == 3
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["test"]["num_data"] == 300
+    assert metrics["num_dims"] == 64
+    elbo = metrics["test"]["elbo"]["mean"]
+    terms = metrics["test"]["reconstruction"]["mean"] - metrics["test"]["kl_z"]["mean"]
+    assert elbo == pytest.approx(terms, abs=1e-6)
+    assert elbo <= metrics["test"]["log_marginal"]["mean"]
+    assert {path.stem for path in (run / "figures").glob("*.png")} == FIGURES
+    assert [row["epoch"] for row in RunFolder(run).read_history()] == [1, 2, 3]
+
+
+def test_evaluate_repeats_the_table_of_the_run(run, capsys):
+    assert evaluate([str(run), "--num-samples", "20", "--limit", "1000"]) == 0
+    printed = capsys.readouterr().out
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert evaluation["test"] == metrics["test"]
+    assert f"{metrics['test']['log_marginal']['mean']:.3f}" in printed
+
+
+def test_existing_run_is_not_overwritten(run, capsys):
+    before = (run / "history.csv").read_bytes()
+    assert main(["--epochs", "1", "--out", str(run)]) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert (run / "history.csv").read_bytes() == before
+
+
+def test_resume_with_other_flags_names_them(run, capsys):
+    assert main(["--epochs", "4", "--latent-dim", "3", "--resume", "--out", str(run)]) == 2
+    assert "--latent-dim was 16, is 3" in capsys.readouterr().err
+
+
+def test_resume_extends_the_run(tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    common = ["--num-samples", "10"]
+    assert main(["--epochs", "3", "--out", str(whole), *common]) == 0
+    assert main(["--epochs", "1", "--out", str(parts), *common]) == 0
+    assert main(["--epochs", "3", "--out", str(parts), "--resume", *common]) == 0
+    assert (whole / "history.csv").read_bytes() == (parts / "history.csv").read_bytes()
+    assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "likelihood", ["bernoulli", "gaussian", "categorical", "continuous-bernoulli", "discretized-logistic"]
+)
+@pytest.mark.parametrize("encoder", ["mlp", "conv"])
+def test_every_likelihood_and_encoder_runs(likelihood, encoder, tmp_path):
+    out = tmp_path / "run"
+    flags = ["--smoke", "--likelihood", likelihood, "--encoder", encoder, "--hidden-dims", "8", "--out", str(out)]
+    assert main(flags) == 0
+    assert {path.stem for path in (out / "figures").glob("*.png")} == FIGURES
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--likelihood", "gaussian", "--binarize", "static"], "--binarize static does not go with"),
+        (["--likelihood", "bernoulli", "--binarize", "none"], "--binarize none does not go with"),
+        (["--resume"], "--resume needs --out"),
+        (["--dataset", "mnist", "--data-root", "nowhere/at/all"], "nowhere/at/all"),
+        (["--epochs", "0"], "epochs"),
+        (["--batch-size", "0"], "batch_size"),
+        (["--lr", "-1"], "lr"),
+        (["--num-samples", "0"], "num-samples"),
+        (["--latent-dim", "0"], "shape"),
+        (["--activation", "nope"], "nope"),
+        (["--beta", "-1"], "beta"),
+    ],
+)
+def test_wrong_flags_exit_with_2_and_say_why(flags, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torchvision.datasets.mnist.MNIST.download", _no_network)
+    assert main(["--smoke", *flags] if "--epochs" not in flags else flags) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def _no_network(self):
+    raise OSError("no network in tests")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_cuda_without_a_gpu_exits_with_2(tmp_path, capsys):
+    assert main(["--cuda", "--out", str(tmp_path / "run")]) == 2
+    assert "no CUDA GPU" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_default_folder_is_the_next_free_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert main(["--smoke", "--hidden-dims", "4"]) == 0
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["vae", "vae-2"]
+
+
+def test_evaluate_of_a_folder_that_no_example_made(tmp_path, capsys):
+    assert evaluate([str(tmp_path)]) == 2
+    assert "no run folder" in capsys.readouterr().err
+    RunFolder(tmp_path).create({"fit": {}, "experiment": {"module": "os"}})
+    assert evaluate([str(tmp_path)]) == 2
+    assert "not made by an example" in capsys.readouterr().err
+
+
+def test_test_images_are_one_fixed_draw_whatever_the_training_binarization():
+    dynamic = load_images(ExperimentArgs(binarize="dynamic"))
+    static = load_images(ExperimentArgs(binarize="static", seed=7))
+    assert torch.equal(dynamic.test[0], static.test[0])
+    assert set(static.train[0].unique().tolist()) == {0.0, 1.0}
+    assert len(dynamic.train[0].unique()) == 17
+    assert torch.equal(dynamic.train[0], load("digits").train.x)
+
+
+def test_build_follows_the_flags():
+    data = load_images(ExperimentArgs())
+    vae = build(Args(latent_dim=3, hidden_dims=(7, 5), beta=2.0), data)
+    assert vae.beta == 2.0
+    assert [p.shape[0] for n, p in vae.q_z_given_x.named_parameters() if n.endswith("weight")] == [7, 5, 6]
+    assert [p.shape[0] for n, p in vae.p_x_given_z.named_parameters() if n.endswith("weight")] == [5, 7, 64]
