@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ppvae.pair import check_pair
+from ppvae.pair import check_pair, device_of
 from ppvae.params import attach_home
 
 _TENSOR = "__tensor__"
@@ -76,12 +76,17 @@ def load_state(path: str | os.PathLike[str]) -> Any:
         raise ValueError(f"{path} is not a complete safetensors file: {error}") from error
     if "state" not in metadata:
         raise ValueError(f"{path} was not written by ppvae: it has no 'state' in its metadata")
-    return _unflatten(json.loads(metadata["state"]), tensors)
+    try:
+        return _unflatten(json.loads(metadata["state"]), tensors)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} was not written by ppvae: its 'state' does not describe its tensors") from error
 
 
 def _flatten(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         key = key or "value"
+        while key in tensors:  # {"a.b": ...} beside {"a": {"b": ...}}
+            key += "'"
         tensors[key] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         return {_TENSOR: key}
     if isinstance(value, dict):  # as pairs: JSON would turn an optimizer's integer keys into strings
@@ -149,13 +154,20 @@ def load(pair: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
 
 
 def restore_weights(pair: nn.Module, state: dict[str, Tensor], *, source: str) -> None:
-    """Copies the state dict `state` into `pair`, all of it or nothing."""
-    declared = {k.removeprefix("pyro_params."): v for k, v in state.items() if k.startswith("pyro_params.")}
-    if declared:
-        attach_home(pair, declared)
+    """Copies the state dict `state` into `pair`, all of it or nothing.
+
+    Raises:
+        ValueError: naming what is missing, unexpected or of another shape; the pair is then unchanged.
+    """
+    if not (isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())):
+        raise ValueError(f"{source} holds no weights: it must hold tensors by name")
     own = pair.state_dict()
+    declared = {k: v for k, v in state.items() if k.startswith("pyro_params.") and k not in own}
     problems = [f"missing {key}" for key in own.keys() - state.keys()]
-    problems += [f"unexpected {key}" for key in state.keys() - own.keys()]
+    problems += [
+        f"unexpected {key} (what a pair makes at first use is there after it ran once on a batch)"
+        for key in state.keys() - own.keys() - declared.keys()
+    ]
     problems += [
         f"{key} of shape {tuple(state[key].shape)} where the pair has {tuple(own[key].shape)}"
         for key in own.keys() & state.keys()
@@ -163,4 +175,6 @@ def restore_weights(pair: nn.Module, state: dict[str, Tensor], *, source: str) -
     ]
     if problems:
         raise ValueError(f"{source} does not fit this pair: " + "; ".join(sorted(problems)))
+    if declared:
+        attach_home(pair, {k.removeprefix("pyro_params."): v.to(device_of(pair)) for k, v in declared.items()})
     pair.load_state_dict(state)

@@ -9,7 +9,8 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ppvae.distributions import (
     ConditionalBernoulli,
@@ -55,6 +56,8 @@ def build(args: Args, data: ImageData) -> VAE:
         hidden = args.hidden_dims if args.hidden_dims is not None else (32, 64)
         encoder = ConvEncoder(shape, hidden, (2, k), activation=args.activation)
         decoder = ConvDecoder(k, hidden[::-1], (*parameters, *shape), activation=args.activation)
+    if args.likelihood == "bernoulli" and isinstance(decoder, MLP):
+        start_at_mean(decoder, data.train[0])
     if args.likelihood == "categorical":  # integer levels to [0, 1]
         encoder = nn.Sequential(Rescale(1 / (data.levels - 1)), encoder)
     return VAE(
@@ -63,6 +66,18 @@ def build(args: Args, data: ImageData) -> VAE:
         q_z_given_x=ConditionalNormal(encoder),
         beta=args.beta,
     )
+
+
+@torch.no_grad()
+def start_at_mean(decoder: MLP, x: Tensor) -> None:
+    """Sets the output bias to the log-odds of the mean image, as the code of Burda et al. 2016 does.
+
+    Args:
+        decoder: from z to logits (..., c, h, w).
+        x: training images (n, c, h, w) with values in [0, 1].
+    """
+    *_, last = (layer for layer in decoder if isinstance(layer, nn.Linear))
+    last.bias.copy_(torch.logit(x.mean(0).flatten(), eps=1e-3))
 
 
 def likelihood(args: Args, decoder: nn.Module, levels: int) -> nn.Module:

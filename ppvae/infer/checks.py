@@ -15,8 +15,14 @@ from ppvae.data import Batches
 from ppvae.pair import Batch, check_batch, check_sites, sample_sites
 
 
-def minibatches(data: Batches | Iterable[Any], epoch: int, device: torch.device) -> Iterator[Batch]:
+def minibatches(data: Batches | Iterable[Any], epoch: int, device: torch.device, *, name: str) -> Iterator[Batch]:
     """The minibatches of an epoch as tuples on `device`.
+
+    Args:
+        data: `Batches`, or an iterable of minibatches.
+        epoch: its number, from 0.
+        device: where the minibatches go.
+        name: the argument that the errors speak of.
 
     Raises:
         TypeError: where an iterable gives something other than tensors, or tuples of tensors and None.
@@ -27,8 +33,18 @@ def minibatches(data: Batches | Iterable[Any], epoch: int, device: torch.device)
     for item in data:
         batch = (item,) if isinstance(item, Tensor) else item
         if not isinstance(batch, tuple | list):
-            raise TypeError(f"a minibatch must be a tensor or a tuple of tensors, got {type(item).__name__}")
+            raise TypeError(
+                f"{name} must give minibatches that are tensors or tuples of them, got {type(item).__name__}"
+            )
         yield tuple(t.to(device, non_blocking=True) if isinstance(t, Tensor) else t for t in batch)
+
+
+def epoch_length(data: Batches | Iterable[Any]) -> int | None:
+    """Minibatches in an epoch; None where the data do not know."""
+    try:
+        return len(data)  # type: ignore[arg-type]
+    except TypeError:  # no length, or a DataLoader over a data set without one
+        return None
 
 
 def check_fits(pair: nn.Module, data: Batches | Iterable[Any], device: torch.device, *, name: str) -> None:
@@ -44,9 +60,9 @@ def check_fits(pair: nn.Module, data: Batches | Iterable[Any], device: torch.dev
         TypeError: where a minibatch is no tuple of tensors.
         ValueError: naming the data, the site or the values that do not fit.
     """
-    batch = next(minibatches(data, 0, device), None)
+    batch = next(minibatches(data, 0, device, name=name), None)
     if batch is None:
-        raise ValueError(f"{name} gives no minibatch")
+        raise ValueError(f"{name} is empty: it gives no minibatch")
     check_batch(batch, name=name)
     for i, tensor in enumerate(batch):
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
@@ -68,12 +84,21 @@ def check_fits(pair: nn.Module, data: Batches | Iterable[Any], device: torch.dev
 
 def _check_supports(model_trace: Any, data: Batches | Iterable[Any], batch: Batch, name: str) -> None:
     """Checks the values that are observed as they are given: all of them in memory, else the minibatch."""
-    whole = isinstance(data, Batches) and data.transform is None
+    in_memory = isinstance(data, Batches) and data.transform is None
     for site_name, site in sample_sites(model_trace):
         for i, tensor in enumerate(batch):
-            if site["is_observed"] and site["value"] is tensor:
-                values = data.tensors[i] if isinstance(data, Batches) and whole else tensor
+            if site["is_observed"] and _same_values(site["value"], tensor):
+                values = data.tensors[i] if in_memory and isinstance(data, Batches) else tensor
                 _check_support(site_name, site["fn"], values, f"{name}[{i}]")
+
+
+def _same_values(value: Any, tensor: Any) -> bool:
+    """Whether `value` is `tensor`, or all of it in another shape."""
+    return (
+        isinstance(value, Tensor)
+        and isinstance(tensor, Tensor)
+        and (value.data_ptr(), value.numel(), value.dtype) == (tensor.data_ptr(), tensor.numel(), tensor.dtype)
+    )
 
 
 def _check_support(site: str, fn: Any, values: Tensor, name: str) -> None:

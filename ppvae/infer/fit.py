@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pyro
 import torch
 from pyro.infer import ELBO, Trace_ELBO
+from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
 import ppvae
@@ -26,6 +27,9 @@ Data = Tensor | tuple[Tensor, ...] | Batches | Iterable[Any]
 
 ADAM = partial(torch.optim.Adam, fused=True)
 """The default optimizer: one fused kernel for all parameters."""
+
+VALID_BATCH = 1000
+"""Validation data checked at once before training; it does not change the validation ELBO."""
 
 
 def fit(
@@ -52,12 +56,14 @@ def fit(
     """Trains a pair with stochastic variational inference; minimises the mean loss over each minibatch.
 
     Afterwards the pair holds the weights of the epoch with the best validation ELBO, or the last ones where
-    there are no validation data. Ctrl-C stops at the next step, with a checkpoint.
+    there are no validation data. Ctrl-C stops at the next step, with a checkpoint. All modules train in training
+    mode, and come back in the mode that they were in.
 
     Args:
         pair: any `nn.Module` with `model(*batch)` and `guide(*batch)`.
         train: the training data: a tensor (n, ...) or tuple of them, held on the device; `Batches`; or an
-            iterable of minibatches that can be iterated once an epoch.
+            iterable of minibatches that can be iterated once an epoch. Data in memory are checked as a whole
+            before training, an iterable on its first minibatch.
         valid: held-out data for the validation ELBO, in the same forms.
         loss: any Pyro ELBO object; by default `Trace_ELBO()`.
         epochs: how often the training data are passed.
@@ -95,18 +101,14 @@ def fit(
         [1.0, 2.0]
     """
     check_pair(pair)
-    check_count("epochs", epochs)
-    if patience is not None:
-        check_count("patience", patience)
-        if valid is None:
-            raise ValueError("patience needs validation data: valid is None")
-    if resume and out is None:
-        raise ValueError("resume needs the folder of the run: out is None")
+    _check_options(epochs, batch_size, patience, clip_norm, seed, optim)
+    if patience is not None and valid is None:
+        raise ValueError("patience needs validation data: valid is None")
     lr_schedule = as_schedule(lr, name="lr")
     kl_schedule = None if kl_weight is None else as_schedule(kl_weight, name="kl_weight")
     where = device_of(pair) if device is None else usable_device(device)
     train_batches = _batches("train", train, batch_size, seed, where, shuffle=True)
-    valid_batches = None if valid is None else _batches("valid", valid, 1000, seed, where, shuffle=False)
+    valid_batches = None if valid is None else _batches("valid", valid, VALID_BATCH, seed, where, shuffle=False)
     loss = Trace_ELBO() if loss is None else loss
     settings = {
         "loss": _describe(loss),
@@ -120,9 +122,8 @@ def fit(
         "device": str(where),
         "seed": seed,
     }
-    folder = None if out is None else RunFolder(out)
-    if folder is not None:
-        folder.check_same(settings) if resume else folder.check_free()
+    folder = _folder(out, resume, settings)
+    open_log = _summary_writer(folder) if tensorboard else nullcontext
     trainer = Trainer(
         pair=pair.to(where),
         train=train_batches,
@@ -136,30 +137,62 @@ def fit(
         seed=seed,
     )
     trainer.prepare()
-    if folder is not None:
+    if folder is not None and resume:
+        trainer.resume()
+        folder.update_config(settings)
+    elif folder is not None:
+        folder.create({**_versions(), "fit": settings, "experiment": config})
+    with open_log() as log:
+        return trainer.run(epochs=epochs, patience=patience, progress=progress, log=log)
+
+
+def _check_options(epochs: Any, batch_size: Any, patience: Any, clip_norm: Any, seed: Any, optim: Any) -> None:
+    """Checks the arguments that depend on no other."""
+    check_count("epochs", epochs)
+    check_count("batch_size", batch_size)
+    if patience is not None:
+        check_count("patience", patience)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed must be a whole number >= 0, got {seed!r}")
+    number = isinstance(clip_norm, int | float) and not isinstance(clip_norm, bool)
+    if clip_norm is not None and not (number and clip_norm > 0):
+        raise ValueError(f"clip_norm must be a number > 0 or None, got {clip_norm!r}")
+    if isinstance(optim, PyroOptim) or not callable(optim):
+        raise TypeError(
+            "optim must be called as optim(parameters, lr=lr), e.g. torch.optim.AdamW, got an object of "
+            f"{type(optim).__module__}.{type(optim).__name__} (ppvae.SVI takes pyro.optim objects)"
+        )
+
+
+def _folder(out: str | os.PathLike[str] | None, resume: bool, settings: dict[str, Any]) -> RunFolder | None:
+    """The run folder, checked: it holds this run where it is to be resumed, and none otherwise."""
+    if out is None:
         if resume:
-            trainer.resume()
-        else:
-            folder.create({**_versions(), "fit": settings, "experiment": config})
-    log = None if not tensorboard else _summary_writer(folder)
-    return trainer.run(epochs=epochs, patience=patience, progress=progress, log=log)
+            raise ValueError("resume needs the folder of the run: out is None")
+        return None
+    folder = RunFolder(out)
+    folder.check_same(settings) if resume else folder.check_free()
+    return folder
 
 
 def _batches(
     name: str, data: Data, batch_size: int, seed: int, device: torch.device, *, shuffle: bool
 ) -> Batches | Iterable[Any]:
     """The data as something that gives minibatches, epoch after epoch."""
+    expected = f"{name} must be a tensor, a tuple of tensors, Batches, or an iterable of minibatches (a DataLoader)"
     if isinstance(data, Batches):
         return data if data.device == device else data.to(device)
-    if isinstance(data, Tensor):
-        data = (data,)
-    if isinstance(data, tuple) and all(isinstance(t, Tensor) for t in data):
-        check_batch(data, name=name)
-        return Batches(*data, batch_size=batch_size, shuffle=shuffle, seed=seed, device=device)
-    if not isinstance(data, Iterable):
-        raise TypeError(f"{name} must be a tensor, a tuple of tensors, Batches or an iterable, got {data!r}")
-    if iter(data) is data:
-        raise TypeError(f"{name} is an iterator that can be passed only once; give a list or a DataLoader")
+    tensors = (data,) if isinstance(data, Tensor) else data
+    if isinstance(tensors, tuple) and any(isinstance(t, Tensor) for t in tensors):
+        check_batch(tensors, name=name)
+        try:
+            return Batches(*tensors, batch_size=batch_size, shuffle=shuffle, seed=seed, device=device)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name}: {error}") from error
+    if not isinstance(data, Iterable) or isinstance(data, Mapping | str):
+        raise TypeError(f"{expected}, got {type(data).__name__}")
+    if isinstance(data, Iterator):
+        raise TypeError(f"{expected}, got the iterator {type(data).__name__}: it can be passed only once")
     return data
 
 
@@ -169,11 +202,16 @@ def usable_device(device: str | torch.device) -> torch.device:
     Raises:
         ValueError: where it does not.
     """
-    device = torch.device(device)
+    try:
+        device = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be a torch device such as 'cpu' or 'cuda', got {device!r}") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is 'cuda', but torch finds no CUDA GPU on this machine")
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
+    if device.type == "cuda" and device.index >= torch.cuda.device_count():
+        raise ValueError(f"device is '{device}', but torch finds {torch.cuda.device_count()} CUDA GPUs")
     return device
 
 
@@ -182,11 +220,15 @@ def _describe(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, ELBO):
-        options = ", ".join(f"{k}={v}" for k, v in sorted(vars(value).items()) if not k.startswith("_"))
+        # Pyro notes the plate nesting that it finds on the object.
+        own = {k: v for k, v in sorted(vars(value).items()) if not k.startswith("_") and k != "max_plate_nesting"}
+        options = ", ".join(f"{k}={v}" for k, v in own.items())
         return f"{type(value).__name__}({options})"
     if isinstance(value, partial):
         options = ", ".join(f"{k}={_describe(v)}" for k, v in sorted(value.keywords.items()))
         return f"{_describe(value.func)}({options})"
+    if type(value).__repr__ is object.__repr__:  # it holds the address
+        return f"{type(value).__qualname__}({_describe(vars(value)) if hasattr(value, '__dict__') else ''})"
     return getattr(value, "__qualname__", None) or repr(value)
 
 
@@ -194,11 +236,12 @@ def _versions() -> dict[str, str]:
     return {"ppvae": ppvae.__version__, "torch": torch.__version__, "pyro": pyro.__version__}
 
 
-def _summary_writer(folder: RunFolder | None) -> Any:
+def _summary_writer(folder: RunFolder | None) -> Callable[[], Any]:
+    """A function that opens the log; what is missing for it shows before training."""
     if folder is None:
         raise ValueError("tensorboard needs a run folder: out is None")
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ValueError("tensorboard is not installed: pip install 'ppvae[tensorboard]'") from error
-    return SummaryWriter(str(Path(folder.path)))
+    return lambda: closing(SummaryWriter(str(folder.path)))

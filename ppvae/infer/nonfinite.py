@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,11 +17,14 @@ class NonFiniteError(ArithmeticError):
     """Training met a NaN or an infinity; the message names where it first arose."""
 
 
-def check_finite(traces: Iterable[tuple[Trace, Trace]], gradients: Iterable[tuple[str, Tensor]]) -> None:
-    """Checks one step in the order in which it was computed: guide sites, model sites, gradients.
+def check_finite(
+    traces: Iterable[tuple[Trace, Trace]], terms: dict[str, Tensor], gradients: Iterable[tuple[str, Tensor]]
+) -> None:
+    """Checks one step in the order in which it was computed: guide sites, model sites, loss, gradients.
 
     Args:
         traces: the step's (model, guide) traces.
+        terms: the step's loss and its parts by name.
         gradients: the step's gradients by parameter name.
 
     Raises:
@@ -30,9 +34,29 @@ def check_finite(traces: Iterable[tuple[Trace, Trace]], gradients: Iterable[tupl
         for where, trace in (("guide", guide_trace), ("model", model_trace)):
             for name, site in sample_sites(trace):
                 _check_site(where, name, site)
+    if not all(bool(value.isfinite()) for value in terms.values()):
+        raise NonFiniteError("the loss is not finite: " + ", ".join(f"{k} = {float(v):g}" for k, v in terms.items()))
     for name, gradient in gradients:
         if count := _count_nonfinite(gradient):
             raise NonFiniteError(f"the gradient of parameter {name!r} is not finite in {count}")
+
+
+def check_finite_parameters(parameters: Iterable[tuple[str, Tensor]]) -> None:
+    """Checks parameters after a step.
+
+    Raises:
+        NonFiniteError: naming the first that is not finite.
+    """
+    for name, parameter in parameters:
+        if count := _count_nonfinite(parameter):
+            raise NonFiniteError(f"the step makes parameter {name!r} not finite in {count}")
+
+
+@torch.no_grad()
+def all_finite(parameters: Iterable[Tensor]) -> bool:
+    """Whether all elements are finite, by one read from the device."""
+    filled = [parameter for parameter in parameters if parameter.numel() > 0]
+    return not filled or bool(torch.nn.utils.get_total_norm(filled, math.inf).isfinite())
 
 
 def _check_site(where: str, name: str, site: Any) -> None:

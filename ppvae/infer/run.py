@@ -76,6 +76,10 @@ class RunFolder:
             raise FileNotFoundError(f"{self.path} is no run folder: it has no config.json")
         return json.loads(self.config.read_text(encoding="utf-8"))
 
+    def update_config(self, settings: dict[str, Any]) -> None:
+        """Notes the settings that a run is resumed with."""
+        write_json(self.config, {**self.read_config(), "fit": settings})
+
     def check_same(self, settings: dict[str, Any]) -> None:
         """Checks that a run is resumed with the settings that it was started with.
 
@@ -83,7 +87,7 @@ class RunFolder:
             ValueError: naming each setting that differs, with both values.
         """
         # through JSON, so that a tuple here equals the list that the file holds
-        started, resumed = self.read_config()["fit"], json.loads(json.dumps(settings))
+        started, resumed = self.read_config().get("fit", {}), json.loads(json.dumps(settings))
         changed = [
             f"{name} was {started.get(name)!r}, is {resumed.get(name)!r}"
             for name in sorted(started.keys() | resumed.keys())

@@ -6,73 +6,39 @@ parameters with one (fused) optimizer in place of one per tensor, and leaves the
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import pyro
 import torch
-from pyro.distributions.util import scale_and_mask
-from pyro.infer import ELBO, JitTrace_ELBO, Trace_ELBO
+from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
+from ppvae.infer.elbo import StepTerms, Traces, elbo_terms, evaluate_objective
 from ppvae.infer.nonfinite import NonFiniteError, check_finite
-from ppvae.pair import sample_sites
-from ppvae.params import local_params, module_local
+from ppvae.params import LocalParams, module_local
 
 OptimizerFactory = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 """From parameters to a torch optimizer, e.g. `partial(torch.optim.Adam, lr=1e-3)`."""
 
 
-@dataclass(frozen=True)
-class StepTerms:
-    """One step's loss and the unscaled terms of its ELBO, each a 0-d tensor, summed over the batch, in nats.
-
-    Attributes:
-        loss: what was minimised, with its scales (KL weight).
-        reconstruction: Σ E_q[log p(x|z)] over the observed sites; None where a latent is enumerated.
-        kl: for each latent site, Σ E_q[log q(z|x) − log p(z)], by the samples that the step drew.
-    """
-
-    loss: Tensor
-    reconstruction: Tensor | None
-    kl: dict[str, Tensor]
-
-    def named(self) -> dict[str, Tensor]:
-        """The terms by column name: `loss`, `reconstruction`, `kl_<site>`."""
-        terms = {"loss": self.loss}
-        if self.reconstruction is not None:
-            terms["reconstruction"] = self.reconstruction
-        return terms | {f"kl_{site}": value for site, value in self.kl.items()}
-
-
-class _ItemsStay(torch.overrides.TorchFunctionMode):
-    """Lets `Tensor.item` return the detached tensor: Pyro reads a number per site, and each would sync a GPU."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.Tensor.item:
-            return args[0].detach()
-        return func(*args, **(kwargs or {}))
-
-
-_TRACE_ELBO_LOSSES = (Trace_ELBO.differentiable_loss, JitTrace_ELBO.differentiable_loss)
-
-
 class SVI:
     """Stochastic variational inference, a drop-in for `pyro.infer.SVI`.
 
-    Trains the parameters of the modules that `model` and `guide` belong to (or are), and whatever
-    `pyro.module`, `pyro.param` and lazily created guides register. For two methods of one module those live
-    on the module; for plain functions they live in Pyro's parameter store, as Pyro's users expect.
+    Trains the parameters of the modules that `model` and `guide` belong to (or are), and whatever `pyro.module`,
+    `pyro.param` and lazily created guides register. All of it lives on those modules; where one of the two is a
+    plain function, in Pyro's parameter store, as Pyro's users expect.
 
     Args:
         model: the generative model.
         guide: the variational posterior.
-        optim: a function from parameters to a torch optimizer, or a `pyro.optim` object.
+        optim: a function from parameters to a torch optimizer, or a `pyro.optim` object. A plain one becomes a
+            single torch optimizer, `svi.optimizer`, which then holds the state; one with schedules, clipping or
+            options by parameter name works as in Pyro.
         loss: any Pyro ELBO object, or a function `(model, guide, *args) -> differentiable loss`.
         clip_norm: the gradient is scaled down to this global norm where it is longer.
 
@@ -98,7 +64,7 @@ class SVI:
     ) -> None:
         if not callable(optim):
             raise TypeError(f"optim must be a function from parameters to an optimizer, got {optim!r}")
-        if not (isinstance(loss, ELBO) or callable(loss)):
+        if not callable(loss):
             raise TypeError(f"loss must be a pyro.infer ELBO object or a function, got {loss!r}")
         self.model = model
         self.guide = guide
@@ -106,27 +72,34 @@ class SVI:
         self.clip_norm = clip_norm
         self.optim = _one_optimizer(optim)
         self.optimizer: torch.optim.Optimizer | None = None
-        self._owners = _owners(model, guide)
+        owners = [_owner(model), _owner(guide)]
+        self._owners = list(dict.fromkeys(owner for owner in owners if owner is not None))
+        self._local = None not in owners
         self._met: dict[int, Tensor] = {}
         self._parameters: list[Tensor] = []
 
-    def step(self, *args: Any) -> float:
+    def step(self, *args: Any, **kwargs: Any) -> float:
         """Takes one gradient step and returns the loss: summed over the batch, as Pyro's is."""
         with self.running():
-            return float(self.update(*args).loss)
+            return float(self._update(args, kwargs).loss)
 
-    def evaluate_loss(self, *args: Any) -> float:
+    def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
         """The loss on `args`, without a step."""
         with self.running(), torch.no_grad():
-            loss, _ = self._loss(args, weight=None)
+            loss, _, _ = self._evaluate(args, kwargs)
             return float(loss)
 
-    def running(self) -> Any:
-        """Context in which the pair's parameters live on its module; `update` must run inside."""
-        return local_params(self._owners[0]) if len(self._owners) == 1 else module_local(*self._owners)
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Context in which the parameters of modules live on the modules; `update` must run inside."""
+        if not self._local:
+            yield
+            return
+        with module_local(*self._owners), LocalParams(self._owners[0], attach=True):
+            yield
 
     def update(self, *args: Any, weight: float | None = None, check: bool = False) -> StepTerms:
-        """Takes one gradient step; nothing is read back from the device.
+        """Takes one gradient step; with `Trace_ELBO` and its like nothing is read back from the device.
 
         Args:
             args: the batch.
@@ -139,15 +112,7 @@ class SVI:
         Raises:
             NonFiniteError: with `check`, naming the first non-finite site or parameter.
         """
-        loss, traces = self._loss(args, weight)
-        parameters = self.parameters()
-        if check:
-            self._check_finite(traces)
-        if self.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
-        self._step(parameters)
-        particles = getattr(self.loss, "num_particles", 1)
-        return StepTerms(loss, *_elbo_terms(traces, particles))
+        return self._update(args, {}, weight=weight, check=check)
 
     def parameters(self) -> list[Tensor]:
         """The tensors that are trained, in a fixed order."""
@@ -157,49 +122,44 @@ class SVI:
         return self._parameters
 
     def setup(self, *args: Any) -> None:
-        """Runs the pair once on a batch, so that parameters created at first use exist, and makes the optimizer."""
+        """Runs the pair once on a batch, so that parameters created at first use exist, and makes the optimizer.
+
+        Raises:
+            TypeError: where `optim` gives no torch optimizer.
+            ValueError: where there is nothing to train.
+        """
         with torch.no_grad(), pyro.poutine.trace(param_only=True) as params:
             guide_trace = pyro.poutine.trace(self.guide).get_trace(*args)
             pyro.poutine.replay(self.model, trace=guide_trace)(*args)
         self._remember(params.trace)
         if not isinstance(self.optim, PyroOptim):
-            self.optimizer = self.optim(self.parameters())
+            self._make_optimizer().zero_grad()
 
-    def _loss(self, args: tuple[Any, ...], weight: float | None) -> tuple[Tensor, list[tuple[Trace, Trace]]]:
-        """The loss, with its gradient added to the parameters where gradients are on, and its traces."""
-        traces: list[tuple[Trace, Trace]] = []
+    def _update(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], *, weight: float | None = None, check: bool = False
+    ) -> StepTerms:
+        loss, surrogate, traces = self._evaluate(args, kwargs)
+        parameters = self.parameters()
+        if surrogate is not None and surrogate.requires_grad:
+            surrogate = surrogate if weight is None else surrogate * weight
+            surrogate.backward(retain_graph=getattr(self.loss, "retain_graph", None))
+        elif surrogate is None and weight is not None:
+            for gradient in (p.grad for p in parameters if p.grad is not None):
+                gradient.mul_(weight)
+        terms = StepTerms(loss, *elbo_terms(traces, getattr(self.loss, "num_particles", 1)))
+        if check:
+            self._check_finite(traces, terms)
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+        self._step(parameters)
+        return terms
+
+    def _evaluate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor | None, Traces]:
+        """The loss, what to differentiate (None: the gradient is there already), and the traces."""
         with pyro.poutine.trace(param_only=True) as params:
-            loss = self._pyro_loss(_recording(self.loss, traces), args, weight)
+            result = evaluate_objective(self.loss, self.model, self.guide, args, kwargs)
         self._remember(params.trace)
-        return loss, traces
-
-    def _pyro_loss(self, objective: Any, args: tuple[Any, ...], weight: float | None) -> Tensor:
-        if getattr(type(objective), "differentiable_loss", None) in _TRACE_ELBO_LOSSES:
-            loss, surrogate = _trace_elbo(objective, self.model, self.guide, args)
-        elif not isinstance(objective, ELBO):
-            loss = surrogate = objective(self.model, self.guide, *args)
-        elif hasattr(objective, "differentiable_loss"):
-            loss = surrogate = objective.differentiable_loss(self.model, self.guide, *args)
-        elif not torch.is_grad_enabled():
-            return torch.as_tensor(objective.loss(self.model, self.guide, *args))
-        else:  # an ELBO that can only do both at once, as RenyiELBO
-            loss = torch.as_tensor(objective.loss_and_grads(self._announcing_model(), self.guide, *args))
-            if weight is not None:
-                torch._foreach_mul_([p.grad for p in self.parameters() if p.grad is not None], weight)
-            return loss
-        if torch.is_grad_enabled() and surrogate.requires_grad:
-            (surrogate if weight is None else surrogate * weight).backward()
-        return loss.detach()
-
-    def _announcing_model(self) -> Callable[..., Any]:
-        """The model, announcing its modules to Pyro: some ELBOs take no gradient where they see no parameter."""
-
-        def model(*args: Any) -> Any:
-            for i, owner in enumerate(self._owners):
-                pyro.module(f"owner{i}", owner)
-            return self.model(*args)
-
-        return model
+        return result
 
     def _remember(self, trace: Trace) -> None:
         """Notes the parameters that Pyro statements met; one met for the first time joins the optimizer."""
@@ -216,88 +176,46 @@ class SVI:
         assert self.optimizer is not None
         return any(parameter is p for group in self.optimizer.param_groups for p in group["params"])
 
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        parameters = self.parameters()
+        if not parameters:
+            raise ValueError("there is nothing to train: the pair has no parameter that requires a gradient")
+        self.optimizer = self.optim(parameters)
+        if not isinstance(self.optimizer, torch.optim.Optimizer):
+            raise TypeError(f"optim must return a torch.optim.Optimizer, got {type(self.optimizer).__name__}")
+        return self.optimizer
+
     def _step(self, parameters: list[Tensor]) -> None:
         if isinstance(self.optim, PyroOptim):
             self.optim(parameters)
             pyro.infer.util.zero_grads(parameters)
             return
-        if self.optimizer is None:
-            self.optimizer = self.optim(parameters)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        optimizer = self.optimizer or self._make_optimizer()
+        optimizer.step()
+        optimizer.zero_grad()
 
-    def _check_finite(self, traces: list[tuple[Trace, Trace]]) -> None:
-        named = [entry for owner in self._owners for entry in owner.named_parameters()]
+    def _check_finite(self, traces: Traces, terms: StepTerms) -> None:
+        gradients = (
+            (name, p.grad) for owner in self._owners for name, p in owner.named_parameters() if p.grad is not None
+        )
         try:
-            check_finite(traces, ((name, p.grad) for name, p in named if p.grad is not None))
+            check_finite(traces, terms.named(), gradients)
         except NonFiniteError:
             for parameter in self.parameters():
                 parameter.grad = None
             raise
 
 
-def _owners(model: Callable[..., Any], guide: Callable[..., Any]) -> list[nn.Module]:
-    """The modules that model and guide are, or are methods of, without repeats."""
-    candidates = [f if isinstance(f, nn.Module) else getattr(f, "__self__", None) for f in (model, guide)]
-    return list({id(m): m for m in candidates if isinstance(m, nn.Module)}.values())
+def _owner(function: Callable[..., Any]) -> nn.Module | None:
+    """The module that `function` is, or is a method of, also inside a handler such as `config_enumerate`."""
+    function = pyro.poutine.unwrap(function)
+    owner = function if isinstance(function, nn.Module) else getattr(function, "__self__", None)
+    return owner if isinstance(owner, nn.Module) else None
 
 
 def _one_optimizer(optim: Any) -> Any:
-    """A plain `pyro.optim` object as one torch optimizer; one with schedules, clipping or a function as it is."""
-    if type(optim) is PyroOptim and isinstance(optim.pt_optim_args, dict) and optim.pt_clip_args is None:
+    """A plain `pyro.optim` object as one torch optimizer; any other as it is."""
+    plain = type(optim) is PyroOptim and isinstance(optim.pt_optim_args, dict)
+    if plain and not optim.pt_clip_args and not optim._state_waiting_to_be_consumed:
         return partial(optim.pt_optim_constructor, **optim.pt_optim_args)
     return optim
-
-
-def _recording(loss: Any, traces: list[tuple[Trace, Trace]]) -> Any:
-    """A shallow copy of a Pyro ELBO that also keeps the (model, guide) traces which it computes from."""
-    if not isinstance(loss, ELBO):
-        return loss
-    recording = copy.copy(loss)
-
-    def get_traces(*args: Any) -> Iterator[tuple[Trace, Trace]]:
-        for pair_of_traces in loss._get_traces(*args):
-            traces.append(pair_of_traces)
-            yield pair_of_traces
-
-    recording._get_traces = get_traces
-    return recording
-
-
-def _trace_elbo(
-    objective: Any, model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...]
-) -> tuple[Tensor, Tensor]:
-    """Loss and surrogate of a `Trace_ELBO`, as its `differentiable_loss`, without reading from the device."""
-    loss, surrogate = 0.0, 0.0
-    for model_trace, guide_trace in objective._get_traces(model, guide, args, {}):
-        with _ItemsStay():
-            terms = objective._differentiable_loss_particle(model_trace, guide_trace)
-        loss = loss + terms[0] / objective.num_particles
-        surrogate = surrogate + terms[1] / objective.num_particles
-    return torch.as_tensor(loss), torch.as_tensor(surrogate)
-
-
-@torch.no_grad()
-def _elbo_terms(traces: list[tuple[Trace, Trace]], num_particles: int) -> tuple[Tensor | None, dict[str, Tensor]]:
-    """Reconstruction and KL per latent site of the drawn samples, unscaled, averaged over the particles."""
-    reconstruction: Any = 0.0
-    kl: dict[str, Any] = {}
-    for model_trace, guide_trace in traces:
-        if any("_enumerate_dim" in s["infer"] for t in (model_trace, guide_trace) for _, s in sample_sites(t)):
-            return None, {}
-        guide_sites = dict(sample_sites(guide_trace))
-        for name, site in sample_sites(model_trace):
-            log_p = _unscaled_sum(site) / num_particles
-            if site["is_observed"]:
-                reconstruction = reconstruction + log_p
-            else:
-                log_q = _unscaled_sum(guide_sites[name]) / num_particles
-                kl[name] = kl.get(name, 0.0) + (log_q - log_p)
-    return torch.as_tensor(reconstruction) if traces else None, kl
-
-
-def _unscaled_sum(site: Any) -> Any:
-    """Σ log-probability of a site over the batch without its scale, reusing Pyro's own sum where there is none."""
-    if isinstance(site["scale"], float) and site["scale"] == 1.0:
-        return site["log_prob_sum"]
-    return scale_and_mask(site["unscaled_log_prob"], mask=site["mask"]).sum()

@@ -1,0 +1,234 @@
+"""How a pair is run with several samples of each datum at once: one sampler, two forms.
+
+In an outer plate the guide encodes every datum once, but not every pair's code broadcasts over it. On the data
+repeated along the batch every pair runs as it was written, but encodes every datum anew for each sample.
+`choose_sampler` finds out which form a pair takes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import Unit
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ppvae.pair import Batch, check_batch, check_data_plate, check_sites, sample_sites
+
+PROBE_DATA, PROBE_SAMPLES = 5, 3
+"""Sizes of the trial runs: unequal and unusual, so that no wrong broadcast passes by its size."""
+ROW_BLOCK = {"cpu": 1024, "cuda": 2**15}
+"""The most (sample, datum) rows that a model scores at once: a cache's worth on a CPU, enough to fill a GPU."""
+MEMORY_BUDGET = 2**29
+"""Bytes that one evaluation of the model may allocate, by a generous estimate."""
+
+
+@dataclass(frozen=True)
+class Latent:
+    """Values of a latent site, shape (s, *plates, n, *event), whatever form the pair was run in."""
+
+    value: Tensor
+    event_dim: int
+
+    @property
+    def data_dim(self) -> int:
+        """Where the data lie."""
+        return self.value.dim() - 1 - self.event_dim
+
+    def data(self, index: slice) -> Latent:
+        """The values of some of the data."""
+        before = (slice(None),) * self.data_dim
+        return Latent(self.value[(*before, index)], self.event_dim)
+
+    def folded(self) -> Tensor:
+        """The values with the samples repeated along the data: (*plates, s·n, *event)."""
+        dim = self.data_dim
+        value = self.value.movedim(0, dim - 1).flatten(dim - 1, dim)
+        while value.dim() > self.event_dim + 1 and value.shape[0] == 1:
+            value = value.squeeze(0)  # the place of a plate that this site does not lie in
+        return value
+
+    def plated(self, plate_dim: int) -> Tensor:
+        """The values with the samples at `plate_dim` of the batch: (s, *plates, n, *event)."""
+        value = self.value
+        while value.dim() - self.event_dim < -plate_dim:
+            value = value.unsqueeze(1)  # the place of a plate that this site does not lie in
+        return value
+
+
+class _Replay(Messenger):
+    """Gives latent sites the values in `values`."""
+
+    def __init__(self, values: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and msg["name"] in self.values:
+            msg["value"] = self.values[msg["name"]]
+            msg["done"] = True
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Runs a pair with s samples of each datum and reads its traces as tensors (s, n).
+
+    Attributes:
+        pair: any model/guide pair.
+        plate_dim: dim of the outer plate of samples; None for the data repeated along the batch.
+        rows: the most (sample, datum) rows to run at once.
+    """
+
+    pair: nn.Module
+    plate_dim: int | None = None
+    rows: int = 1
+
+    def guide(self, block: Batch, s: int, latents: dict[str, Latent]) -> Trace:
+        """The guide's trace with `s` samples of each datum; sites in `latents` take those values."""
+        return self._run("guide", block, s, latents)
+
+    def model(self, block: Batch, s: int, latents: dict[str, Latent]) -> Trace:
+        """The model's trace at the given latents."""
+        return self._run("model", block, s, latents)
+
+    def _run(self, which: str, block: Batch, s: int, latents: dict[str, Latent]) -> Trace:
+        function: Callable[..., Any] = getattr(self.pair, which)
+        n = check_batch(block)
+        with poutine.trace() as tracer:
+            if self.plate_dim is None:
+                n *= s
+                with _Replay({name: latent.folded() for name, latent in latents.items()}):
+                    function(*(_repeat(t, s) for t in block))
+            else:
+                values = _Replay({name: latent.plated(self.plate_dim) for name, latent in latents.items()})
+                with pyro.plate("_samples", s, dim=self.plate_dim), values:
+                    function(*block)
+        check_data_plate(tracer.trace, n, where=which)
+        tracer.trace.compute_log_prob()
+        return tracer.trace
+
+    def posterior(self, trace: Trace, s: int) -> tuple[dict[str, Latent], dict[str, Tensor]]:
+        """Latent values and log q of the guide's sites; its factors are no density and are left out."""
+        sites = {name: site for name, site in sample_sites(trace) if not site["is_observed"]}
+        latents = {name: self._latent(site, s) for name, site in sites.items()}
+        return latents, {name: self._log_prob(site, s) for name, site in sites.items()}
+
+    def joint(self, trace: Trace, s: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Log p(x|z), summed over the observed sites, and log p(z) of each latent site: each (s, n)."""
+        log_probs = {name: self._log_prob(site, s) for name, site in sample_sites(trace)}
+        observed = [log_probs.pop(name) for name, site in sample_sites(trace) if site["is_observed"]]
+        return torch.stack(observed).sum(0), log_probs
+
+    def _log_prob(self, site: Any, s: int) -> Tensor:
+        """The site's log-probability without its scale, summed over inner plates: (s, n)."""
+        log_prob = scale_and_mask(site["unscaled_log_prob"], mask=site["mask"])
+        log_prob = self._unfold(log_prob, log_prob.dim() - 1, s)
+        return log_prob.flatten(1, -2).sum(1) if log_prob.dim() > 2 else log_prob
+
+    def _latent(self, site: Any, s: int) -> Latent:
+        value, event_dim = site["value"], site["fn"].event_dim
+        return Latent(self._unfold(value, value.dim() - 1 - event_dim, s), event_dim)
+
+    def _unfold(self, tensor: Tensor, dim: int, s: int) -> Tensor:
+        return tensor.unflatten(dim, (s, -1)).movedim(dim, 0) if self.plate_dim is None else tensor
+
+
+def choose_sampler(pair: nn.Module, probe: Batch, num_samples: int) -> Sampler:
+    """Checks the contract on a few data, and finds the form and the size of blocks to run the pair in.
+
+    The outer plate is used where it gives the same densities as the repeated data at the same latents.
+
+    Raises:
+        ValueError: naming the site that breaks the contract.
+    """
+    n, s = check_batch(probe), PROBE_SAMPLES
+    repeated = Sampler(pair)
+    with _Allocations() as single:
+        guide_trace = repeated.guide(probe, 1, {})
+        model_trace = repeated.model(probe, 1, repeated.posterior(guide_trace, 1)[0])
+    check_sites(model_trace, guide_trace)
+    _check_enumeration(model_trace, guide_trace)
+    _warn_of_factors(guide_trace)
+    if num_samples == 1:
+        return replace(repeated, rows=_rows(single.bytes / n, probe))
+    with _Allocations() as several:
+        trace = repeated.guide(probe, s, {})
+        latents, log_q = repeated.posterior(trace, s)
+        expected = _total(*repeated.joint(repeated.model(probe, s, latents), s), log_q)
+    # The difference leaves out what does not grow with the rows, such as normalised weights.
+    repeated = replace(repeated, rows=_rows((several.bytes - single.bytes) / (n * (s - 1)), probe))
+    plate = replace(repeated, plate_dim=-1 - _nesting(model_trace, guide_trace))
+    try:
+        _, log_q = plate.posterior(plate.guide(probe, s, latents), s)
+        actual = _total(*plate.joint(plate.model(probe, s, latents), s), log_q)
+    except Exception:  # whatever the user's code raises in a form that it was not written for
+        return repeated
+    same = actual.shape == expected.shape and torch.allclose(actual, expected, rtol=1e-4, atol=1e-3, equal_nan=True)
+    return plate if same else repeated
+
+
+def _check_enumeration(model_trace: Trace, guide_trace: Trace) -> None:
+    sampled = dict(sample_sites(guide_trace))
+    for name, site in sample_sites(model_trace):
+        if not site["is_observed"] and name not in sampled:
+            raise ValueError(
+                f"the guide does not sample {name!r}, which the model enumerates: importance sampling needs a "
+                "guide that samples every latent site"
+            )
+
+
+def _warn_of_factors(guide_trace: Trace) -> None:
+    for name, site in sample_sites(guide_trace):
+        if isinstance(site["fn"], Unit) and site["fn"].has_rsample:
+            warnings.warn(
+                f"the guide's factor {name!r} is ignored in log q(z|x); if it is a change of volume, "
+                "make it part of the site's density (TransformedDistribution, or Delta's log_density)"
+            )
+
+
+def _nesting(*traces: Trace) -> int:
+    """How many dims the plates take."""
+    frames = (frame for trace in traces for _, site in sample_sites(trace) for frame in site["cond_indep_stack"])
+    return max(-frame.dim for frame in frames if frame.vectorized)
+
+
+def _rows(bytes_per_row: float, probe: Batch) -> int:
+    device = next(t.device.type for t in probe if t is not None)
+    affordable = int(MEMORY_BUDGET / max(1.0, bytes_per_row))
+    return max(1, min(ROW_BLOCK.get(device, ROW_BLOCK["cuda"]), affordable))
+
+
+def _total(log_likelihood: Tensor, log_prior: dict[str, Tensor], log_posterior: dict[str, Tensor]) -> Tensor:
+    """Every log-probability of one draw, side by side."""
+    return torch.stack([log_likelihood, *log_prior.values(), *log_posterior.values()])
+
+
+def _repeat(tensor: Tensor | None, s: int) -> Tensor | None:
+    if tensor is None or s == 1:
+        return tensor
+    return tensor.repeat(s, *[1] * (tensor.dim() - 1))
+
+
+class _Allocations(TorchDispatchMode):
+    """Counts the bytes of every tensor that is computed anew: a bound on the memory that a run needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        results = result if isinstance(result, tuple | list) else (result,)
+        for tensor, returned in zip(results, func._schema.returns, strict=False):
+            if isinstance(tensor, Tensor) and returned.alias_info is None:  # a view takes no memory
+                self.bytes += tensor.numel() * tensor.element_size()
+        return result

@@ -1,0 +1,182 @@
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import ppvae
+from ppvae.data import Batches, Binarize
+from ppvae.models import PPCA
+from tests.infer.pairs import D, Published, TwoLatents, binary, same, small_vae, state
+
+
+@pytest.fixture(autouse=True)
+def _own_store():
+    """Every test has a parameter store of its own, as a user's process would."""
+    with pyro.get_param_store().scope():
+        yield
+
+
+class Broken(nn.Module):
+    """A scalar pair with one fault."""
+
+    def __init__(self, fault):
+        super().__init__()
+        self.fault, self.loc = fault, nn.Parameter(torch.tensor(0.0))
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=None if self.fault == "no obs" else x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            if self.fault != "missed":
+                pyro.sample("z", dist.Normal(self.loc, 1.0))
+            if self.fault == "extra":
+                pyro.sample("w", dist.Normal(self.loc, 1.0))
+            if self.fault == "no obs":
+                pyro.sample("x", dist.Normal(self.loc, 1.0))
+
+
+def poisoned(value, row=-1, n=5000):
+    x = binary(n)
+    x[row, 3] = value
+    return x
+
+
+def scalar():
+    return torch.arange(4.0)
+
+
+NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+
+BAD = {
+    "nan": (small_vae, poisoned(float("nan")), {}, ValueError, r"train: tensors\[0\] must be finite.*row 4999"),
+    "inf": (small_vae, poisoned(float("inf")), {}, ValueError, r"train: tensors\[0\] must be finite"),
+    "float64": (small_vae, binary(9).double(), {}, ValueError, r"train \(torch.float64 \(9, 6\).*torch.float32"),
+    "int64": (small_vae, binary(9).long(), {}, ValueError, r"train \(torch.int64 \(9, 6\)"),
+    "width": (small_vae, binary(9, d=5), {}, ValueError, r"train \(torch.float32 \(9, 5\)"),
+    "support": (small_vae, poisoned(2.0), {}, ValueError, r"train\[0\] .* Bernoulli at site 'x', e.g. 2: expected"),
+    "support, first row": (small_vae, poisoned(0.5, 0), {}, ValueError, r"train\[0\] .* site 'x', e.g. 0.5"),
+    "support, reshaped": (Published, poisoned(2.0), {}, ValueError, r"train\[0\] .* site 'obs', e.g. 2"),
+    "support, masked": (TwoLatents, poisoned(2.0), {}, ValueError, r"train\[0\] .* site 'x', e.g. 2"),
+    "support, valid": (small_vae, binary(9), {"valid": poisoned(2.0)}, ValueError, r"valid\[0\] .* outside"),
+    "loader": (small_vae, [(poisoned(2.0, n=8),)], {}, ValueError, r"train\[0\] holds values outside"),
+    "loader, nan": (small_vae, [poisoned(float("nan"), n=8)], {}, ValueError, r"train\[0\] holds NaN"),
+    "valid, nan": (small_vae, binary(9), {"valid": poisoned(float("nan"))}, ValueError, "valid: tensors"),
+    "empty": (small_vae, binary(0), {}, ValueError, "train is empty"),
+    "no batch": (small_vae, [], {}, ValueError, "train is empty: it gives no minibatch"),
+    "lengths": (small_vae, (binary(4), binary(5)), {}, ValueError, r"train must hold .* lengths \[4, 5\]"),
+    "mixed": (small_vae, (binary(4), "y"), {}, TypeError, r"train\[1\] must be a tensor .* got str"),
+    "0-d": (small_vae, torch.tensor(1.0), {}, TypeError, r"train\[0\] must be .* got a 0-d tensor"),
+    "iterator": (small_vae, iter([binary(4)]), {}, TypeError, "train must be .* iterator list_iterator"),
+    "generator": (small_vae, (b for b in [binary(4)]), {}, TypeError, "train must be .* iterator generator"),
+    "dict": (small_vae, {"x": binary(4)}, {}, TypeError, "train must be .* got dict"),
+    "text": (small_vae, "mnist", {}, TypeError, "train must be .* got str"),
+    "number": (small_vae, 3, {}, TypeError, "train must be .* got int"),
+    "data set": (small_vae, TensorDataset(binary(4)), {}, TypeError, "train must be .* got TensorDataset"),
+    "array": (small_vae, binary(4).numpy(), {}, TypeError, "train must give minibatches .* got ndarray"),
+    "list of dicts": (small_vae, [{"x": binary(4)}], {}, TypeError, "train must give minibatches .* got dict"),
+    "batch of numbers": (small_vae, [(binary(4), 1)], {}, TypeError, r"train\[1\] must be .* got int"),
+    "epochs": (small_vae, binary(4), {"epochs": 0}, ValueError, "epochs must be a whole number >= 1, got 0"),
+    "epochs float": (small_vae, binary(4), {"epochs": 1.5}, ValueError, "epochs must be .* got 1.5"),
+    "batch_size": (small_vae, binary(4), {"batch_size": 0}, ValueError, "batch_size must be .* got 0"),
+    "patience": (small_vae, binary(4), {"patience": 2}, ValueError, "patience needs validation data: valid is None"),
+    "patience 0": (small_vae, binary(4), {"valid": binary(4), "patience": 0}, ValueError, "patience must be .* got 0"),
+    "cuda": (small_vae, binary(4), {"device": "cuda"}, ValueError, "no CUDA GPU"),
+    "device": (small_vae, binary(4), {"device": "gpu"}, ValueError, "device must be a torch device .* 'gpu'"),
+    "seed": (small_vae, binary(4), {"seed": -1}, ValueError, "seed must be a whole number >= 0, got -1"),
+    "clip_norm": (small_vae, binary(4), {"clip_norm": 0}, ValueError, "clip_norm must be a number > 0 or None, got 0"),
+    "clip_norm text": (small_vae, binary(4), {"clip_norm": "1"}, ValueError, "clip_norm must be .* got '1'"),
+    "lr": (small_vae, binary(4), {"lr": "1e-3"}, TypeError, "lr must be a number or a function .* got str"),
+    "lr < 0": (small_vae, binary(4), {"lr": -1.0}, ValueError, "lr must be finite and >= 0, got -1.0"),
+    "kl_weight": (small_vae, binary(4), {"kl_weight": [1]}, TypeError, "kl_weight must be .* got list"),
+    "optim": (small_vae, binary(4), {"optim": "adam"}, TypeError, "optim must be called as .* builtins.str"),
+    "pyro.optim": (small_vae, binary(4), {"optim": pyro.optim.Adam({})}, TypeError, "ppvae.SVI takes pyro.optim"),
+    "optim's result": (small_vae, binary(4), {"optim": lambda p, lr: 3}, TypeError, "optim must return .* got int"),
+    "loss": (small_vae, binary(4), {"loss": "elbo"}, TypeError, "loss must be a pyro.infer ELBO object"),
+    "function": (lambda: small_vae().model, binary(4), {}, TypeError, "pair must be an nn.Module .* got method"),
+    "no guide": (lambda: nn.Linear(1, 1), binary(4), {}, TypeError, "without a method model or guide"),
+    "frozen": (lambda: small_vae().requires_grad_(False), binary(4), {}, ValueError, "nothing to train"),
+    "missed": (lambda: Broken("missed"), scalar(), {}, ValueError, "the guide misses the latent site 'z'"),
+    "extra": (lambda: Broken("extra"), scalar(), {}, ValueError, "the guide samples 'w', which is no latent"),
+    "no obs": (lambda: Broken("no obs"), scalar(), {}, ValueError, "the model observes nothing"),
+    "tensorboard": (small_vae, binary(4), {"tensorboard": True, "out": None}, ValueError, "tensorboard needs"),
+}
+
+
+@pytest.mark.parametrize(
+    ("make", "train", "options", "kind", "message"),
+    [pytest.param(*case, id=name, marks=[NO_CUDA] if name == "cuda" else []) for name, case in BAD.items()],
+)
+def test_bad_input_is_named_before_anything_is_written(tmp_path, make, train, options, kind, message):
+    pair = make()
+    before = state(pair) if isinstance(pair, nn.Module) else None
+    random, store = torch.get_rng_state(), list(pyro.get_param_store().keys())
+    settings = pyro.settings.get()
+    with pytest.raises(kind, match=message):
+        ppvae.fit(pair, train, **{"out": tmp_path / "run", "progress": False, "epochs": 2, **options})
+    assert not (tmp_path / "run").exists()
+    assert before is None or same(before, state(pair))
+    assert torch.equal(random, torch.get_rng_state())
+    assert (store, settings) == (list(pyro.get_param_store().keys()), pyro.settings.get())
+
+
+def test_run_folder_arguments(tmp_path):
+    with pytest.raises(ValueError, match="resume needs the folder of the run: out is None"):
+        ppvae.fit(small_vae(), binary(4), resume=True)
+    with pytest.raises(FileNotFoundError, match=r"is no run folder: it has no config\.json"):
+        ppvae.fit(small_vae(), binary(4), out=tmp_path / "none", resume=True)
+    ppvae.fit(small_vae(), binary(4), out=tmp_path / "run", epochs=1, progress=False)
+    files = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        ppvae.fit(small_vae(), binary(4), out=tmp_path / "run", epochs=1, progress=False)
+    assert files == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+def test_data_that_are_transformed_are_checked_after_the_transform():
+    grey = torch.rand(20, D, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="outside the support of Bernoulli"):
+        ppvae.fit(small_vae(), Batches(grey, batch_size=8), epochs=1, progress=False)
+    ppvae.fit(small_vae(), Batches(grey, batch_size=8, transform=Binarize()), epochs=1, progress=False)
+
+
+def test_a_bound_of_each_datum_is_no_bound_of_all_data():
+    class Bounded(Broken):
+        def model(self, x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Uniform(x - 1.0, x + 1.0), obs=x)
+                pyro.sample("y", dist.Normal(z, 1.0), obs=x)
+
+    ppvae.fit(Bounded(None), torch.arange(50.0), epochs=1, progress=False)
+
+
+def test_where_the_user_turned_validation_off_values_are_not_judged():
+    with pyro.validation_enabled(False):
+        ppvae.fit(small_vae(), torch.full((8, D), 0.5), epochs=1, progress=False)
+
+
+def test_a_loader_keeps_its_order():
+    orders = []
+    for fits in (0, 1):
+        generator = torch.Generator().manual_seed(0)
+        loader = DataLoader(TensorDataset(binary(8)), batch_size=2, shuffle=True, generator=generator)
+        for _ in range(fits):
+            with pytest.raises(ValueError, match="guide misses"):
+                ppvae.fit(Broken("missed"), loader, epochs=1, progress=False)
+        orders.append([batch for (batch,) in loader])
+    assert same(*orders)
+
+
+def test_a_loader_without_a_generator_leaves_the_global_one_alone():
+    loader, before = DataLoader(TensorDataset(binary(8)), batch_size=2, shuffle=True), torch.get_rng_state()
+    ppvae.fit(small_vae(), loader, loader, epochs=1, progress=False)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_ppca_accepts_what_fits():
+    run = ppvae.fit(PPCA(3, 1), torch.randn(9, 3, generator=torch.Generator().manual_seed(0)), epochs=1, progress=False)
+    assert run.stopped == "finished"

@@ -1,0 +1,59 @@
+import math
+
+import pytest
+
+from ppvae.infer.schedule import Cosine, Cyclical, Linear, Sigmoid, as_schedule
+
+
+@pytest.mark.parametrize(("t", "value"), [(0, 0.0), (2.5, 0.25), (10, 1.0), (11, 1.0)])
+def test_linear(t, value):
+    assert Linear(10)(t) == value
+    assert Linear(10, start=2.0, end=4.0)(t) == 2.0 + 2.0 * value
+
+
+@pytest.mark.parametrize("t", [0.0, 7.0, 10.0, 12.5, 1e6])
+def test_sigmoid(t):
+    assert Sigmoid(10, 2, end=3.0)(t) == pytest.approx(3.0 / (1.0 + math.exp(-(t - 10) / 2)), rel=1e-12)
+    assert Sigmoid(1e9, 1e-3)(t) == 0.0  # no overflow
+
+
+@pytest.mark.parametrize(("t", "value"), [(0, 0.0), (1, 0.25), (4, 1.0), (7.9, 1.0), (8, 0.0), (18, 0.5)])
+def test_cyclical(t, value):
+    assert Cyclical(8, ramp=0.5)(t) == value
+    assert Cyclical(8, ramp=0.5, start=1.0, end=3.0)(t) == 1.0 + 2.0 * value
+
+
+@pytest.mark.parametrize(("t", "value"), [(0, 1.0), (5, 0.5), (10, 0.0), (20, 0.0)])
+def test_cosine(t, value):
+    assert Cosine(10, start=1.0)(t) == pytest.approx(value, abs=1e-15)
+    assert Cosine(10, start=3.0, end=1.0)(t) == pytest.approx(1.0 + 2.0 * value)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Linear(0), "epochs must be > 0, got 0"),
+        (lambda: Linear(math.nan), "epochs must be > 0, got nan"),
+        (lambda: Sigmoid(1, -1), "width must be > 0, got -1"),
+        (lambda: Cyclical(-2), "period must be > 0, got -2"),
+        (lambda: Cyclical(2, ramp=0.0), r"ramp must be a fraction in \(0, 1\], got 0.0"),
+        (lambda: Cosine(0, 1.0), "epochs must be > 0, got 0"),
+        (lambda: as_schedule(-1.0, name="lr"), "lr must be finite and >= 0, got -1.0"),
+        (lambda: as_schedule(math.inf, name="lr"), "lr must be finite and >= 0, got inf"),
+    ],
+)
+def test_bad_values(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("value", ["0.1", True, None, [0.1]])
+def test_bad_kinds(value):
+    with pytest.raises(TypeError, match=f"kl_weight must be a number or a function.*{type(value).__name__}"):
+        as_schedule(value, name="kl_weight")
+
+
+def test_as_schedule():
+    assert as_schedule(2, name="lr")(123.0) == 2.0
+    assert as_schedule(Linear(4), name="lr") == Linear(4)
+    assert repr(Linear(4)) == "Linear(epochs=4, start=0.0, end=1.0)"  # what a run's config says
