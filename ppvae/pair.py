@@ -145,30 +145,30 @@ def check_sites(model_trace: Trace, guide_trace: Trace) -> None:
         raise ValueError(f"the model observes nothing: no site has obs=, its sites are {latents}")
 
 
-def check_data_plate(model_trace: Trace, guide_trace: Trace, n: int) -> None:
+def check_data_plate(trace: Trace, n: int, *, where: str) -> None:
     """Checks that every site lies in the data plate: of size `n`, at dim -1, whatever its name.
+
+    Args:
+        trace: of the model or the guide.
+        n: the data that it was run on.
+        where: "model" or "guide", for the message.
 
     Raises:
         ValueError: naming the site, and the plates that it lies in.
     """
-    for where, trace in (("model", model_trace), ("guide", guide_trace)):
-        for name, site in sample_sites(trace):
-            _check_data_plate(where, name, site, n)
+    for name, site in sample_sites(trace):
+        frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
+        if any(frame.dim == -1 and frame.size == n for frame in frames):
+            continue
+        plates = ", ".join(f"{f.name!r} (size {f.size}, dim {f.dim})" for f in frames) or "no plate"
+        raise ValueError(
+            f"the outermost plate must be the data plate, of dim -1 and of the size of the batch: on {n} data, "
+            f"site {name!r} of the {where} lies in {plates}. A pair must take any number of data; a guide with "
+            "parameters for each datum (an autoguide) does not"
+        )
 
 
-def _check_data_plate(where: str, name: str, site: Any, n: int) -> None:
-    frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
-    data = next((frame for frame in frames if frame.dim == -1), None)
-    if data is not None and data.size == n:
-        return
-    plates = ", ".join(f"{f.name!r} (size {f.size}, dim {f.dim})" for f in frames) or "no plate"
-    raise ValueError(
-        f"the outermost plate must be the data plate, of size {n} (the batch) and dim -1: "
-        f"site {name!r} of the {where} lies in {plates}"
-    )
-
-
-def device_of(pair: nn.Module) -> torch.device:
-    """The device of the pair's first parameter or buffer (the CPU where it has none)."""
-    tensors = [*pair.parameters(), *pair.buffers()]
+def device_of(pair: nn.Module, data: Batch = ()) -> torch.device:
+    """The device of the pair's first parameter or buffer; where it has none, of `data`, else the CPU."""
+    tensors = [*pair.parameters(), *pair.buffers(), *(t for t in data if isinstance(t, Tensor))]
     return tensors[0].device if tensors else torch.device("cpu")

@@ -20,7 +20,7 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.nn import PyroModule
+from pyro.nn.module import _Context
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
@@ -40,8 +40,8 @@ class PyroParams(nn.Module):
 
     @staticmethod
     def key(name: str) -> str:
-        """The attribute under which the parameter `name` is registered (attribute names hold no dots)."""
-        return "param:" + name.replace("/", "//").replace(".", "/")
+        """The attribute under which the parameter `name` is registered: attribute names hold no dots."""
+        return "param:" + name.replace("%", "%25").replace(".", "%2E")
 
     def __contains__(self, name: str) -> bool:
         return self.key(name) in self._parameters
@@ -56,6 +56,8 @@ class PyroParams(nn.Module):
     def __getitem__(self, name: str) -> Tensor:
         parameter = self.unconstrained(name)
         value = transform_to(self._constraints.get(name, constraints.real))(parameter)
+        if value is parameter:
+            value = parameter.view_as(parameter)  # a weak reference on the parameter itself could not be pickled
         value.unconstrained = weakref.ref(parameter)  # Pyro's own way back from a value to its parameter
         return value
 
@@ -63,19 +65,27 @@ class PyroParams(nn.Module):
         """Registers `parameter` as the unconstrained value of `name`."""
         self.register_parameter(self.key(name), parameter)
 
+    def scratch(self) -> PyroParams:
+        """One that shares the parameters but is on no module: what is added to it is forgotten with it."""
+        new = PyroParams()
+        new._parameters.update(self._parameters)
+        new._constraints.update(self._constraints)
+        return new
+
 
 class LocalParams(Messenger):
     """Answers every `param` statement from the pair, and remembers what the pair's own modules do not hold.
 
     Args:
         pair: the module whose `model` or `guide` runs inside.
-        attach: whether new `pyro.param` values stay with the pair.
+        attach: whether new `pyro.param` values stay with the pair, or are forgotten with this object.
     """
 
     def __init__(self, pair: nn.Module, *, attach: bool) -> None:
         super().__init__()
         existing = pair._modules.get(_HOME)
-        self.home = existing if isinstance(existing, PyroParams) else PyroParams()
+        self._of_pair = existing if isinstance(existing, PyroParams) else PyroParams()
+        self.home = self._of_pair if attach else self._of_pair.scratch()
         self._attach_to = pair if attach and existing is None else None
         self._owned = {id(p) for p in pair.parameters()}
 
@@ -86,6 +96,8 @@ class LocalParams(Messenger):
             self._attach_to = None
 
     def _pyro_param(self, msg: Any) -> None:
+        if msg["value"] is not None:
+            return  # answered further in: by another pair that runs inside this one, or by the user
         if msg["fn"] != pyro.get_param_store().get_param:
             return  # a PyroModule's announcement of a parameter that it already holds
         name, *init = msg["args"]
@@ -100,6 +112,7 @@ class LocalParams(Messenger):
             return parameter
         if name in self.home and self.home.unconstrained(name) is not parameter:  # loaded from a file
             parameter.data.copy_(self.home.unconstrained(name).data)
+            self._of_pair.set_unconstrained(name, parameter)  # from now on the module's value counts, not the file's
         self._keep(name, parameter)
         self._owned.add(id(parameter))
         return parameter
@@ -132,14 +145,24 @@ class LocalParams(Messenger):
 
 
 @contextmanager
-def module_local(*modules: nn.Module) -> Iterator[None]:
-    """Runs Pyro code with the parameters of every `PyroModule` in `modules` on the module itself."""
-    with pyro.settings.context(module_local_params=True):
-        for module in (m for root in modules for m in root.modules()):
-            if isinstance(module, PyroModule) and not hasattr(module._pyro_context, "param_state"):
-                # Pyro gives a context this state only where the setting was on when the module was built.
-                module._pyro_context.param_state = {"params": {}, "constraints": {}}
-        yield
+def module_local() -> Iterator[None]:
+    """Runs Pyro code with the parameters of every `PyroModule` on the module itself."""
+    # Pyro's own check refuses a model with `pyro.param` inside a module, whose values are the pair's here.
+    with pyro.settings.context(module_local_params=True, validate_poutine=False):
+        before = vars(_Context).get("param_state")
+        _Context.param_state = before or _FreshState()
+        try:
+            yield
+        finally:
+            if before is None:
+                del _Context.param_state
+
+
+class _FreshState:
+    """Stands for the state that Pyro gives a module's context only where it was built with the setting on."""
+
+    def __get__(self, context: Any, owner: Any) -> dict[str, dict[str, Any]]:
+        return {"params": {}, "constraints": {}}
 
 
 @contextmanager
@@ -151,7 +174,7 @@ def local_params(pair: nn.Module, *, attach: bool = True) -> Iterator[None]:
         attach: whether new `pyro.param` values stay with the pair afterwards (training) or are forgotten
             (evaluating a pair that was never trained must not pin its initial values).
     """
-    with module_local(pair), LocalParams(pair, attach=attach):
+    with module_local(), LocalParams(pair, attach=attach):
         yield
 
 

@@ -17,8 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from ppvae.infer.importance import Draws, importance_draws
+from ppvae.infer.importance import Draws, check_count, importance_draws
+from ppvae.pair import check_batch
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Elbo:
         values: E_q[log p(x, z) − log q(z|x)], shape (n,), nats.
         reconstruction: E_q[log p(x|z)], (n,), nats.
         kl: E_q[log q(z|x) − log p(z)] of each latent site, (n,), nats.
-        std_error: standard error of `values` from the draws, (n,); NaN for a single draw.
+        std_error: standard error of `values` from the draws, (n,), nats; NaN for a single draw, or where a draw has
+            weight zero (`values` is then −inf).
         num_samples: draws per datum.
     """
 
@@ -51,7 +54,8 @@ class LogMarginal:
     Attributes:
         values: log p̂(x), shape (n,), nats.
         std_error: standard error of `values` by the delta method, (n,), nats; NaN for a single draw.
-        ess: effective sample size (Σw)² / Σw², (n,), between 1 and `num_samples`.
+        ess: effective sample size (Σw)² / Σw², (n,), between 1 and `num_samples`. Where every weight is zero,
+            `values` is −inf, and `std_error` and `ess` are NaN.
         num_samples: draws per datum.
         num_dims: elements of one datum, for bits per dimension.
     """
@@ -109,7 +113,8 @@ def elbo(
 
     Raises:
         TypeError: where an argument is of the wrong kind.
-        ValueError: where the pair or the data break the contract, naming the argument or the site.
+        ValueError: where the pair or the data break the contract, or a weight is NaN or infinite, naming the
+            argument, the site or the datum.
 
     Example:
         >>> import torch, ppvae
@@ -118,25 +123,25 @@ def elbo(
         >>> terms.values.shape
         torch.Size([100])
     """
-    sums: list[dict[str, Tensor]] = []
-    starts: list[int] = []
+    blocks: list[dict[str, _Moments]] = []
+    start = -1
     for draws in _draws(pair, data, num_samples, batch_size, seed, progress):
-        log_weight = draws.log_weight().double()
-        terms = {"": log_weight, "square": log_weight**2, "log_likelihood": draws.log_likelihood.double()}
-        terms |= {f"kl_{site}": value.double() for site, value in draws.kl().items()}
-        block = {name: value.sum(0) for name, value in terms.items()}
-        if starts and starts[-1] == draws.start:
-            sums[-1] = {name: sums[-1][name] + value for name, value in block.items()}
-        else:
-            starts.append(draws.start)
-            sums.append(block)
-    means = {name: torch.cat([block[name] for block in sums]).cpu() / num_samples for name in sums[0]}
-    values = means.pop("")
-    unbiased = num_samples / (num_samples - 1) if num_samples > 1 else math.nan
-    variance = (means.pop("square") - values**2).clamp_min(0) * unbiased
-    reconstruction = means.pop("log_likelihood")
-    kl = {name.removeprefix("kl_"): value for name, value in means.items()}
-    return Elbo(values, reconstruction, kl, (variance / num_samples).sqrt(), num_samples)
+        terms = {"elbo": draws.log_weight(), "reconstruction": draws.log_likelihood}
+        terms |= {f"kl_{site}": value for site, value in draws.kl().items()}
+        if draws.start != start:
+            start = draws.start
+            blocks.append({name: _Moments() for name in terms})
+        for name, value in terms.items():
+            blocks[-1][name].add(value.double())
+    moments = {name: _cat([block[name].mean for block in blocks]) for name in blocks[0]}
+    variance = _cat([block["elbo"].variance() for block in blocks])
+    return Elbo(
+        values=moments.pop("elbo"),
+        reconstruction=moments.pop("reconstruction"),
+        kl={name.removeprefix("kl_"): value for name, value in moments.items()},
+        std_error=(variance / num_samples).sqrt(),
+        num_samples=num_samples,
+    )
 
 
 def log_marginal(
@@ -165,7 +170,8 @@ def log_marginal(
 
     Raises:
         TypeError: where an argument is of the wrong kind.
-        ValueError: where the pair or the data break the contract, or a weight is NaN, naming what is wrong.
+        ValueError: where the pair or the data break the contract, or a weight is NaN or infinite, naming the
+            argument, the site or the datum.
 
     Example:
         >>> import torch, ppvae
@@ -174,22 +180,19 @@ def log_marginal(
         >>> estimate.values.shape
         torch.Size([100])
     """
-    sums: list[_WeightSum] = []
-    starts: list[int] = []
+    blocks: list[_WeightSum] = []
+    start = -1
     for draws in _draws(pair, data, num_samples, batch_size, seed, progress):
         log_weight = draws.log_weight().double()
-        if log_weight.isnan().any():
-            datum = draws.start + int(log_weight.isnan().any(0).nonzero()[0])
-            raise ValueError(f"the importance weight of datum {datum} is NaN: check its values and the weights")
-        if not starts or starts[-1] != draws.start:
-            starts.append(draws.start)
-            sums.append(_WeightSum.empty(log_weight))
-        sums[-1].add(log_weight)
-    log_sum = torch.cat([block.log_sum() for block in sums]).cpu()
-    log_sum_squares = torch.cat([block.log_sum_squares() for block in sums]).cpu()
-    ess = torch.exp(2 * log_sum - log_sum_squares)
+        if draws.start != start:
+            start = draws.start
+            blocks.append(_WeightSum.empty(log_weight))
+        blocks[-1].add(log_weight)
+    log_sum = _cat([block.log_sum() for block in blocks])
+    log_sum_squares = _cat([block.log_sum_squares() for block in blocks])
+    ess = torch.exp(2 * log_sum - log_sum_squares).clamp(1, num_samples)
     unbiased = num_samples / (num_samples - 1) if num_samples > 1 else math.nan
-    relative_variance = (1 / ess - 1 / num_samples).clamp_min(0) * unbiased
+    relative_variance = (1 / ess - 1 / num_samples) * unbiased
     return LogMarginal(
         values=log_sum - math.log(num_samples),
         std_error=relative_variance.sqrt(),
@@ -202,6 +205,27 @@ def log_marginal(
 def standard_error(values: Tensor) -> float:
     """Standard error of the mean of `values`, shape (n,); NaN for a single one."""
     return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
+class _Moments:
+    """Mean and variance over draws that arrive in blocks, stable where the mean is large (Chan et al. 1983)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Any = 0.0
+        self.deviations: Any = 0.0
+        """Σ (value − mean)² over the draws."""
+
+    def add(self, values: Tensor) -> None:
+        mean = values.mean(0)
+        before, self.count = self.count, self.count + len(values)
+        old, new = before / self.count, len(values) / self.count
+        self.deviations = self.deviations + ((values - mean) ** 2).sum(0) + (mean - self.mean) ** 2 * (before * new)
+        self.mean = self.mean * old + mean * new  # stays −inf once it is, where an update by differences would be NaN
+
+    def variance(self) -> Tensor:
+        """Unbiased, shape (n,); NaN for a single draw."""
+        return self.deviations / (self.count - 1) if self.count > 1 else torch.full_like(self.mean, math.nan)
 
 
 @dataclass
@@ -236,14 +260,32 @@ class _WeightSum:
 def _draws(
     pair: nn.Module, data: Any, num_samples: int, batch_size: int | None, seed: int, progress: bool
 ) -> Iterator[Draws]:
-    draws = importance_draws(pair, data, num_samples=num_samples, batch_size=batch_size, seed=seed)
-    if not progress:
-        yield from draws
-        return
-    from tqdm import tqdm
+    """The draws, each of whose weights is a number below infinity."""
+    check_count("num_samples", num_samples)
+    total = num_samples * check_batch(data)
+    with tqdm(total=total, unit="draw", unit_scale=True, desc="log p(x)", leave=False, disable=not progress) as bar:
+        for draws in importance_draws(pair, data, num_samples=num_samples, batch_size=batch_size, seed=seed):
+            bad = ~(draws.log_weight() < math.inf)
+            if bool(bad.any()):
+                raise ValueError(_describe(draws, *bad.nonzero()[0].tolist()))
+            yield draws
+            bar.update(bad.numel())
 
-    total = num_samples * len(next(t for t in data if t is not None))
-    with tqdm(total=total, unit="draw", unit_scale=True, desc="log p(x)", leave=False) as bar:
-        for block in draws:
-            yield block
-            bar.update(block.log_likelihood.numel())
+
+def _describe(draws: Draws, sample: int, datum: int) -> str:
+    """What went wrong in one weight, term by term."""
+    terms = {"log p(x|z)": draws.log_likelihood}
+    terms |= {f"log p({site})": value for site, value in draws.log_prior.items()}
+    terms |= {f"log q({site}|x)": value for site, value in draws.log_posterior.items()}
+    values = {name: float(value[sample, datum]) for name, value in terms.items()}
+    found = ", ".join(f"{name} = {value:g}" for name, value in values.items() if not math.isfinite(value))
+    weight = float(draws.log_weight()[sample, datum])
+    return (
+        f"the log importance weight of datum {draws.start + datum} is {weight:g}, because {found}: "
+        "check that datum and the weights of the pair"
+    )
+
+
+def _cat(blocks: list[Tensor]) -> Tensor:
+    """Values of all data, shape (n,), on the CPU."""
+    return torch.cat(blocks).cpu()

@@ -35,7 +35,13 @@ def report(
 
     Returns:
         The figures, ready for JSON.
+
+    Raises:
+        TypeError: where an argument is of the wrong kind.
+        ValueError: where there is no split, or the pair or the data break the contract.
     """
+    if not splits:
+        raise ValueError("splits must name at least one set of data, got none")
     figures: Report = {"num_samples": num_samples, "seed": seed}
     *_, last = splits
     for name, data in splits.items():

@@ -50,6 +50,12 @@ class StepTerms:
             terms["reconstruction"] = self.reconstruction
         return terms | {f"kl_{site}": value for site, value in self.kl.items()}
 
+    @classmethod
+    def of(cls, named: dict[str, Tensor]) -> StepTerms:
+        """The terms that have these names."""
+        kl = {name.removeprefix("kl_"): value for name, value in named.items() if name.startswith("kl_")}
+        return cls(named["loss"], named.get("reconstruction"), kl)
+
 
 def evaluate_objective(
     objective: Any, model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -132,7 +132,7 @@ def evaluating(
         with (
             torch.random.fork_rng([device] if device.type == "cuda" else []),
             torch.no_grad(),
-            module_local(pair),
+            module_local(),
             params or LocalParams(pair, attach=attach),
         ):
             # torch.manual_seed would seed every device, and not all of them are put back.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import pyro
 import torch
@@ -18,9 +18,13 @@ from pyro.optim import PyroOptim
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
+from ppvae.infer.compile import CompiledGradient
 from ppvae.infer.elbo import StepTerms, Traces, elbo_terms, evaluate_objective
 from ppvae.infer.nonfinite import NonFiniteError, check_finite
 from ppvae.params import LocalParams, module_local
+
+COMPILE_FROM = 5000
+"""Steps from which compiling, some seconds once, repays itself for a small model."""
 
 OptimizerFactory = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 """From parameters to a torch optimizer, e.g. `partial(torch.optim.Adam, lr=1e-3)`."""
@@ -40,6 +44,8 @@ class SVI:
             single torch optimizer, `svi.optimizer`, which then holds the state; one with schedules, clipping or
             options by parameter name works as in Pyro.
         loss: any Pyro ELBO object, or a function `(model, guide, *args) -> differentiable loss`.
+        compile: whether to run the step as one compiled graph, see `ppvae.infer.compile`. "auto" compiles where it
+            repays itself: once `planned_steps` or the steps taken reach `COMPILE_FROM`.
         clip_norm: the gradient is scaled down to this global norm where it is longer.
 
     Example:
@@ -60,6 +66,7 @@ class SVI:
         optim: OptimizerFactory | PyroOptim,
         loss: ELBO | Callable[..., Tensor],
         *,
+        compile: bool | Literal["auto"] = "auto",
         clip_norm: float | None = None,
     ) -> None:
         if not callable(optim):
@@ -69,12 +76,16 @@ class SVI:
         self.model = model
         self.guide = guide
         self.loss = loss
+        self.compile = compile
+        self.planned_steps = 0
         self.clip_norm = clip_norm
         self.optim = _one_optimizer(optim)
         self.optimizer: torch.optim.Optimizer | None = None
         owners = [_owner(model), _owner(guide)]
         self._owners = list(dict.fromkeys(owner for owner in owners if owner is not None))
         self._local = None not in owners
+        self._compiled = CompiledGradient(self._gradient, self.parameters, self._owners, loss)
+        self._steps = 0
         self._met: dict[int, Tensor] = {}
         self._parameters: list[Tensor] = []
 
@@ -95,7 +106,7 @@ class SVI:
         if not self._local:
             yield
             return
-        with module_local(*self._owners), LocalParams(self._owners[0], attach=True):
+        with module_local(), LocalParams(self._owners[0], attach=True):
             yield
 
     def update(self, *args: Any, weight: float | None = None, check: bool = False) -> StepTerms:
@@ -138,7 +149,28 @@ class SVI:
     def _update(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], *, weight: float | None = None, check: bool = False
     ) -> StepTerms:
-        loss, surrogate, traces = self._evaluate(args, kwargs)
+        if self._compiles() and not kwargs and not check:
+            terms = self._compiled(args, weight)
+        else:
+            terms = self._gradient(args, weight, kwargs, check=check)
+        self._steps += 1
+        parameters = self.parameters()
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+        self._step(parameters)
+        return terms
+
+    def _compiles(self) -> bool:
+        """Whether this step is to run compiled: the parameters are known, and compiling repays itself."""
+        if not self.compile or not self._parameters:
+            return False
+        return self.compile is True or max(self.planned_steps, self._steps) >= COMPILE_FROM
+
+    def _gradient(
+        self, args: tuple[Any, ...], weight: float | None, kwargs: dict[str, Any] | None = None, *, check: bool = False
+    ) -> StepTerms:
+        """Adds the gradient of a batch to the parameters, eagerly."""
+        loss, surrogate, traces = self._evaluate(args, kwargs or {})
         parameters = self.parameters()
         if surrogate is not None and surrogate.requires_grad:
             surrogate = surrogate if weight is None else surrogate * weight
@@ -149,9 +181,6 @@ class SVI:
         terms = StepTerms(loss, *elbo_terms(traces, getattr(self.loss, "num_particles", 1)))
         if check:
             self._check_finite(traces, terms)
-        if self.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
-        self._step(parameters)
         return terms
 
     def _evaluate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor | None, Traces]:

@@ -64,7 +64,7 @@ class Trainer:
         self.beta = torch.ones((), device=self.device)
         self.steps_per_epoch = epoch_length(self.train)
         pair: Any = self.pair
-        self.svi = SVI(pair.model, pair.guide, self.optim, self.loss, clip_norm=self.clip_norm)
+        self.svi = SVI(pair.model, pair.guide, self.optim, self.loss, compile=False, clip_norm=self.clip_norm)
         with self.random.kept(), evaluating(self.pair, self.seed, attach=True):
             for name, data in (("train", self.train), ("valid", self.valid)):
                 if data is not None:

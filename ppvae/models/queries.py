@@ -24,7 +24,7 @@ class VAEQueries(nn.Module):
         return self.q_z_given_x(x)
 
     def decode(self, z: Tensor) -> TorchDistribution:
-        """p(x|z) for z of shape (..., k)."""
+        """p(x|z) for z of shape (..., k), or (..., *event) where the prior has more event dims."""
         return self.p_x_given_z(z)
 
     @torch.no_grad()
@@ -60,9 +60,10 @@ class VAEQueries(nn.Module):
         """
         if num_steps < 2:
             raise ValueError(f"num_steps must be at least 2, for the two ends, got {num_steps!r}")
-        z_from, z_to = (self._code(x).unsqueeze(-2) for x in (x_from, x_to))
-        t = torch.linspace(0, 1, num_steps, device=z_from.device, dtype=z_from.dtype).unsqueeze(-1)
-        return mean_of(self.decode(z_from + t * (z_to - z_from)))
+        dims = len(self.p_z().event_shape)
+        z_from, z_to = (self._code(x).unsqueeze(-1 - dims) for x in (x_from, x_to))
+        t = torch.linspace(0, 1, num_steps, device=z_from.device, dtype=z_from.dtype).reshape(-1, *[1] * dims)
+        return mean_of(self.decode(torch.lerp(z_from, z_to, t)))
 
     def _code(self, x: Tensor) -> Tensor:
         """The mean of q(z|x), or a draw where the family has no mean in closed form."""

@@ -26,6 +26,10 @@ class VAE(VAEQueries):
         q_z_given_x: posterior, a module `x -> q(z|x)`, e.g. `ConditionalNormal(MLP(d, (200,), (2, k)))`.
         beta: weight of the KL term while training; evaluation ignores it.
 
+    Raises:
+        ValueError: where `beta` is no number >= 0.
+        TypeError: where a piece is no module.
+
     Example:
         >>> import torch, ppvae
         >>> from ppvae.distributions import ConditionalBernoulli, ConditionalNormal, StandardNormal
@@ -45,6 +49,9 @@ class VAE(VAEQueries):
         super().__init__()
         if isinstance(beta, bool) or not isinstance(beta, int | float) or not beta >= 0:
             raise ValueError(f"beta must be a number >= 0, got {beta!r}")
+        for name, piece in (("p_z", p_z), ("p_x_given_z", p_x_given_z), ("q_z_given_x", q_z_given_x)):
+            if not isinstance(piece, nn.Module):
+                raise TypeError(f"{name} must be a module that returns a distribution, got {type(piece).__name__}")
         self.p_z = p_z
         self.p_x_given_z = p_x_given_z
         self.q_z_given_x = q_z_given_x

@@ -3,6 +3,7 @@
 import runpy
 from pathlib import Path
 
+import pyro
 import pytest
 
 SCRIPTS = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
@@ -10,7 +11,8 @@ SCRIPTS = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_script_runs(script, capsys):
-    runpy.run_path(str(script), run_name="__main__")
+    with pyro.get_param_store().scope():  # a script may train in Pyro's store
+        runpy.run_path(str(script), run_name="__main__")
     assert "log p(x) = " in capsys.readouterr().out
 
 

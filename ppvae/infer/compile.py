@@ -1,0 +1,196 @@
+"""The compiled step: Pyro's handlers run once, their arithmetic runs ever after.
+
+The whole gradient computation (guide, model, ELBO, backward) is executed once under a tracer, which writes down every
+tensor operation as one graph; Inductor compiles the graph; a step then runs it without any Python of Pyro's.
+
+What the graph reads besides the batch (parameters, buffers, a KL weight that a schedule updates in place) becomes an
+input that is passed by reference, so its new values count. What Python decided while tracing is guarded: numbers and
+flags on the modules, and booleans that were asked of tensors. Where a guard fails, or tracing does, the step runs
+eagerly, after one warning that says why: slower, never wrong.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.poutine.runtime import _PYRO_STACK
+from torch import Tensor, nn
+
+from ppvae.infer.elbo import StepTerms
+from ppvae.infer.state import get_rng, set_rng
+from ppvae.infer.tracing import Gradient, GradientTrace, UncompilableError, check_same, tensors_of, trace_gradient
+
+MAX_GRAPHS = 4
+"""Kinds of batch (shapes, dtypes, absent labels) that are compiled; any further one runs eagerly."""
+
+MAX_RETRACES = 8
+"""How often graphs are made anew because an attribute of a module changed."""
+
+
+class CompiledGradient:
+    """A gradient computation, compiled for each kind of batch that it meets.
+
+    Args:
+        gradient: the eager computation, called as `gradient(args, weight)`.
+        parameters: gives the tensors that are trained.
+        modules: whose attributes are guarded.
+        objective: the ELBO, whose attributes are guarded too.
+    """
+
+    def __init__(
+        self,
+        gradient: Gradient,
+        parameters: Callable[[], list[Tensor]],
+        modules: Iterable[nn.Module],
+        objective: Any,
+    ) -> None:
+        self._gradient = gradient
+        self._parameters = parameters
+        self._modules = list(modules)
+        self._objective = objective
+        self._graphs: dict[Any, _Graph] = {}
+        self._retraces = 0
+        self._eager = False
+
+    def __call__(self, args: tuple[Any, ...], weight: float | None) -> StepTerms:
+        """The terms of the loss of a batch; its gradients are on the parameters afterwards."""
+        if not self._eager:
+            try:
+                graph = self._graph(args, weight)
+                if graph is not None:
+                    return graph.run(args)
+            except Exception as error:  # a compiler can fail in many ways, and the eager step is always there
+                self._eager = True
+                reason = str(error).strip().split("\n")[0] or type(error).__name__
+                warnings.warn(f"the step is not compiled, and runs eagerly: {reason}", stacklevel=4)
+        return self._gradient(args, weight)
+
+    def _graph(self, args: tuple[Any, ...], weight: float | None) -> _Graph | None:
+        """The compiled graph for this kind of batch; None where there are too many kinds."""
+        handlers = tuple(_numbers(handler) for handler in _PYRO_STACK)
+        kind = (_kind(args), weight, handlers, _numbers(self._objective), len(self._parameters()))
+        graph = self._graphs.get(kind)
+        if graph is not None:
+            changed = graph.changed_attribute()
+            if changed is None:
+                return graph
+            self._retraces += 1
+            if self._retraces > MAX_RETRACES:
+                raise UncompilableError(f"the attribute {changed!r} of a module keeps changing; make it a buffer")
+        elif len(self._graphs) >= MAX_GRAPHS:
+            return None
+        self._graphs[kind] = self._compile(args, weight)
+        return self._graphs[kind]
+
+    def _compile(self, args: tuple[Any, ...], weight: float | None) -> _Graph:
+        traces = []
+        for _ in range(2):  # what differs between two runs on the same batch is no function of the tensors
+            with state_unchanged(self._modules, self._parameters()):
+                traces.append(trace_gradient(self._gradient, args, weight, self._parameters()))
+        check_same(*traces)
+        graph = _Graph(traces[-1], traces[-1].lift_tensors(), self._modules, list(_attributes(self._modules)))
+        graph.compile(args)
+        return graph
+
+
+@dataclass
+class _Graph:
+    """A compiled gradient computation for one kind of batch."""
+
+    trace: GradientTrace
+    inputs: list[Tensor]
+    modules: list[nn.Module]
+    attributes: list[tuple[dict[str, Any], str, Any]]
+    function: Callable[..., Any] | None = None
+
+    def compile(self, args: tuple[Any, ...]) -> None:
+        """Compiles with Inductor; random numbers come from torch's own kernels, as in the eager step."""
+        options: dict[str, Any] = {"fallback_random": True}
+        if any(tensor.is_cuda for tensor in self.inputs):
+            options["triton.cudagraphs"] = True
+        with torch.no_grad():
+            self.function = torch._inductor.compile(self.trace.module, [*tensors_of(args), *self.inputs], options)
+
+    def changed_attribute(self) -> str | None:
+        """The name of an attribute of a module that is no longer what it was."""
+        for place, name, value in self.attributes:
+            now = place.get(name)
+            if now is not value and (isinstance(value, Tensor | nn.Module) or now != value):
+                return name
+        return None
+
+    def run(self, args: tuple[Any, ...]) -> StepTerms:
+        """Runs the graph and puts the gradients on the parameters.
+
+        Raises:
+            UncompilableError: where Python would have decided otherwise; nothing has then changed.
+        """
+        assert self.function is not None
+        decisions = self.trace.decisions
+        with torch.no_grad(), state_unchanged(self.modules, []) if decisions else nullcontext(lambda: None) as keep:
+            outputs = self.function(*tensors_of(args), *self.inputs)
+            if decisions:
+                _check_decisions(outputs[len(outputs) - len(decisions) :], decisions)
+            keep()
+        names, trained = self.trace.names, self.trace.trained
+        for parameter, gradient in zip(trained, outputs[len(names) :], strict=False):
+            parameter.grad = gradient
+        return StepTerms.of(dict(zip(names, outputs, strict=False)))
+
+
+def _check_decisions(values: Any, decisions: list[float]) -> None:
+    for value, expected in zip(values, decisions, strict=True):
+        if value.item() != expected:
+            raise UncompilableError(
+                f"the pair's Python code depends on a value of a tensor, which was {expected} and is {value.item()}"
+            )
+
+
+@contextmanager
+def state_unchanged(modules: list[nn.Module], parameters: list[Tensor]) -> Iterator[Callable[[], None]]:
+    """Puts back random state, buffers and gradients on leaving, unless the callable that it gives was called."""
+    buffers = list({id(b): b for module in modules for b in module.buffers()}.values())
+    device = next((t.device for t in (*parameters, *buffers) if t.is_cuda), torch.device("cpu"))
+    rng, copies = get_rng(device), [b.detach().clone() for b in buffers]
+    kept: list[bool] = []
+    try:
+        yield lambda: kept.append(True)
+    finally:
+        if not kept:
+            set_rng(rng, device)
+            with torch.no_grad():
+                for buffer, copy in zip(buffers, copies, strict=True):
+                    buffer.copy_(copy)
+            for parameter in parameters:
+                parameter.grad = None
+
+
+def _attributes(modules: list[nn.Module]) -> Iterator[tuple[dict[str, Any], str, Any]]:
+    """What a graph takes for granted of modules: their numbers and flags, and which tensors and children they hold."""
+    for module in (m for root in modules for m in root.modules()):
+        places: list[dict[str, Any]] = [module._parameters, module._buffers, module._modules]
+        plain = {name for name, value in vars(module).items() if isinstance(value, bool | int | float | str)}
+        yield from ((vars(module), name, vars(module)[name]) for name in plain)
+        yield from ((place, name, value) for place in places for name, value in place.items())
+
+
+def _numbers(holder: Any) -> tuple[Any, ...]:
+    """The type of a handler or an ELBO with its numbers, and the identity of its tensors."""
+    attributes = [
+        (name, id(value) if isinstance(value, Tensor) else value)
+        for name, value in vars(holder).items()
+        if isinstance(value, bool | int | float | str | Tensor)
+    ]
+    return (type(holder), *attributes)
+
+
+def _kind(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What a graph takes for granted of a batch."""
+    return tuple(
+        (a.shape, a.stride(), a.dtype, a.device, a.requires_grad) if isinstance(a, Tensor) else a for a in args
+    )

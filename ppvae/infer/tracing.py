@@ -1,0 +1,153 @@
+"""Tracing: one run of a gradient computation, written down as a graph of tensor operations."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from ppvae.infer.elbo import StepTerms
+
+Gradient = Callable[[tuple[Any, ...], float | None], StepTerms]
+"""Computes the terms of a batch's loss, and leaves the gradients on the parameters."""
+
+
+class UncompilableError(RuntimeError):
+    """What a pair computes depends on more than a graph can hold; the message says on what."""
+
+
+@dataclass
+class GradientTrace:
+    """One traced run of the gradient computation.
+
+    Attributes:
+        module: the graph: from the batch to the terms, the gradients, and the values of the decisions.
+        names: of the terms.
+        trained: the parameters that the gradients belong to.
+        decisions: what the values were that Python asked of tensors.
+    """
+
+    module: GraphModule
+    names: list[str]
+    trained: list[Tensor]
+    decisions: list[float]
+
+    def lift_tensors(self) -> list[Tensor]:
+        """Makes the tensors that the graph refers to inputs after the batch, and returns them."""
+        graph = self.module.graph
+        inputs: list[Tensor] = []
+        places: dict[int, Node] = {}
+        last = next(node for node in reversed(graph.nodes) if node.op == "placeholder")
+        for node in [node for node in graph.nodes if node.op == "get_attr"]:
+            tensor = getattr(self.module, str(node.target))
+            if id(tensor) not in places:
+                with graph.inserting_after(last):
+                    last = places[id(tensor)] = graph.placeholder(f"input_{len(inputs)}")
+                last.meta = dict(node.meta)
+                inputs.append(tensor)
+            node.replace_all_uses_with(places[id(tensor)])
+            graph.erase_node(node)
+        self.module.recompile()
+        return inputs
+
+
+def trace_gradient(
+    gradient: Gradient, args: tuple[Any, ...], weight: float | None, parameters: list[Tensor]
+) -> GradientTrace:
+    """Runs the gradient computation on a batch and writes down its tensor operations."""
+    names: list[str] = []
+    trained: list[Tensor] = []
+    decisions: list[float] = []
+
+    def compute(*tensors: Tensor) -> list[Tensor]:
+        replaced = iter(tensors)
+        with _OnlyTensors(), _Reads() as reads:
+            terms = gradient(tuple(next(replaced) if isinstance(a, Tensor) else a for a in args), weight).named()
+        names.extend(terms)
+        trained.extend(p for p in parameters if p.grad is not None)
+        decisions.extend(value for _, value in reads.decisions)
+        return [*terms.values(), *(p.grad for p in trained), *(tensor for tensor, _ in reads.decisions)]
+
+    with pyro.validation_enabled(False):
+        module = make_fx(compute)(*tensors_of(args))
+    return GradientTrace(module, names, trained, decisions)
+
+
+class _Reads(TorchFunctionMode):
+    """Answers what Python asks of tensors while tracing.
+
+    A number that Pyro reads for its loss stays a tensor; its NaN checks are left to the caller of the step; any other
+    read is a decision, noted with the tensor that it was read from.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decisions: list[tuple[Tensor, float]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        caller = sys._getframe(1)
+        asked_by = caller.f_globals.get("__name__", "")
+        if func is Tensor.item and asked_by.startswith("pyro.infer."):
+            return args[0].detach()
+        if func is Tensor.__bool__ and asked_by == "pyro.util" and caller.f_code.co_name.startswith("warn_if"):
+            return False
+        if func in _READS:
+            tensor = args[0].detach()
+            with _disable_current_modes():
+                value = tensor.item()
+            self.decisions.append((tensor, value))
+            return _READS[func](value)
+        return func(*args, **(kwargs or {}))
+
+
+_READS: dict[Any, Callable[[Any], Any]] = {
+    Tensor.item: lambda value: value,
+    Tensor.__bool__: bool,
+    Tensor.__float__: float,
+    Tensor.__int__: int,
+    Tensor.__index__: int,
+    torch.is_nonzero: bool,
+}
+
+
+class _OnlyTensors(TorchDispatchMode):
+    """Refuses operations whose result a graph of fixed shapes cannot hold."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        by_value = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output} & set(func.tags)
+        if by_value and not (func is torch.ops.aten.index.Tensor and not _has_mask(args[1])):
+            raise UncompilableError(f"{func} gives a result whose shape or Python value depends on values of tensors")
+        return func(*args, **(kwargs or {}))
+
+
+def _has_mask(indices: Any) -> bool:
+    return any(isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8) for i in indices)
+
+
+def check_same(first: GradientTrace, second: GradientTrace) -> None:
+    """Checks that two traced runs on one batch did the same.
+
+    Raises:
+        UncompilableError: where they did not: the pair's Python draws or counts something itself.
+    """
+    same = str(first.module.graph) == str(second.module.graph) and first.decisions == second.decisions
+    for node in first.module.graph.nodes if same else ():
+        if node.op == "get_attr":
+            a, b = getattr(first.module, str(node.target)), getattr(second.module, str(node.target))
+            same = same and (a is b or (a.shape == b.shape and bool(torch.equal(a, b))))
+    if not same:
+        raise UncompilableError("two runs of the pair on one batch differ: it uses a state that is no tensor")
+
+
+def tensors_of(args: tuple[Any, ...]) -> list[Tensor]:
+    """The tensors among the arguments of a pair."""
+    return [a for a in args if isinstance(a, Tensor)]

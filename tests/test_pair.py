@@ -1,0 +1,126 @@
+import math
+from functools import partial
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from torch import nn
+
+import ppvae
+from ppvae.pair import check_batch, check_data_plate, check_sites, device_of, sample_sites
+from tests.reference import LinearGaussian, linear_gaussian
+
+
+def test_two_methods_of_one_module():
+    reference = linear_gaussian()
+    module = reference.pair
+    pair = ppvae.Pair(module.model, module.guide)
+    assert list(pair.modules_used) == [module]
+    assert set(map(id, pair.parameters())) == set(map(id, module.parameters()))
+    expected = ppvae.log_marginal(module, *reference.data, num_samples=5).values
+    assert torch.equal(ppvae.log_marginal(pair, *reference.data, num_samples=5).values, expected)
+    pair.eval()
+    assert not module.training
+
+
+def test_functions_modules_and_partials():
+    class Guide(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loc = nn.Parameter(torch.tensor(0.3))
+
+        def forward(self, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(self.loc * x, 1.0))
+
+    def model(x, scale=1.0):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, scale), obs=x)
+
+    net, x = nn.Linear(1, 1), torch.linspace(-1, 1, 5)
+    pair = ppvae.Pair(partial(model, scale=2.0), Guide(), [net])
+    assert {k for k, _ in pair.named_parameters()} == {
+        "guide_function.loc",
+        "modules_used.0.weight",
+        "modules_used.0.bias",
+    }
+    estimate = ppvae.log_marginal(pair, x, num_samples=4000)
+    assert ((estimate.values - dist.Normal(0.0, math.sqrt(5)).log_prob(x)) / estimate.std_error).abs().max() < 4
+
+
+@pytest.mark.parametrize(("model", "guide", "named"), [(3, print, "model"), (print, None, "guide")])
+def test_not_callable(model, guide, named):
+    with pytest.raises(TypeError, match=f"{named} must be callable"):
+        ppvae.Pair(model, guide)
+
+
+def test_kl_weight_scales_the_latents_only():
+    module, x = LinearGaussian(), torch.randn(4)
+    weight = torch.tensor(0.5)
+    for value in (0.5, 2.0):
+        weight.fill_(value)
+        with ppvae.KLWeight(weight):
+            trace = poutine.trace(module.model).get_trace(x)
+        assert float(trace.nodes["z"]["scale"]) == value
+        assert float(trace.nodes["x"]["scale"]) == 1.0
+    with ppvae.KLWeight(2.0), ppvae.KLWeight(3.0):
+        assert poutine.trace(module.guide).get_trace(x).nodes["z"]["scale"] == 6.0
+    for bad in (-1.0, math.nan):
+        with pytest.raises(ValueError, match="weight must be a number >= 0"):
+            ppvae.KLWeight(bad)
+
+
+def test_check_batch():
+    assert check_batch((torch.zeros(3, 2), None, torch.zeros(3))) == 3
+    with pytest.raises(ValueError, match=r"train must hold tensors of one length, got lengths \[3, 2\]"):
+        check_batch((torch.zeros(3), torch.zeros(2)), name="train")
+    with pytest.raises(TypeError, match=r"train\[1\] must be a tensor with a leading batch dim, or None, got list"):
+        check_batch((torch.zeros(3), [1]), name="train")
+
+
+def test_sites_without_a_density_are_no_sites():
+    def model(x):
+        with pyro.plate("data", 10, subsample_size=3):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.deterministic("twice", 2 * z)
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    trace = poutine.trace(model).get_trace(torch.zeros(3))
+    assert [name for name, _ in sample_sites(trace)] == ["z", "x"]
+    check_data_plate(trace, 3, where="model")
+    with pytest.raises(ValueError, match=r"on 4 data, site 'z' of the model lies in 'data' \(size 3, dim -1\)"):
+        check_data_plate(trace, 4, where="model")
+
+
+def test_check_sites():
+    def model(auxiliary=False, enumerated=False):
+        pyro.sample("z", dist.Bernoulli(0.5), infer={"enumerate": "parallel"} if enumerated else {})
+        pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.zeros(()))
+
+    def guide(z=True, u=None):
+        if u is not None:
+            pyro.sample("u", dist.Normal(0.0, 1.0), infer={"is_auxiliary": u})
+        if z:
+            pyro.sample("z", dist.Bernoulli(0.5))
+
+    def trace(function, **options):
+        return poutine.trace(function).get_trace(**options)
+
+    check_sites(trace(model), trace(guide, u=True))
+    check_sites(trace(model, enumerated=True), trace(guide, z=False))
+    with pytest.raises(ValueError, match="misses the latent site 'z'"):
+        check_sites(trace(model), trace(guide, z=False))
+    with pytest.raises(ValueError, match="samples 'u', which is no latent of the model"):
+        check_sites(trace(model), trace(guide, u=False))
+    with pytest.raises(ValueError, match=r"observes nothing: no site has obs=, its sites are \['z'\]"):
+        check_sites(trace(guide), trace(guide))
+
+
+def test_device_of():
+    assert device_of(nn.Linear(1, 1)) == torch.device("cpu")
+    assert device_of(nn.Module()) == torch.device("cpu")
+    assert device_of(nn.Module(), (None, torch.empty(1, device="meta"))) == torch.device("meta")
+    assert device_of(nn.BatchNorm1d(1, affine=False).to("meta")) == torch.device("meta")
