@@ -31,6 +31,9 @@ MAX_GRAPHS = 4
 MAX_RETRACES = 8
 """How often graphs are made anew because an attribute of a module changed."""
 
+MAX_MISSES = 20
+"""How often a step may run eagerly because Python would have decided otherwise than it did while tracing."""
+
 
 class CompiledGradient:
     """A gradient computation, compiled for each kind of batch that it meets.
@@ -55,6 +58,7 @@ class CompiledGradient:
         self._objective = objective
         self._graphs: dict[Any, _Graph] = {}
         self._retraces = 0
+        self._misses = 0
         self._eager = False
 
     def __call__(self, args: tuple[Any, ...], weight: float | None) -> StepTerms:
@@ -62,13 +66,21 @@ class CompiledGradient:
         if not self._eager:
             try:
                 graph = self._graph(args, weight)
+                terms = None if graph is None else graph.run(args)
+                if terms is not None:
+                    return terms
                 if graph is not None:
-                    return graph.run(args)
+                    self._count_a_miss()
             except Exception as error:  # a compiler can fail in many ways, and the eager step is always there
                 self._eager = True
                 reason = str(error).strip().split("\n")[0] or type(error).__name__
                 warnings.warn(f"the step is not compiled, and runs eagerly: {reason}", stacklevel=4)
         return self._gradient(args, weight)
+
+    def _count_a_miss(self) -> None:
+        self._misses += 1
+        if self._misses > MAX_MISSES:
+            raise UncompilableError("the pair's Python code depends on values of tensors, which keep changing")
 
     def _graph(self, args: tuple[Any, ...], weight: float | None) -> _Graph | None:
         """The compiled graph for this kind of batch; None where there are too many kinds."""
@@ -124,31 +136,24 @@ class _Graph:
                 return name
         return None
 
-    def run(self, args: tuple[Any, ...]) -> StepTerms:
+    def run(self, args: tuple[Any, ...]) -> StepTerms | None:
         """Runs the graph and puts the gradients on the parameters.
 
-        Raises:
-            UncompilableError: where Python would have decided otherwise; nothing has then changed.
+        Returns:
+            The terms; None where Python would have decided otherwise than it did while tracing. Nothing has then
+            changed, not even the random state.
         """
         assert self.function is not None
         decisions = self.trace.decisions
         with torch.no_grad(), state_unchanged(self.modules, []) if decisions else nullcontext(lambda: None) as keep:
             outputs = self.function(*tensors_of(args), *self.inputs)
-            if decisions:
-                _check_decisions(outputs[len(outputs) - len(decisions) :], decisions)
+            if decisions and [v.item() for v in outputs[len(outputs) - len(decisions) :]] != decisions:
+                return None
             keep()
         names, trained = self.trace.names, self.trace.trained
         for parameter, gradient in zip(trained, outputs[len(names) :], strict=False):
             parameter.grad = gradient
         return StepTerms.of(dict(zip(names, outputs, strict=False)))
-
-
-def _check_decisions(values: Any, decisions: list[float]) -> None:
-    for value, expected in zip(values, decisions, strict=True):
-        if value.item() != expected:
-            raise UncompilableError(
-                f"the pair's Python code depends on a value of a tensor, which was {expected} and is {value.item()}"
-            )
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import pyro
 import torch
@@ -45,6 +45,7 @@ def fit(
     clip_norm: float | None = None,
     kl_weight: float | Schedule | None = None,
     patience: int | None = None,
+    compile: bool | Literal["auto"] = "auto",
     device: str | torch.device | None = None,
     seed: int = 0,
     out: str | os.PathLike[str] | None = None,
@@ -74,6 +75,8 @@ def fit(
         clip_norm: the gradient is scaled down to this global norm where it is longer.
         kl_weight: β, or a function from the time in epochs to it (warm-up); None leaves the pair as it is.
         patience: stop after this many epochs without a better validation ELBO.
+        compile: whether to run the step as one compiled graph, see `ppvae.infer.compile`; "auto" compiles where
+            the run is long enough to repay the seconds that it takes.
         device: where to train; by default where the pair is.
         seed: of everything random here: the order of the data, the draws, parameters created at first use.
             The same seed on the same machine gives the same run. The global random state is left as it was.
@@ -119,6 +122,7 @@ def fit(
         "clip_norm": clip_norm,
         "kl_weight": _describe(kl_weight),
         "patience": patience,
+        "compile": compile,
         "device": str(where),
         "seed": seed,
     }
@@ -135,6 +139,7 @@ def fit(
         kl_weight=kl_schedule,
         folder=folder,
         seed=seed,
+        compile=compile,
     )
     trainer.prepare()
     if folder is not None and resume:

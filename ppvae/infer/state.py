@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
+from tqdm import tqdm
 
 
 @dataclass
@@ -37,6 +39,15 @@ class Progress:
     def add(self, name: str, value: float) -> None:
         """Adds to the sum `name`: one value at a time, so that an interruption does not change the rounding."""
         self.sums[name] = self.sums.get(name, 0.0) + value
+
+
+def progress_bar(progress: Progress, steps_per_epoch: int | None, epochs: int, *, show: bool) -> Any:
+    """A bar over the steps of a run, from where it stands."""
+    length = steps_per_epoch or 0
+    done = progress.epoch * length + progress.step
+    often = 0.2 if sys.stderr.isatty() else 30.0  # a log file wants few lines
+    options: dict[str, Any] = {"disable": not show, "dynamic_ncols": True, "mininterval": often}
+    return tqdm(total=length * epochs or None, initial=done, unit="step", **options)
 
 
 @dataclass(frozen=True)

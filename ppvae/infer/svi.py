@@ -45,7 +45,7 @@ class SVI:
             options by parameter name works as in Pyro.
         loss: any Pyro ELBO object, or a function `(model, guide, *args) -> differentiable loss`.
         compile: whether to run the step as one compiled graph, see `ppvae.infer.compile`. "auto" compiles where it
-            repays itself: once `planned_steps` or the steps taken reach `COMPILE_FROM`.
+            repays itself: where `svi.planned_steps`, or where it is None the steps taken, reach `COMPILE_FROM`.
         clip_norm: the gradient is scaled down to this global norm where it is longer.
 
     Example:
@@ -71,13 +71,15 @@ class SVI:
     ) -> None:
         if not callable(optim):
             raise TypeError(f"optim must be a function from parameters to an optimizer, got {optim!r}")
+        if compile not in (True, False, "auto"):
+            raise ValueError(f"compile must be True, False or 'auto', got {compile!r}")
         if not callable(loss):
             raise TypeError(f"loss must be a pyro.infer ELBO object or a function, got {loss!r}")
         self.model = model
         self.guide = guide
         self.loss = loss
         self.compile = compile
-        self.planned_steps = 0
+        self.planned_steps: int | None = None
         self.clip_norm = clip_norm
         self.optim = _one_optimizer(optim)
         self.optimizer: torch.optim.Optimizer | None = None
@@ -164,7 +166,8 @@ class SVI:
         """Whether this step is to run compiled: the parameters are known, and compiling repays itself."""
         if not self.compile or not self._parameters:
             return False
-        return self.compile is True or max(self.planned_steps, self._steps) >= COMPILE_FROM
+        steps = self._steps if self.planned_steps is None else self.planned_steps
+        return self.compile is True or steps >= COMPILE_FROM
 
     def _gradient(
         self, args: tuple[Any, ...], weight: float | None, kwargs: dict[str, Any] | None = None, *, check: bool = False
@@ -221,7 +224,8 @@ class SVI:
             return
         optimizer = self.optimizer or self._make_optimizer()
         optimizer.step()
-        optimizer.zero_grad()
+        for parameter in parameters:
+            parameter.grad = None  # what optimizer.zero_grad() does, without its bookkeeping
 
     def _check_finite(self, traces: Traces, terms: StepTerms) -> None:
         gradients = (

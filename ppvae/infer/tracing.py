@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import pyro
@@ -70,7 +71,7 @@ def trace_gradient(
 
     def compute(*tensors: Tensor) -> list[Tensor]:
         replaced = iter(tensors)
-        with _OnlyTensors(), _Reads() as reads:
+        with _ItemsStay(), _Reads() as reads:
             terms = gradient(tuple(next(replaced) if isinstance(a, Tensor) else a for a in args), weight).named()
         names.extend(terms)
         trained.extend(p for p in parameters if p.grad is not None)
@@ -82,51 +83,47 @@ def trace_gradient(
     return GradientTrace(module, names, trained, decisions)
 
 
-class _Reads(TorchFunctionMode):
-    """Answers what Python asks of tensors while tracing.
+class _ItemsStay(TorchFunctionMode):
+    """Lets the numbers that Pyro reads for its loss stay tensors."""
 
-    A number that Pyro reads for its loss stays a tensor; its NaN checks are left to the caller of the step; any other
-    read is a decision, noted with the tensor that it was read from.
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        asked_by = sys._getframe(1).f_globals.get("__name__", "")
+        if func is Tensor.item and asked_by.startswith("pyro.infer."):
+            return args[0].detach()
+        return func(*args, **(kwargs or {}))
+
+
+class _Reads(TorchDispatchMode):
+    """Answers what Python asks of tensors, and refuses what a graph of fixed shapes cannot hold.
+
+    Pyro's NaN checks are left to the caller of the step; any other value that is read is a decision, noted with the
+    tensor that it was read from.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.decisions: list[tuple[Tensor, float]] = []
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        caller = sys._getframe(1)
-        asked_by = caller.f_globals.get("__name__", "")
-        if func is Tensor.item and asked_by.startswith("pyro.infer."):
-            return args[0].detach()
-        if func is Tensor.__bool__ and asked_by == "pyro.util" and caller.f_code.co_name.startswith("warn_if"):
-            return False
-        if func in _READS:
-            tensor = args[0].detach()
-            with _disable_current_modes():
-                value = tensor.item()
-            self.decisions.append((tensor, value))
-            return _READS[func](value)
-        return func(*args, **(kwargs or {}))
-
-
-_READS: dict[Any, Callable[[Any], Any]] = {
-    Tensor.item: lambda value: value,
-    Tensor.__bool__: bool,
-    Tensor.__float__: float,
-    Tensor.__int__: int,
-    Tensor.__index__: int,
-    torch.is_nonzero: bool,
-}
-
-
-class _OnlyTensors(TorchDispatchMode):
-    """Refuses operations whose result a graph of fixed shapes cannot hold."""
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            if _in_nan_check(sys._getframe(1)):
+                return False
+            with _disable_current_modes():
+                value = args[0].item()
+            self.decisions.append((args[0], value))
+            return value
         by_value = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output} & set(func.tags)
         if by_value and not (func is torch.ops.aten.index.Tensor and not _has_mask(args[1])):
-            raise UncompilableError(f"{func} gives a result whose shape or Python value depends on values of tensors")
+            raise UncompilableError(f"{func} gives a shape or a Python value that depends on values of tensors")
         return func(*args, **(kwargs or {}))
+
+
+def _in_nan_check(frame: FrameType | None) -> bool:
+    """Whether the code that runs was called by `pyro.util.warn_if_nan` or `warn_if_inf`."""
+    between = ("torch.", __name__)  # the tracer's own frames
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(between):
+        frame = frame.f_back
+    return frame is not None and frame.f_globals.get("__name__") == "pyro.util" and "warn_if" in frame.f_code.co_name
 
 
 def _has_mask(indices: Any) -> bool:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
 
 from ppvae.data import Batches
 from ppvae.infer.checks import check_fits, epoch_length, minibatches
@@ -22,7 +20,7 @@ from ppvae.infer.interrupt import stop_requests, until
 from ppvae.infer.nonfinite import NonFiniteError, all_finite, check_finite_parameters
 from ppvae.infer.run import Row, Run, RunFolder
 from ppvae.infer.schedule import Schedule
-from ppvae.infer.state import Progress, RandomState, modes_kept, to_cpu
+from ppvae.infer.state import Progress, RandomState, modes_kept, progress_bar, to_cpu
 from ppvae.infer.svi import SVI, OptimizerFactory
 from ppvae.pair import Batch, KLWeight, check_batch, device_of
 from ppvae.storage import load_state, restore_weights, save_state
@@ -38,9 +36,10 @@ class Trainer:
     Attributes:
         lr: a schedule that sets the learning rate at every step; None leaves the optimizer's own.
         kl_weight: a schedule for β; None leaves the pair's own scales.
+        compile: as of `SVI`.
     """
 
-    pair: nn.Module
+    pair: Any
     train: Batches | Iterable[Any]
     valid: Batches | Iterable[Any] | None
     loss: Any
@@ -50,6 +49,7 @@ class Trainer:
     kl_weight: Schedule | None
     folder: RunFolder | None
     seed: int
+    compile: bool | Literal["auto"]
 
     def prepare(self) -> None:
         """Runs the pair once on a minibatch: creates its parameters, checks it against the data.
@@ -63,8 +63,8 @@ class Trainer:
         self.best_weights: dict[str, Tensor] | None = None
         self.beta = torch.ones((), device=self.device)
         self.steps_per_epoch = epoch_length(self.train)
-        pair: Any = self.pair
-        self.svi = SVI(pair.model, pair.guide, self.optim, self.loss, compile=False, clip_norm=self.clip_norm)
+        options: dict[str, Any] = {"compile": self.compile, "clip_norm": self.clip_norm}
+        self.svi = SVI(self.pair.model, self.pair.guide, self.optim, self.loss, **options)
         with self.random.kept(), evaluating(self.pair, self.seed, attach=True):
             for name, data in (("train", self.train), ("valid", self.valid)):
                 if data is not None:
@@ -86,13 +86,14 @@ class Trainer:
     def run(self, *, epochs: int, patience: int | None, progress: bool, log: Any) -> Run:
         """Trains until `epochs` epochs are done, validation stops improving, or Ctrl-C."""
         began = time.perf_counter()
+        self.svi.planned_steps = (self.steps_per_epoch or 0) * epochs
         with (
             modes_kept(self.pair),
             self.random.forked(self.seed),
             self.svi.running(),
             validation(False),
             stop_requests() as stop,
-            self._progress_bar(epochs, progress) as bar,
+            progress_bar(self.progress, self.steps_per_epoch, epochs, show=progress) as bar,
         ):
             self.random.set(self.rng)
             while (stopped := self._finished(epochs, patience)) is None:
@@ -215,8 +216,7 @@ class Trainer:
                 now.best, now.best_epoch = row["valid_elbo"], now.epoch
                 best = self.best_weights = self._weights()
         now.history.append(row)
-        shown = {k: f"{row[k]:.2f}" for k in ("loss", "elbo", "valid_elbo") if k in row}
-        bar.set_postfix(shown, refresh=False)
+        bar.set_postfix({k: f"{row[k]:.2f}" for k in ("loss", "elbo", "valid_elbo") if k in row}, refresh=False)
         for name, value in row.items() if log is not None else ():
             log.add_scalar(name, value, now.epoch)
         self._write(best)
@@ -291,10 +291,3 @@ class Trainer:
         now = self.progress
         folder = None if self.folder is None else self.folder.path
         return Run(now.history, folder, stopped, now.best_epoch, seconds)
-
-    def _progress_bar(self, epochs: int, show: bool) -> Any:
-        length = self.steps_per_epoch
-        steps = None if length is None else length * epochs
-        done = self.progress.epoch * (length or 0) + self.progress.step
-        often = 0.2 if sys.stderr.isatty() else 30.0  # a log file wants few lines
-        return tqdm(total=steps, initial=done, unit="step", disable=not show, dynamic_ncols=True, mininterval=often)

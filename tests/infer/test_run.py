@@ -42,6 +42,7 @@ def test_what_a_run_leaves(tmp_path):
         "clip_norm": None,
         "kl_weight": 0.5,
         "patience": None,
+        "compile": "auto",
         "device": "cpu",
         "seed": 0,
     }

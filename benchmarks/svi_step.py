@@ -1,0 +1,287 @@
+"""One SVI step, side by side in one run: hand-written PyTorch, Pyro's SVI and its JIT, and ppvae, eager and compiled.
+
+Every contestant trains the same networks on the same minibatch; the hand-written loops use one fused Adam, KL terms in
+closed form, and exact sums over y where the pair enumerates. The contestants take turns. The arithmetic floor is the
+step's floating point operations at the rate of a large matrix product in the same run.
+
+    python benchmarks/svi_step.py --model vae --batch-size 16
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import pyro
+import pyro.distributions as dist
+import torch
+import tyro
+from pyro.infer import ELBO, JitTrace_ELBO, JitTraceEnum_ELBO, Trace_ELBO, TraceEnum_ELBO
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+import ppvae
+from ppvae.distributions import ConditionalBernoulli, ConditionalNormal, StandardNormal
+from ppvae.models import VAE
+from ppvae.nn import MLP, ConvDecoder, ConvEncoder
+
+MODELS = Literal["vae", "conv", "ssvae", "hierarchical"]
+Step = Callable[[Tensor], Any]
+
+
+@dataclass(frozen=True)
+class Args:
+    """Time one SVI step, side by side."""
+
+    model: MODELS = "vae"
+    """Which pair: an MLP VAE 784-400-20, a convolutional one, one with enumerated labels, one of two levels."""
+    batch_size: int = 128
+    """Images in the minibatch."""
+    cuda: bool = False
+    """Run on a CUDA GPU."""
+    rounds: int = 9
+    """Turns of each contestant that count."""
+    seconds: float = 0.5
+    """About how long a turn takes."""
+
+
+class TwoLevels(nn.Module):
+    """z2 ~ N(0, I), z1 ~ p(z1|z2), x ~ p(x|z1); guide q(z1|x) q(z2|z1)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.p_z2 = StandardNormal(20)
+        self.p_z1_given_z2 = ConditionalNormal(MLP(20, (200,), (2, 50), activation="tanh"))
+        self.p_x_given_z1 = ConditionalBernoulli(MLP(50, (200,), 784, activation="tanh"))
+        self.q_z1_given_x = ConditionalNormal(MLP(784, (200,), (2, 50), activation="tanh"))
+        self.q_z2_given_z1 = ConditionalNormal(MLP(50, (200,), (2, 20), activation="tanh"))
+
+    def model(self, x: Tensor) -> None:
+        """z2, z1, x."""
+        with pyro.plate("data", len(x)):
+            z2 = pyro.sample("z2", self.p_z2())
+            z1 = pyro.sample("z1", self.p_z1_given_z2(z2))
+            pyro.sample("x", self.p_x_given_z1(z1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        """z1, z2."""
+        with pyro.plate("data", len(x)):
+            z1 = pyro.sample("z1", self.q_z1_given_x(x))
+            pyro.sample("z2", self.q_z2_given_z1(z1))
+
+    def loss(self, x: Tensor) -> Tensor:
+        """The same loss by hand."""
+        m1, s1 = normal(self.q_z1_given_x.net(x))
+        z1 = m1 + s1 * torch.randn_like(s1)
+        m2, s2 = normal(self.q_z2_given_z1.net(z1))
+        z2 = m2 + s2 * torch.randn_like(s2)
+        pm1, ps1 = normal(self.p_z1_given_z2.net(z2))
+        kl1 = (ps1 / s1).log() + (s1**2 + (m1 - pm1) ** 2) / (2 * ps1**2) - 0.5
+        return nll(self.p_x_given_z1.net(z1), x).sum() + kl1.sum() + kl(m2, s2).sum()
+
+
+class SemiSupervised(nn.Module):
+    """y ~ Categorical(10), z ~ N(0, I), x ~ p(x|z, y); guide q(y|x) q(z|x, y), y enumerated in parallel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.p_z = StandardNormal(20)
+        self.p_x_given_zy = ConditionalBernoulli(MLP(30, (200,), 784))
+        self.q_z_given_xy = ConditionalNormal(MLP(794, (200,), (2, 20)))
+        self.q_y_given_x = MLP(784, (200,), 10)
+
+    def model(self, x: Tensor) -> None:
+        """y, z, x."""
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.OneHotCategorical(logits=x.new_zeros(10)))
+            z = pyro.sample("z", self.p_z())
+            pyro.sample("x", self.p_x_given_zy(concatenate(z, y)), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        """y, z."""
+        with pyro.plate("data", len(x)):
+            q_y = dist.OneHotCategorical(logits=self.q_y_given_x(x))
+            y = pyro.sample("y", q_y, infer={"enumerate": "parallel"})
+            pyro.sample("z", self.q_z_given_xy(concatenate(x, y)))
+
+    def loss(self, x: Tensor) -> Tensor:
+        """The same loss by hand."""
+        log_q = F.log_softmax(self.q_y_given_x(x), -1).T
+        y = torch.eye(10, device=x.device)[:, None].expand(10, len(x), 10)
+        mean, scale = normal(self.q_z_given_xy.net(concatenate(x, y)))
+        z = mean + scale * torch.randn_like(scale)
+        cost = nll(self.p_x_given_zy.net(torch.cat([z, y], -1)), x.expand(10, *x.shape)).sum(-1) + kl(mean, scale)
+        return (log_q.exp() * (cost + log_q + torch.tensor(10.0).log())).sum()
+
+
+class HandLossVAE(VAE):
+    """A VAE with its loss by hand beside it."""
+
+    def loss(self, x: Tensor) -> Tensor:
+        """The same loss by hand."""
+        mean, scale = normal(self.q_z_given_x.net(x))
+        z = mean + scale * torch.randn_like(scale)
+        return nll(self.p_x_given_z.net(z), x).sum() + kl(mean, scale).sum()
+
+
+def normal(parameters: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and scale of a net's output (..., 2, k)."""
+    mean, raw = parameters.unbind(-2)
+    return mean, F.softplus(raw) + 1e-4
+
+
+def kl(mean: Tensor, scale: Tensor) -> Tensor:
+    """KL of a diagonal normal to the standard one, summed over k."""
+    return 0.5 * (mean**2 + scale**2 - 1 - 2 * scale.log()).sum(-1)
+
+
+def nll(logits: Tensor, x: Tensor) -> Tensor:
+    """Bernoulli negative log-likelihood of each pixel."""
+    return F.binary_cross_entropy_with_logits(logits, x, reduction="none")
+
+
+def concatenate(a: Tensor, b: Tensor) -> Tensor:
+    """Along the last dim, leading dims broadcast."""
+    shape = torch.broadcast_shapes(a.shape[:-1], b.shape[:-1])
+    return torch.cat([a.expand(*shape, -1), b.expand(*shape, -1)], -1)
+
+
+def make_pair(model: MODELS) -> Any:
+    """The pair, with its hand-written `loss`."""
+    torch.manual_seed(0)
+    if model == "hierarchical":
+        return TwoLevels()
+    if model == "ssvae":
+        return SemiSupervised()
+    shape = (1, 28, 28)
+    nets: tuple[nn.Module, nn.Module] = (MLP(20, (400,), 784), MLP(784, (400,), (2, 20)))
+    if model == "conv":
+        nets = (ConvDecoder(20, (32, 16), shape), ConvEncoder(shape, (16, 32), (2, 20)))
+    return HandLossVAE(StandardNormal(20), ConditionalBernoulli(nets[0]), ConditionalNormal(nets[1]))
+
+
+def by_hand(pair: Any, *, compile: bool) -> Step:
+    """A plain PyTorch loop with one fused Adam."""
+    optimizer = torch.optim.Adam(pair.parameters(), lr=1e-3, fused=True)
+    loss_of = torch.compile(pair.loss) if compile else pair.loss
+
+    def step(x: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        loss = loss_of(x)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+def by_pyro(pair: Any, loss: ELBO, name: str) -> Step:
+    """`pyro.infer.SVI`, with Pyro's optimizer and its usual validation."""
+
+    def model(x: Tensor) -> None:
+        pyro.module(name, pair)
+        pair.model(x)
+
+    return pyro.infer.SVI(model, pair.guide, pyro.optim.Adam({"lr": 1e-3}), loss).step
+
+
+def by_ppvae(pair: Any, loss: ELBO, *, compile: bool) -> Step:
+    """`ppvae.SVI` as `fit` runs it: without validation, the loss left on the device."""
+    optim = partial(torch.optim.Adam, lr=1e-3, fused=True)
+    return FitSteps(ppvae.SVI(pair.model, pair.guide, optim, loss, compile=compile))
+
+
+@dataclass(frozen=True)
+class FitSteps:
+    """Steps within the contexts that `fit` enters once for all of them."""
+
+    svi: ppvae.SVI
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """One step."""
+        return self.svi.update(x).loss
+
+    def running(self) -> AbstractContextManager[None]:
+        """The contexts."""
+        stack = ExitStack()
+        stack.enter_context(self.svi.running())
+        stack.enter_context(pyro.validation_enabled(False))
+        return stack
+
+
+def measure(step: Step, x: Tensor, seconds: float) -> float:
+    """Milliseconds a step."""
+    with step.running() if isinstance(step, FitSteps) else nullcontext():
+        count, began = 0, time.perf_counter()
+        while count < 5 or time.perf_counter() - began < seconds:
+            step(x)
+            count += 1
+        if x.is_cuda:
+            torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - began) / count
+
+
+def arithmetic_floor(pair: Any, x: Tensor) -> float:
+    """Milliseconds that the step's floating point operations take at the rate of a large matrix product."""
+    with FlopCounterMode(display=False) as counter:
+        pair.loss(x).backward()
+    a = torch.randn(2048, 2048, device=x.device)
+    times = [measure(lambda b: a @ b, a, 0.3) for _ in range(3)]
+    return counter.get_total_flops() / (2 * 2048**3) * min(times)
+
+
+def main(args: Args) -> None:
+    """Prints the table."""
+    warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+    device = torch.device("cuda" if args.cuda else "cpu")
+    shape = (1, 28, 28) if args.model == "conv" else (784,)
+    x = torch.bernoulli(torch.full((args.batch_size, *shape), 0.3)).to(device)
+    enumerated = args.model == "ssvae"
+    loss = partial(TraceEnum_ELBO if enumerated else Trace_ELBO, max_plate_nesting=1)
+    jit = partial(JitTraceEnum_ELBO if enumerated else JitTrace_ELBO, max_plate_nesting=1, ignore_jit_warnings=True)
+
+    def pair() -> Any:
+        return make_pair(args.model).to(device)
+
+    contestants = {
+        "hand-written, eager": by_hand(pair(), compile=False),
+        "hand-written, compiled": by_hand(pair(), compile=True),
+        "pyro.infer.SVI": by_pyro(pair(), loss(), "eager"),
+        "pyro.infer.SVI, Jit ELBO": by_pyro(pair(), jit(), "jit"),
+        "ppvae.SVI, eager": by_ppvae(pair(), loss(), compile=False),
+        "ppvae.SVI, compiled": by_ppvae(pair(), loss(), compile=True),
+    }
+    first = {name: measure_first(step, x) for name, step in contestants.items()}
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(args.rounds):
+        for name, step in contestants.items():
+            times[name].append(measure(step, x, args.seconds))
+    threads = torch.get_num_threads()
+    print(f"{args.model}, batch {args.batch_size}, {device}, {threads} threads, torch {torch.__version__}")
+    print(f"{'':<26}{'first step':>11}{'ms/step':>9}{'vs compiled by hand':>21}{'pyro.infer.SVI / this':>23}")
+    for name, milliseconds in times.items():
+        hand = statistics.median(a / b for a, b in zip(milliseconds, times["hand-written, compiled"], strict=True))
+        svi = statistics.median(b / a for a, b in zip(milliseconds, times["pyro.infer.SVI"], strict=True))
+        row = f"{first[name]:>9.2f} s{statistics.median(milliseconds):>9.2f}{hand:>21.2f}{svi:>23.2f}"
+        print(f"{name:<26}{row}")
+    print(f"{'arithmetic floor':<26}{'':>11}{arithmetic_floor(pair(), x):>9.2f}")
+
+
+def measure_first(step: Step, x: Tensor) -> float:
+    """Seconds of the first two steps: parameters are met in the first, and the graph is made in the second."""
+    began = time.perf_counter()
+    with step.running() if isinstance(step, FitSteps) else nullcontext():
+        for _ in range(2):
+            step(x)
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
