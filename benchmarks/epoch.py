@@ -42,7 +42,7 @@ class Args:
     """Folder that holds MNIST as torchvision lays it out."""
     batch_size: int = 100
     """Images per minibatch."""
-    num_images: int = 20_000
+    num_images: int = 50_000
     """Images per epoch."""
     rounds: int = 5
     """Epochs of each contestant that count, after one that warms up."""
