@@ -1,6 +1,6 @@
 """What `import ppvae` costs over `import pyro`: whole processes, taking turns.
 
-    python benchmarks/import_time.py
+python benchmarks/import_time.py
 """
 
 import statistics

@@ -7,7 +7,7 @@ plugged in.
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from ppvae.distributions.parameters import LocationScale, Scale, check_params, resolve_event_dim
+from ppvae.distributions.parameters import LocationScale, Scale, check_params, full_precision, resolve_event_dim
 from ppvae.nn.shapes import as_size
 
 
@@ -87,7 +87,7 @@ class ConditionalBernoulli(nn.Module):
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
         """Returns p(x|c), of batch shape ``(...)`` and ``event_dim`` event dimensions."""
-        return dist.Bernoulli(logits=self.net(*context)).to_event(self.event_dim)
+        return dist.Bernoulli(logits=full_precision(self.net(*context))).to_event(self.event_dim)
 
 
 class ConditionalCategorical(nn.Module):
@@ -122,5 +122,5 @@ class ConditionalCategorical(nn.Module):
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
         """Returns p(x|c), of batch shape ``(...)`` and ``event_dim`` event dimensions."""
-        logits = check_params(self.net(*context), self.num_classes, self.event_dim)
+        logits = check_params(full_precision(self.net(*context)), self.num_classes, self.event_dim)
         return dist.Categorical(logits=logits.movedim(-self.event_dim - 1, -1)).to_event(self.event_dim)

@@ -7,7 +7,7 @@ import torch
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
-from ppvae.distributions.parameters import resolve_event_dim
+from ppvae.distributions.parameters import full_precision, resolve_event_dim
 
 
 class ContinuousBernoulli(dist.TorchDistribution):
@@ -161,4 +161,4 @@ class ConditionalContinuousBernoulli(nn.Module):
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
         """Returns p(x|c), of batch shape ``(...)`` and ``event_dim`` event dimensions."""
-        return ContinuousBernoulli(self.net(*context)).to_event(self.event_dim)
+        return ContinuousBernoulli(full_precision(self.net(*context))).to_event(self.event_dim)

@@ -94,6 +94,11 @@ def check_params(params: Tensor, num_params: int, event_dim: int) -> Tensor:
     return params
 
 
+def full_precision(params: Tensor) -> Tensor:
+    """Returns a net's output in float32 where autocast made it narrower: densities are sums of many small terms."""
+    return params.float() if params.dtype in (torch.bfloat16, torch.float16) else params
+
+
 class LocationScale(nn.Module):
     """Location and scale from a net: what the families with those two parameters are built on.
 
@@ -151,7 +156,7 @@ class LocationScale(nn.Module):
         Raises:
             ValueError: If the net returns another number of parameters than two for a conditional scale.
         """
-        params = self.net(*context)
+        params = full_precision(self.net(*context))
         if self.scale == "conditional":
             loc, raw_scale = check_params(params, 2, self.event_dim).unbind(-self.event_dim - 1)
             return loc, F.softplus(raw_scale) + self.min_scale

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +96,7 @@ def elbo(
     num_samples: int = 1,
     batch_size: int | None = None,
     seed: int = 0,
+    compile: bool | Literal["auto"] = "auto",
     progress: bool = False,
 ) -> Elbo:
     """Estimates the ELBO of each datum and its terms, E_q[log p(x|z)] − Σ KL(q ‖ p).
@@ -106,6 +107,8 @@ def elbo(
         num_samples: draws from the guide per datum.
         batch_size: the most data scored at once; by default what a memory budget allows.
         seed: of the draws; the global random state is left alone.
+        compile: whether to run the draws as one compiled graph, see `ppvae.infer.compile`; "auto" does where the
+            estimate takes long enough to repay it.
         progress: whether to show a progress bar.
 
     Returns:
@@ -125,7 +128,8 @@ def elbo(
     """
     blocks: list[dict[str, _Moments]] = []
     start = -1
-    for draws in _draws(pair, data, num_samples, batch_size, seed, progress):
+    draws_of = importance_draws(pair, data, num_samples=num_samples, batch_size=batch_size, seed=seed, compile=compile)
+    for draws in _checked(draws_of, data, num_samples, progress):
         terms = {"elbo": draws.log_weight(), "reconstruction": draws.log_likelihood}
         terms |= {f"kl_{site}": value for site, value in draws.kl().items()}
         if draws.start != start:
@@ -150,6 +154,7 @@ def log_marginal(
     num_samples: int = 1000,
     batch_size: int | None = None,
     seed: int = 0,
+    compile: bool | Literal["auto"] = "auto",
     progress: bool = False,
 ) -> LogMarginal:
     """Estimates log p(x) of each datum by importance sampling from the guide.
@@ -163,6 +168,8 @@ def log_marginal(
         num_samples: s, draws from the guide per datum; exactly that many, whatever the chunking.
         batch_size: the most data scored at once; by default what a memory budget allows.
         seed: of the draws; the global random state is left alone.
+        compile: whether to run the draws as one compiled graph, see `ppvae.infer.compile`; "auto" does where the
+            estimate takes long enough to repay it.
         progress: whether to show a progress bar.
 
     Returns:
@@ -182,7 +189,8 @@ def log_marginal(
     """
     blocks: list[_WeightSum] = []
     start = -1
-    for draws in _draws(pair, data, num_samples, batch_size, seed, progress):
+    draws_of = importance_draws(pair, data, num_samples=num_samples, batch_size=batch_size, seed=seed, compile=compile)
+    for draws in _checked(draws_of, data, num_samples, progress):
         log_weight = draws.log_weight().double()
         if draws.start != start:
             start = draws.start
@@ -257,14 +265,12 @@ class _WeightSum:
         return 2 * self.largest + self.squares.log()
 
 
-def _draws(
-    pair: nn.Module, data: Any, num_samples: int, batch_size: int | None, seed: int, progress: bool
-) -> Iterator[Draws]:
+def _checked(draws_of: Iterator[Draws], data: Any, num_samples: int, progress: bool) -> Iterator[Draws]:
     """The draws, each of whose weights is a number below infinity."""
     check_count("num_samples", num_samples)
     total = num_samples * check_batch(data)
     with tqdm(total=total, unit="draw", unit_scale=True, desc="log p(x)", leave=False, disable=not progress) as bar:
-        for draws in importance_draws(pair, data, num_samples=num_samples, batch_size=batch_size, seed=seed):
+        for draws in draws_of:
             bad = ~(draws.log_weight() < math.inf)
             if bool(bad.any()):
                 raise ValueError(_describe(draws, *bad.nonzero()[0].tolist()))

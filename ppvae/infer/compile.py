@@ -1,19 +1,20 @@
-"""The compiled step: Pyro's handlers run once, their arithmetic runs ever after.
+"""Compiled computations: Pyro's handlers run once, their arithmetic runs ever after.
 
-The whole gradient computation (guide, model, ELBO, backward) is executed once under a tracer, which writes down every
-tensor operation as one graph; Inductor compiles the graph; a step then runs it without any Python of Pyro's.
+The computation (the whole gradient of a step: guide, model, ELBO, backward) is executed once under a tracer, which
+writes down every tensor operation as one graph; Inductor compiles the graph, which then runs without any Python of
+Pyro's.
 
 What the graph reads besides the batch (parameters, buffers, a KL weight that a schedule updates in place) becomes an
 input that is passed by reference, so its new values count. What Python decided while tracing is guarded: numbers and
-flags on the modules, and booleans that were asked of tensors. Where a guard fails, or tracing does, the step runs
+flags on the modules, and values that were asked of tensors. Where a guard fails, or tracing does, the computation runs
 eagerly, after one warning that says why: slower, never wrong.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,71 +22,76 @@ import torch
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 
-from ppvae.infer.elbo import StepTerms
 from ppvae.infer.state import get_rng, set_rng
-from ppvae.infer.tracing import Gradient, GradientTrace, UncompilableError, check_same, tensors_of, trace_gradient
+from ppvae.infer.tracing import Computation, Traced, UncompilableError, check_same, tensors_of, trace
 
 MAX_GRAPHS = 4
-"""Kinds of batch (shapes, dtypes, absent labels) that are compiled; any further one runs eagerly."""
+"""Kinds of arguments (shapes, dtypes, absent labels) that are compiled; any further one runs eagerly."""
 
 MAX_RETRACES = 8
 """How often graphs are made anew because an attribute of a module changed."""
 
 MAX_MISSES = 20
-"""How often a step may run eagerly because Python would have decided otherwise than it did while tracing."""
+"""How often a computation may run eagerly because Python would have decided otherwise than it did while tracing."""
 
 
-class CompiledGradient:
-    """A gradient computation, compiled for each kind of batch that it meets.
+class Compiled:
+    """A computation that is compiled for each kind of arguments that it meets.
 
     Args:
-        gradient: the eager computation, called as `gradient(args, weight)`.
-        parameters: gives the tensors that are trained.
+        compute: the eager computation.
         modules: whose attributes are guarded.
-        objective: the ELBO, whose attributes are guarded too.
+        parameters: gives the tensors that it leaves gradients on.
+        guarded: gives what else the computation depends on, hashable.
     """
 
     def __init__(
         self,
-        gradient: Gradient,
-        parameters: Callable[[], list[Tensor]],
+        compute: Computation,
         modules: Iterable[nn.Module],
-        objective: Any,
+        *,
+        parameters: Callable[[], list[Tensor]] = list,
+        guarded: Callable[[], Any] = tuple,
     ) -> None:
-        self._gradient = gradient
-        self._parameters = parameters
+        self._compute = compute
         self._modules = list(modules)
-        self._objective = objective
+        self._parameters = parameters
+        self._guarded = guarded
         self._graphs: dict[Any, _Graph] = {}
         self._retraces = 0
         self._misses = 0
         self._eager = False
 
-    def __call__(self, args: tuple[Any, ...], weight: float | None) -> StepTerms:
-        """The terms of the loss of a batch; its gradients are on the parameters afterwards."""
+    def __call__(self, args: tuple[Any, ...]) -> tuple[Sequence[Tensor], Any]:
+        """What the computation gives."""
         if not self._eager:
             try:
-                graph = self._graph(args, weight)
-                terms = None if graph is None else graph.run(args)
-                if terms is not None:
-                    return terms
+                graph = self._graph(args)
+                outputs = None if graph is None else graph.run(args)
+                if graph is not None and outputs is not None:
+                    return outputs, graph.traced.layout
                 if graph is not None:
                     self._count_a_miss()
-            except Exception as error:  # a compiler can fail in many ways, and the eager step is always there
+            except Exception as error:  # a compiler can fail in many ways, and the eager way is always there
                 self._eager = True
                 reason = str(error).strip().split("\n")[0] or type(error).__name__
-                warnings.warn(f"the step is not compiled, and runs eagerly: {reason}", stacklevel=4)
-        return self._gradient(args, weight)
+                warnings.warn(f"not compiled, runs eagerly: {reason}", stacklevel=5)
+        return self._compute(args)
+
+    @property
+    def num_graphs(self) -> int:
+        """How many graphs are in use; none where the computation runs eagerly for good."""
+        return 0 if self._eager else len(self._graphs)
 
     def _count_a_miss(self) -> None:
         self._misses += 1
         if self._misses > MAX_MISSES:
             raise UncompilableError("the pair's Python code depends on values of tensors, which keep changing")
 
-    def _graph(self, args: tuple[Any, ...], weight: float | None) -> _Graph | None:
-        """The compiled graph for this kind of batch; None where there are too many kinds."""
-        handlers = tuple(_numbers(handler) for handler in _PYRO_STACK)
-        kind = (_kind(args), weight, handlers, _numbers(self._objective), len(self._parameters()))
+    def _graph(self, args: tuple[Any, ...]) -> _Graph | None:
+        """The compiled graph for this kind of arguments; None where there are too many kinds."""
+        precision = [(d, torch.is_autocast_enabled(d) and torch.get_autocast_dtype(d)) for d in ("cpu", "cuda")]
+        kind = (_kind(args), *precision, tuple(numbers_of(handler) for handler in _PYRO_STACK), self._guarded())
         graph = self._graphs.get(kind)
         if graph is not None:
             changed = graph.changed_attribute()
@@ -96,25 +102,25 @@ class CompiledGradient:
                 raise UncompilableError(f"the attribute {changed!r} of a module keeps changing; make it a buffer")
         elif len(self._graphs) >= MAX_GRAPHS:
             return None
-        self._graphs[kind] = self._compile(args, weight)
+        self._graphs[kind] = self._compile(args)
         return self._graphs[kind]
 
-    def _compile(self, args: tuple[Any, ...], weight: float | None) -> _Graph:
-        traces = []
-        for _ in range(2):  # what differs between two runs on the same batch is no function of the tensors
+    def _compile(self, args: tuple[Any, ...]) -> _Graph:
+        runs = []
+        for _ in range(2):  # what differs between two runs on the same arguments is no function of the tensors
             with state_unchanged(self._modules, self._parameters()):
-                traces.append(trace_gradient(self._gradient, args, weight, self._parameters()))
-        check_same(*traces)
-        graph = _Graph(traces[-1], traces[-1].lift_tensors(), self._modules, list(_attributes(self._modules)))
+                runs.append(trace(self._compute, args))
+        check_same(*runs)
+        graph = _Graph(runs[-1], runs[-1].lift_tensors(), self._modules, list(_attributes(self._modules)))
         graph.compile(args)
         return graph
 
 
 @dataclass
 class _Graph:
-    """A compiled gradient computation for one kind of batch."""
+    """A compiled computation for one kind of arguments."""
 
-    trace: GradientTrace
+    traced: Traced
     inputs: list[Tensor]
     modules: list[nn.Module]
     attributes: list[tuple[dict[str, Any], str, Any]]
@@ -126,7 +132,7 @@ class _Graph:
         if any(tensor.is_cuda for tensor in self.inputs):
             options["triton.cudagraphs"] = True
         with torch.no_grad():
-            self.function = torch._inductor.compile(self.trace.module, [*tensors_of(args), *self.inputs], options)
+            self.function = torch._inductor.compile(self.traced.module, [*tensors_of(args), *self.inputs], options)
 
     def changed_attribute(self) -> str | None:
         """The name of an attribute of a module that is no longer what it was."""
@@ -136,24 +142,24 @@ class _Graph:
                 return name
         return None
 
-    def run(self, args: tuple[Any, ...]) -> StepTerms | None:
-        """Runs the graph and puts the gradients on the parameters.
+    def run(self, args: tuple[Any, ...]) -> Sequence[Tensor] | None:
+        """Runs the graph.
 
         Returns:
-            The terms; None where Python would have decided otherwise than it did while tracing. Nothing has then
-            changed, not even the random state.
+            What was computed; None where Python would have decided otherwise than it did while tracing. Nothing has
+            then changed, not even the random state.
         """
         assert self.function is not None
-        decisions = self.trace.decisions
-        with torch.no_grad(), state_unchanged(self.modules, []) if decisions else nullcontext(lambda: None) as keep:
+        decisions = self.traced.decisions
+        if not decisions:
+            with torch.no_grad():
+                return self.function(*tensors_of(args), *self.inputs)
+        with torch.no_grad(), state_unchanged(self.modules, []) as keep:
             outputs = self.function(*tensors_of(args), *self.inputs)
-            if decisions and [v.item() for v in outputs[len(outputs) - len(decisions) :]] != decisions:
+            if [value.item() for value in outputs[-len(decisions) :]] != decisions:
                 return None
             keep()
-        names, trained = self.trace.names, self.trace.trained
-        for parameter, gradient in zip(trained, outputs[len(names) :], strict=False):
-            parameter.grad = gradient
-        return StepTerms.of(dict(zip(names, outputs, strict=False)))
+        return outputs[: -len(decisions)]
 
 
 @contextmanager
@@ -184,7 +190,7 @@ def _attributes(modules: list[nn.Module]) -> Iterator[tuple[dict[str, Any], str,
         yield from ((place, name, value) for place in places for name, value in place.items())
 
 
-def _numbers(holder: Any) -> tuple[Any, ...]:
+def numbers_of(holder: Any) -> tuple[Any, ...]:
     """The type of a handler or an ELBO with its numbers, and the identity of its tensors."""
     attributes = [
         (name, id(value) if isinstance(value, Tensor) else value)

@@ -46,6 +46,7 @@ def fit(
     kl_weight: float | Schedule | None = None,
     patience: int | None = None,
     compile: bool | Literal["auto"] = "auto",
+    autocast: torch.dtype | None = None,
     device: str | torch.device | None = None,
     seed: int = 0,
     out: str | os.PathLike[str] | None = None,
@@ -77,6 +78,7 @@ def fit(
         patience: stop after this many epochs without a better validation ELBO.
         compile: whether to run the step as one compiled graph, see `ppvae.infer.compile`; "auto" compiles where
             the run is long enough to repay the seconds that it takes.
+        autocast: dtype of matrix products and convolutions, e.g. `torch.bfloat16` for large nets on a GPU.
         device: where to train; by default where the pair is.
         seed: of everything random here: the order of the data, the draws, parameters created at first use.
             The same seed on the same machine gives the same run. The global random state is left as it was.
@@ -123,6 +125,7 @@ def fit(
         "kl_weight": _describe(kl_weight),
         "patience": patience,
         "compile": compile,
+        "autocast": _describe(autocast),
         "device": str(where),
         "seed": seed,
     }
@@ -140,6 +143,7 @@ def fit(
         folder=folder,
         seed=seed,
         compile=compile,
+        autocast=autocast,
     )
     trainer.prepare()
     if folder is not None and resume:

@@ -13,19 +13,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import pyro
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from ppvae.infer.compile import Compiled
 from ppvae.infer.sampler import PROBE_DATA, Sampler, choose_sampler
 from ppvae.pair import Batch, check_batch, check_pair, device_of
 from ppvae.params import LocalParams, module_local
 
 SAMPLE_BLOCK = 256
 """The most samples of one datum that are drawn at once."""
+
+COMPILE_FROM = 1000
+"""Blocks from which compiling repays itself."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,13 @@ class Draws:
 
 
 def importance_draws(
-    pair: nn.Module, data: Batch, *, num_samples: int, batch_size: int | None = None, seed: int = 0
+    pair: nn.Module,
+    data: Batch,
+    *,
+    num_samples: int,
+    batch_size: int | None = None,
+    seed: int = 0,
+    compile: bool | Literal["auto"] = False,
 ) -> Iterator[Draws]:
     """Draws `num_samples` times from the guide for every datum and scores each draw, in eval mode, no gradients.
 
@@ -68,6 +78,8 @@ def importance_draws(
         num_samples: s, draws per datum.
         batch_size: the most data that the model scores at once; by default what a memory budget allows.
         seed: of all draws; the global random state is neither read nor changed.
+        compile: whether to run the blocks as one compiled graph (`ppvae.infer.compile`); "auto" does from
+            `COMPILE_FROM` blocks. A datum's first samples always run eagerly, under Pyro's validation.
 
     Yields:
         Blocks of draws, on the pair's device.
@@ -87,13 +99,16 @@ def importance_draws(
         sampler = choose_sampler(pair, _take(data, slice(0, PROBE_DATA), device), num_samples)
     samples = _even_parts(num_samples, min(SAMPLE_BLOCK, sampler.rows))
     seeds = torch.Generator().manual_seed(seed)
-    for start, stop in _blocks(n, max(1, sampler.rows // samples[0])):
+    blocks = _blocks(n, max(1, sampler.rows // samples[0]))
+    long = len(blocks) * len(samples) >= COMPILE_FROM
+    draw = _Drawer(sampler, batch_size, compiles=compile is True or (compile == "auto" and long))
+    for start, stop in blocks:
         block = _take(data, slice(start, stop), device)
         for i, s in enumerate(samples):
             block_seed = int(torch.randint(2**62, (), generator=seeds))
             # Validation costs time: a datum's first samples are enough to find a value off the support.
             with evaluating(pair, block_seed, device=device, params=params), validation(i == 0):
-                draws, sampler = _draw_surely(sampler, block, s, start, batch_size or stop - start)
+                draws = draw(block, s, start, eagerly=i == 0)
             yield draws
 
 
@@ -156,15 +171,40 @@ def validation(on: bool) -> Iterator[None]:
         yield
 
 
-def _draw_surely(sampler: Sampler, block: Batch, s: int, start: int, batch_size: int) -> tuple[Draws, Sampler]:
-    """Draws, and the sampler to go on with: an outer plate may fail on some size that the trial runs had not."""
-    try:
-        return _draw(sampler, block, s, start, batch_size), sampler
-    except Exception:
-        if sampler.plate_dim is None:
-            raise
-    sampler = replace(sampler, plate_dim=None)
-    return _draw(sampler, block, s, start, batch_size), sampler
+class _Drawer:
+    """Draws block after block: compiled where that repays itself, in the form of the pair that works."""
+
+    def __init__(self, sampler: Sampler, batch_size: int | None, *, compiles: bool) -> None:
+        self._sampler = sampler
+        self._batch_size = batch_size
+        self._compiled = Compiled(self._compute, [sampler.pair], guarded=lambda: self._sampler) if compiles else None
+
+    def __call__(self, block: Batch, s: int, start: int, *, eagerly: bool) -> Draws:
+        """Draws `s` samples of each datum of a block, whose first datum has the index `start`."""
+        if self._compiled is None or eagerly:
+            return self._draw_surely(block, s, start)
+        outputs, (priors, posteriors) = self._compiled((s, *block))
+        likelihood, *rest = outputs
+        log_prior = dict(zip(priors, rest, strict=False))
+        return Draws(start, likelihood, log_prior, dict(zip(posteriors, rest[len(priors) :], strict=True)))
+
+    def _compute(self, args: tuple[Any, ...]) -> tuple[list[Tensor], Any]:
+        """A block's draws as a computation: its log-probabilities, and the names of their sites."""
+        s, *block = args
+        draws = self._draw_surely(tuple(block), s, 0)
+        outputs = [draws.log_likelihood, *draws.log_prior.values(), *draws.log_posterior.values()]
+        return outputs, (list(draws.log_prior), list(draws.log_posterior))
+
+    def _draw_surely(self, block: Batch, s: int, start: int) -> Draws:
+        """Draws; an outer plate may fail on some size that the trial runs had not."""
+        batch_size = self._batch_size or check_batch(block)
+        try:
+            return _draw(self._sampler, block, s, start, batch_size)
+        except Exception:
+            if self._sampler.plate_dim is None:
+                raise
+        self._sampler = replace(self._sampler, plate_dim=None)
+        return _draw(self._sampler, block, s, start, batch_size)
 
 
 def _draw(sampler: Sampler, block: Batch, s: int, start: int, batch_size: int) -> Draws:

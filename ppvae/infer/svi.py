@@ -7,7 +7,7 @@ parameters with one (fused) optimizer in place of one per tensor, and leaves the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from pyro.optim import PyroOptim
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from ppvae.infer.compile import CompiledGradient
+from ppvae.infer.compile import Compiled, numbers_of
 from ppvae.infer.elbo import StepTerms, Traces, elbo_terms, evaluate_objective
 from ppvae.infer.nonfinite import NonFiniteError, check_finite
 from ppvae.params import LocalParams, module_local
@@ -46,6 +46,8 @@ class SVI:
         loss: any Pyro ELBO object, or a function `(model, guide, *args) -> differentiable loss`.
         compile: whether to run the step as one compiled graph, see `ppvae.infer.compile`. "auto" compiles where it
             repays itself: where `svi.planned_steps`, or where it is None the steps taken, reach `COMPILE_FROM`.
+        autocast: dtype of matrix products and convolutions (`torch.autocast`), e.g. `torch.bfloat16` for large nets on
+            a GPU. Parameters keep theirs, and the distributions of `ppvae.distributions` compute in float32.
         clip_norm: the gradient is scaled down to this global norm where it is longer.
 
     Example:
@@ -67,6 +69,7 @@ class SVI:
         loss: ELBO | Callable[..., Tensor],
         *,
         compile: bool | Literal["auto"] = "auto",
+        autocast: torch.dtype | None = None,
         clip_norm: float | None = None,
     ) -> None:
         if not callable(optim):
@@ -80,13 +83,19 @@ class SVI:
         self.loss = loss
         self.compile = compile
         self.planned_steps: int | None = None
+        self.autocast = autocast
         self.clip_norm = clip_norm
         self.optim = _one_optimizer(optim)
         self.optimizer: torch.optim.Optimizer | None = None
         owners = [_owner(model), _owner(guide)]
         self._owners = list(dict.fromkeys(owner for owner in owners if owner is not None))
         self._local = None not in owners
-        self._compiled = CompiledGradient(self._gradient, self.parameters, self._owners, loss)
+        self._compiled = Compiled(
+            self._gradient_as_outputs,
+            self._owners,
+            parameters=self.parameters,
+            guarded=lambda: (numbers_of(loss), len(self.parameters())),
+        )
         self._steps = 0
         self._met: dict[int, Tensor] = {}
         self._parameters: list[Tensor] = []
@@ -152,7 +161,7 @@ class SVI:
         self, args: tuple[Any, ...], kwargs: dict[str, Any], *, weight: float | None = None, check: bool = False
     ) -> StepTerms:
         if self._compiles() and not kwargs and not check:
-            terms = self._compiled(args, weight)
+            terms = self._compiled_gradient(args, weight)
         else:
             terms = self._gradient(args, weight, kwargs, check=check)
         self._steps += 1
@@ -168,6 +177,20 @@ class SVI:
             return False
         steps = self._steps if self.planned_steps is None else self.planned_steps
         return self.compile is True or steps >= COMPILE_FROM
+
+    def _compiled_gradient(self, args: tuple[Any, ...], weight: float | None) -> StepTerms:
+        """Puts the gradient of a batch on the parameters, through the compiled graph where there is one."""
+        outputs, (names, trained) = self._compiled((weight, *args))
+        for parameter, gradient in zip(trained, outputs[len(names) :], strict=True):
+            parameter.grad = gradient
+        return StepTerms.of(dict(zip(names, outputs, strict=False)))
+
+    def _gradient_as_outputs(self, args: tuple[Any, ...]) -> tuple[list[Any], Any]:
+        """The gradient of a batch as a computation: the terms, and the gradients of the parameters that have one."""
+        weight, *batch = args
+        terms = self._gradient(tuple(batch), weight).named()
+        trained = [p for p in self.parameters() if p.grad is not None]
+        return [*terms.values(), *(p.grad for p in trained)], (list(terms), trained)
 
     def _gradient(
         self, args: tuple[Any, ...], weight: float | None, kwargs: dict[str, Any] | None = None, *, check: bool = False
@@ -188,10 +211,17 @@ class SVI:
 
     def _evaluate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor | None, Traces]:
         """The loss, what to differentiate (None: the gradient is there already), and the traces."""
-        with pyro.poutine.trace(param_only=True) as params:
+        with pyro.poutine.trace(param_only=True) as params, self._precision():
             result = evaluate_objective(self.loss, self.model, self.guide, args, kwargs)
         self._remember(params.trace)
         return result
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        """The context of `autocast`, on the device of the parameters."""
+        if self.autocast is None:
+            return nullcontext()
+        device = next((p.device.type for p in self.parameters()), "cpu")
+        return torch.autocast(device, self.autocast)
 
     def _remember(self, trace: Trace) -> None:
         """Notes the parameters that Pyro statements met; one met for the first time joins the optimizer."""

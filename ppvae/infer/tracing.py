@@ -1,4 +1,4 @@
-"""Tracing: one run of a gradient computation, written down as a graph of tensor operations."""
+"""Tracing: one run of a computation in Pyro, written down as a graph of tensor operations."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from ppvae.infer.elbo import StepTerms
-
-Gradient = Callable[[tuple[Any, ...], float | None], StepTerms]
-"""Computes the terms of a batch's loss, and leaves the gradients on the parameters."""
+Computation = Callable[[tuple[Any, ...]], tuple[list[Tensor], Any]]
+"""From arguments to tensors, and to whatever says what these are."""
 
 
 class UncompilableError(RuntimeError):
@@ -27,23 +25,21 @@ class UncompilableError(RuntimeError):
 
 
 @dataclass
-class GradientTrace:
-    """One traced run of the gradient computation.
+class Traced:
+    """One traced run of a computation.
 
     Attributes:
-        module: the graph: from the batch to the terms, the gradients, and the values of the decisions.
-        names: of the terms.
-        trained: the parameters that the gradients belong to.
-        decisions: what the values were that Python asked of tensors.
+        module: the graph: from the tensors among the arguments to the computed ones and those of the decisions.
+        layout: what says what the computed tensors are.
+        decisions: the values that Python asked of tensors.
     """
 
     module: GraphModule
-    names: list[str]
-    trained: list[Tensor]
+    layout: Any
     decisions: list[float]
 
     def lift_tensors(self) -> list[Tensor]:
-        """Makes the tensors that the graph refers to inputs after the batch, and returns them."""
+        """Makes the tensors that the graph refers to inputs after the arguments, and returns them."""
         graph = self.module.graph
         inputs: list[Tensor] = []
         places: dict[int, Node] = {}
@@ -61,26 +57,22 @@ class GradientTrace:
         return inputs
 
 
-def trace_gradient(
-    gradient: Gradient, args: tuple[Any, ...], weight: float | None, parameters: list[Tensor]
-) -> GradientTrace:
-    """Runs the gradient computation on a batch and writes down its tensor operations."""
-    names: list[str] = []
-    trained: list[Tensor] = []
+def trace(compute: Computation, args: tuple[Any, ...]) -> Traced:
+    """Runs a computation, without Pyro's validation, and writes down its tensor operations."""
+    layout: list[Any] = []
     decisions: list[float] = []
 
-    def compute(*tensors: Tensor) -> list[Tensor]:
+    def traced(*tensors: Tensor) -> list[Tensor]:
         replaced = iter(tensors)
         with _ItemsStay(), _Reads() as reads:
-            terms = gradient(tuple(next(replaced) if isinstance(a, Tensor) else a for a in args), weight).named()
-        names.extend(terms)
-        trained.extend(p for p in parameters if p.grad is not None)
+            outputs, what = compute(tuple(next(replaced) if isinstance(a, Tensor) else a for a in args))
+        layout.append(what)
         decisions.extend(value for _, value in reads.decisions)
-        return [*terms.values(), *(p.grad for p in trained), *(tensor for tensor, _ in reads.decisions)]
+        return [*outputs, *(tensor for tensor, _ in reads.decisions)]
 
     with pyro.validation_enabled(False):
-        module = make_fx(compute)(*tensors_of(args))
-    return GradientTrace(module, names, trained, decisions)
+        module = make_fx(traced)(*tensors_of(args))
+    return Traced(module, layout[0], decisions)
 
 
 class _ItemsStay(TorchFunctionMode):
@@ -130,7 +122,7 @@ def _has_mask(indices: Any) -> bool:
     return any(isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8) for i in indices)
 
 
-def check_same(first: GradientTrace, second: GradientTrace) -> None:
+def check_same(first: Traced, second: Traced) -> None:
     """Checks that two traced runs on one batch did the same.
 
     Raises:

@@ -36,7 +36,7 @@ class Trainer:
     Attributes:
         lr: a schedule that sets the learning rate at every step; None leaves the optimizer's own.
         kl_weight: a schedule for β; None leaves the pair's own scales.
-        compile: as of `SVI`.
+        compile, autocast: as of `SVI`.
     """
 
     pair: Any
@@ -50,6 +50,7 @@ class Trainer:
     folder: RunFolder | None
     seed: int
     compile: bool | Literal["auto"]
+    autocast: torch.dtype | None
 
     def prepare(self) -> None:
         """Runs the pair once on a minibatch: creates its parameters, checks it against the data.
@@ -63,7 +64,7 @@ class Trainer:
         self.best_weights: dict[str, Tensor] | None = None
         self.beta = torch.ones((), device=self.device)
         self.steps_per_epoch = epoch_length(self.train)
-        options: dict[str, Any] = {"compile": self.compile, "clip_norm": self.clip_norm}
+        options: dict[str, Any] = {"compile": self.compile, "autocast": self.autocast, "clip_norm": self.clip_norm}
         self.svi = SVI(self.pair.model, self.pair.guide, self.optim, self.loss, **options)
         with self.random.kept(), evaluating(self.pair, self.seed, attach=True):
             for name, data in (("train", self.train), ("valid", self.valid)):

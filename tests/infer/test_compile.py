@@ -1,5 +1,6 @@
 """The compiled step against the eager one: the same seeds give the same losses and the same parameters."""
 
+import os
 import random
 import warnings
 from functools import partial
@@ -13,6 +14,7 @@ from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
 import ppvae
+from ppvae.data import Batches, Binarize, binarize, load
 from ppvae.distributions import ConditionalBernoulli, ConditionalNormal, StandardNormal
 from ppvae.infer import SVI, Linear
 from ppvae.infer.svi import COMPILE_FROM
@@ -114,7 +116,7 @@ def train(pair, loss, batches, *, compile, optim=None, steps=20):
 
 
 def compiled_graphs(svi):
-    return len(svi._compiled._graphs) if not svi._compiled._eager else 0
+    return svi._compiled.num_graphs
 
 
 def assert_same(make, loss, batches, **options):
@@ -342,3 +344,46 @@ def test_a_compiled_run_resumes_bit_for_bit(tmp_path):
     parts = run(tmp_path / "parts", 4, resume=True)
     assert parts.history == whole.history
     assert (tmp_path / "whole/model.safetensors").read_bytes() == (tmp_path / "parts/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("make", [make_vae, partial(PPCA, D, K, guide="amortized"), TwoLevels])
+def test_compiled_likelihood_equals_the_eager_one(make):
+    torch.manual_seed(0)
+    pair, x = make(), binary(6)
+    eager = ppvae.log_marginal(pair, x, num_samples=1500, compile=False)
+    compiled = ppvae.log_marginal(pair, x, num_samples=1500, compile=True)
+    torch.testing.assert_close(compiled.values, eager.values, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(compiled.ess, eager.ess, rtol=1e-3, atol=1e-3)
+
+
+def test_autocast_computes_in_lower_precision_and_trains_as_well():
+    losses = []
+    for compile, autocast in [(False, None), (False, torch.bfloat16), (True, torch.bfloat16)]:
+        torch.manual_seed(0)
+        pair = make_vae()
+        optim = partial(torch.optim.Adam, lr=1e-2)
+        svi = SVI(pair.model, pair.guide, optim, Trace_ELBO(), compile=compile, autocast=autocast)
+        torch.manual_seed(1)
+        losses.append([svi.step(binary()) for _ in range(10)])
+        assert {p.dtype for p in pair.parameters()} == {torch.float32}
+    full, eager, compiled = losses
+    assert eager != full
+    assert eager == pytest.approx(full, rel=0.05)
+    assert compiled == pytest.approx(eager, rel=0.05)
+
+
+@pytest.mark.skipif("PPVAE_DATA" not in os.environ, reason="PPVAE_DATA names no folder with MNIST")
+def test_training_curves_on_mnist_agree():
+    x = load("mnist", os.environ["PPVAE_DATA"], download=False).train.x[:5000].flatten(1)
+    curves = []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        vae = VAE(
+            p_z=StandardNormal(10),
+            p_x_given_z=ConditionalBernoulli(MLP(10, (64,), 784)),
+            q_z_given_x=ConditionalNormal(MLP(784, (64,), (2, 10))),
+        )
+        batches = Batches(x, batch_size=100, transform=Binarize())
+        run = ppvae.fit(vae, batches, binarize(x[:500]), epochs=4, compile=compile, progress=False)
+        curves.append([(row["elbo"], row["valid_elbo"]) for row in run.history])
+    torch.testing.assert_close(torch.tensor(curves[1]), torch.tensor(curves[0]), rtol=1e-4, atol=0.0)

@@ -43,6 +43,7 @@ def test_what_a_run_leaves(tmp_path):
         "kl_weight": 0.5,
         "patience": None,
         "compile": "auto",
+        "autocast": None,
         "device": "cpu",
         "seed": 0,
     }
