@@ -24,7 +24,7 @@ from ppvae.infer.nonfinite import NonFiniteError, check_finite
 from ppvae.params import LocalParams, module_local
 
 COMPILE_FROM = 10_000
-"""Steps from which compiling repays itself for a small model: it costs seconds, and saves about a millisecond a step."""
+"""Steps from which compiling repays itself for a small model: it costs seconds and saves about a millisecond a step."""
 
 OptimizerFactory = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 """From parameters to a torch optimizer, e.g. `partial(torch.optim.Adam, lr=1e-3)`."""
