@@ -58,6 +58,8 @@ class ExperimentArgs:
     binarize: Literal["dynamic", "static", "none"] | None = None
     """Bernoulli draws with the intensities as probabilities: new ones in every epoch, or one fixed draw; test data
     always one fixed draw. By default dynamic for bernoulli and none otherwise."""
+    compile: Literal["auto", "always", "never"] = "auto"
+    """Whether to run the training step as one compiled graph; auto does in a run that is long enough to repay it."""
     num_samples: int = 1000
     """Importance samples per datum for log p(x) in the final table."""
     num_eval: int = 1000
@@ -186,6 +188,7 @@ def train(pair: nn.Module, args: ExperimentArgs, data: ImageData, *, device: tor
         optim=partial(torch.optim.Adam, eps=args.adam_eps, fused=True),
         kl_weight=Linear(args.warmup) if args.warmup else None,
         patience=args.patience,
+        compile="auto" if args.compile == "auto" else args.compile == "always",
         device=device,
         seed=args.seed,
         out=out,
