@@ -49,6 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
             seed=args.seed,
             progress=sys.stderr.isatty(),
         )
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

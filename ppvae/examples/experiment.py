@@ -34,7 +34,7 @@ class ExperimentArgs:
     seed: int = 0
     """Of everything random: initial weights, binarization, the order of the data, the draws."""
     epochs: int | None = None
-    """Passes over the training data; by default 600 on the digits, 50 on larger sets."""
+    """Passes over the training data; by default 300 on the digits, 50 on larger sets."""
     batch_size: int = 128
     """Data per minibatch."""
     lr: float = 1e-3
@@ -83,7 +83,7 @@ class ExperimentArgs:
                 f"--binarize {kind} does not go with --likelihood {self.likelihood}: a Bernoulli likelihood is of "
                 "binary pixels, the others of intensities (continuous-bernoulli is the one for [0, 1])"
             )
-        usual = 600 if self.dataset == "digits" else 50
+        usual = 300 if self.dataset == "digits" else 50
         epochs = 1 if self.smoke else usual if self.epochs is None else self.epochs
         num_samples = 10 if self.smoke else self.num_samples
         return replace(self, binarize=kind, epochs=epochs, num_samples=num_samples)
@@ -169,7 +169,11 @@ def main(
     if run.stopped == "interrupted":
         print(f"stopped in epoch {len(run.history) + 1}; continue with --resume --out {out}", file=sys.stderr)
         return 130
-    finish(pair, args, data, run, figures)
+    try:
+        finish(pair, args, data, run, figures)
+    except KeyboardInterrupt:
+        print(f"interrupted after training; python -m ppvae.evaluate {out} repeats the table", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -13,8 +13,7 @@ eagerly, after one warning that says why: slower, never wrong.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,7 @@ import torch
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 
-from ppvae.infer.state import get_rng, set_rng
+from ppvae.infer.guards import Contents, fingerprint, state_unchanged
 from ppvae.infer.tracing import Computation, Traced, UncompilableError, check_same, tensors_of, trace
 
 MAX_GRAPHS = 4
@@ -40,7 +39,7 @@ class Compiled:
 
     Args:
         compute: the eager computation.
-        modules: whose attributes are guarded.
+        modules: what they hold is guarded; the list may grow before the first compilation.
         parameters: gives the tensors that it leaves gradients on.
         guarded: gives what else the computation depends on, hashable.
     """
@@ -48,13 +47,13 @@ class Compiled:
     def __init__(
         self,
         compute: Computation,
-        modules: Iterable[nn.Module],
+        modules: list[nn.Module],
         *,
         parameters: Callable[[], list[Tensor]] = list,
         guarded: Callable[[], Any] = tuple,
     ) -> None:
         self._compute = compute
-        self._modules = list(modules)
+        self._modules = modules
         self._parameters = parameters
         self._guarded = guarded
         self._graphs: dict[Any, _Graph] = {}
@@ -90,20 +89,28 @@ class Compiled:
 
     def _graph(self, args: tuple[Any, ...]) -> _Graph | None:
         """The compiled graph for this kind of arguments; None where there are too many kinds."""
-        precision = [(d, torch.is_autocast_enabled(d) and torch.get_autocast_dtype(d)) for d in ("cpu", "cuda")]
-        kind = (_kind(args), *precision, tuple(numbers_of(handler) for handler in _PYRO_STACK), self._guarded())
+        kind = self._kind(args)
+        if kind not in self._graphs and len(self._graphs) < MAX_GRAPHS:
+            with state_unchanged(self._modules, self._parameters()):
+                self._compute(args)  # a first run may settle things, such as a guessed nesting of plates
+            kind = self._kind(args)
         graph = self._graphs.get(kind)
         if graph is not None:
-            changed = graph.changed_attribute()
+            changed = graph.contents.changed()
             if changed is None:
                 return graph
             self._retraces += 1
             if self._retraces > MAX_RETRACES:
-                raise UncompilableError(f"the attribute {changed!r} of a module keeps changing; make it a buffer")
+                raise UncompilableError(f"{changed} of a module keeps changing; make it a buffer")
         elif len(self._graphs) >= MAX_GRAPHS:
             return None
         self._graphs[kind] = self._compile(args)
         return self._graphs[kind]
+
+    def _kind(self, args: tuple[Any, ...]) -> Any:
+        """What a graph is made for: arguments, precision, the handlers around, and what the caller guards."""
+        precision = [(d, torch.is_autocast_enabled(d) and torch.get_autocast_dtype(d)) for d in ("cpu", "cuda")]
+        return (_layout(args), *precision, tuple(map(fingerprint, _PYRO_STACK)), self._guarded())
 
     def _compile(self, args: tuple[Any, ...]) -> _Graph:
         runs = []
@@ -111,7 +118,8 @@ class Compiled:
             with state_unchanged(self._modules, self._parameters()):
                 runs.append(trace(self._compute, args))
         check_same(*runs)
-        graph = _Graph(runs[-1], runs[-1].lift_tensors(), self._modules, list(_attributes(self._modules)))
+        alive = [dict(vars(handler)) for handler in _PYRO_STACK]  # no identity in the kind goes to another object
+        graph = _Graph(runs[-1], runs[-1].lift_tensors(), self._modules, Contents(self._modules), alive)
         graph.compile(args)
         return graph
 
@@ -123,7 +131,8 @@ class _Graph:
     traced: Traced
     inputs: list[Tensor]
     modules: list[nn.Module]
-    attributes: list[tuple[dict[str, Any], str, Any]]
+    contents: Contents
+    alive: list[Any]
     function: Callable[..., Any] | None = None
 
     def compile(self, args: tuple[Any, ...]) -> None:
@@ -133,14 +142,6 @@ class _Graph:
             options["triton.cudagraphs"] = True
         with torch.no_grad():
             self.function = torch._inductor.compile(self.traced.module, [*tensors_of(args), *self.inputs], options)
-
-    def changed_attribute(self) -> str | None:
-        """The name of an attribute of a module that is no longer what it was."""
-        for place, name, value in self.attributes:
-            now = place.get(name)
-            if now is not value and (isinstance(value, Tensor | nn.Module) or now != value):
-                return name
-        return None
 
     def run(self, args: tuple[Any, ...]) -> Sequence[Tensor] | None:
         """Runs the graph.
@@ -158,49 +159,11 @@ class _Graph:
             outputs = self.function(*tensors_of(args), *self.inputs)
             if [value.item() for value in outputs[-len(decisions) :]] != decisions:
                 return None
-            keep()
+            keep.append(True)
         return outputs[: -len(decisions)]
 
 
-@contextmanager
-def state_unchanged(modules: list[nn.Module], parameters: list[Tensor]) -> Iterator[Callable[[], None]]:
-    """Puts back random state, buffers and gradients on leaving, unless the callable that it gives was called."""
-    buffers = list({id(b): b for module in modules for b in module.buffers()}.values())
-    device = next((t.device for t in (*parameters, *buffers) if t.is_cuda), torch.device("cpu"))
-    rng, copies = get_rng(device), [b.detach().clone() for b in buffers]
-    kept: list[bool] = []
-    try:
-        yield lambda: kept.append(True)
-    finally:
-        if not kept:
-            set_rng(rng, device)
-            with torch.no_grad():
-                for buffer, copy in zip(buffers, copies, strict=True):
-                    buffer.copy_(copy)
-            for parameter in parameters:
-                parameter.grad = None
-
-
-def _attributes(modules: list[nn.Module]) -> Iterator[tuple[dict[str, Any], str, Any]]:
-    """What a graph takes for granted of modules: their numbers and flags, and which tensors and children they hold."""
-    for module in (m for root in modules for m in root.modules()):
-        places: list[dict[str, Any]] = [module._parameters, module._buffers, module._modules]
-        plain = {name for name, value in vars(module).items() if isinstance(value, bool | int | float | str)}
-        yield from ((vars(module), name, vars(module)[name]) for name in plain)
-        yield from ((place, name, value) for place in places for name, value in place.items())
-
-
-def numbers_of(holder: Any) -> tuple[Any, ...]:
-    """The type of a handler or an ELBO with its numbers, and the identity of its tensors."""
-    attributes = [
-        (name, id(value) if isinstance(value, Tensor) else value)
-        for name, value in vars(holder).items()
-        if isinstance(value, bool | int | float | str | Tensor)
-    ]
-    return (type(holder), *attributes)
-
-
-def _kind(args: tuple[Any, ...]) -> tuple[Any, ...]:
+def _layout(args: tuple[Any, ...]) -> tuple[Any, ...]:
     """What a graph takes for granted of a batch."""
     return tuple(
         (a.shape, a.stride(), a.dtype, a.device, a.requires_grad) if isinstance(a, Tensor) else a for a in args

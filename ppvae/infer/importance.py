@@ -184,7 +184,7 @@ class _Drawer:
         if self._compiled is None or eagerly:
             return self._draw_surely(block, s, start)
         outputs, (priors, posteriors) = self._compiled((s, *block))
-        likelihood, *rest = outputs
+        likelihood, *rest = (tensor.clone() if tensor.is_cuda else tensor for tensor in outputs)
         log_prior = dict(zip(priors, rest, strict=False))
         return Draws(start, likelihood, log_prior, dict(zip(posteriors, rest[len(priors) :], strict=True)))
 

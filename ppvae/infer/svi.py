@@ -6,9 +6,8 @@ parameters with one (fused) optimizer in place of one per tensor, and leaves the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from typing import Any, Literal
 
 import pyro
@@ -18,16 +17,15 @@ from pyro.optim import PyroOptim
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from ppvae.infer.compile import Compiled, numbers_of
+from ppvae.infer.compile import Compiled
 from ppvae.infer.elbo import StepTerms, Traces, elbo_terms, evaluate_objective
+from ppvae.infer.guards import check_no_buffers, fingerprint, modules_that_run
 from ppvae.infer.nonfinite import NonFiniteError, check_finite
+from ppvae.infer.optim import OptimizerFactory, one_optimizer
 from ppvae.params import LocalParams, module_local
 
 COMPILE_FROM = 10_000
 """Steps from which compiling repays itself for a small model: it costs seconds and saves about a millisecond a step."""
-
-OptimizerFactory = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
-"""From parameters to a torch optimizer, e.g. `partial(torch.optim.Adam, lr=1e-3)`."""
 
 
 class SVI:
@@ -51,8 +49,7 @@ class SVI:
         clip_norm: the gradient is scaled down to this global norm where it is longer.
 
     Example:
-        >>> from functools import partial
-        >>> import torch
+        >>>         >>> import torch
         >>> from pyro.infer import Trace_ELBO
         >>> from ppvae.infer import SVI
         >>> from ppvae.models import PPCA
@@ -85,16 +82,14 @@ class SVI:
         self.planned_steps: int | None = None
         self.autocast = autocast
         self.clip_norm = clip_norm
-        self.optim = _one_optimizer(optim)
+        self.optim = one_optimizer(optim)
         self.optimizer: torch.optim.Optimizer | None = None
         owners = [_owner(model), _owner(guide)]
         self._owners = list(dict.fromkeys(owner for owner in owners if owner is not None))
         self._local = None not in owners
+        self._modules = list(self._owners)  # and those of plain functions, once they have run
         self._compiled = Compiled(
-            self._gradient_as_outputs,
-            self._owners,
-            parameters=self.parameters,
-            guarded=lambda: (numbers_of(loss), len(self.parameters())),
+            self._gradient_as_outputs, self._modules, parameters=self.parameters, guarded=self._guarded
         )
         self._steps = 0
         self._met: dict[int, Tensor] = {}
@@ -150,18 +145,25 @@ class SVI:
             TypeError: where `optim` gives no torch optimizer.
             ValueError: where there is nothing to train.
         """
-        with torch.no_grad(), pyro.poutine.trace(param_only=True) as params:
+        with torch.no_grad(), pyro.poutine.trace(param_only=True) as params, modules_that_run(self._modules):
             guide_trace = pyro.poutine.trace(self.guide).get_trace(*args)
             pyro.poutine.replay(self.model, trace=guide_trace)(*args)
         self._remember(params.trace)
         if not isinstance(self.optim, PyroOptim):
             self._make_optimizer().zero_grad()
 
+    def check_buffers(self) -> None:
+        """Checks that the networks which ran outside the pair hold no buffers, see `ppvae.infer.guards`."""
+        check_no_buffers(self._modules[len(self._owners) :])
+
     def _update(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], *, weight: float | None = None, check: bool = False
     ) -> StepTerms:
         if self._compiles() and not kwargs and not check:
             terms = self._compiled_gradient(args, weight)
+        elif not self._steps:
+            with modules_that_run(self._modules):
+                terms = self._gradient(args, weight, kwargs, check=check)
         else:
             terms = self._gradient(args, weight, kwargs, check=check)
         self._steps += 1
@@ -178,12 +180,19 @@ class SVI:
         steps = self._steps if self.planned_steps is None else self.planned_steps
         return self.compile is True or steps >= COMPILE_FROM
 
+    def _guarded(self) -> Any:
+        """What else a compiled gradient depends on: which parameters are trained, and what of."""
+        trained = tuple((id(p), p.requires_grad) for p in self.parameters())
+        return (trained, id(self.loss), fingerprint(self.loss), self.model, self.guide, self.autocast)
+
     def _compiled_gradient(self, args: tuple[Any, ...], weight: float | None) -> StepTerms:
         """Puts the gradient of a batch on the parameters, through the compiled graph where there is one."""
         outputs, (names, trained) = self._compiled((weight, *args))
         for parameter, gradient in zip(trained, outputs[len(names) :], strict=True):
             parameter.grad = gradient
-        return StepTerms.of(dict(zip(names, outputs, strict=False)))
+        # A CUDA graph writes its next results over these, and the terms are read later.
+        terms = [term.clone() if term.is_cuda else term for term in outputs[: len(names)]]
+        return StepTerms.of(dict(zip(names, terms, strict=True)))
 
     def _gradient_as_outputs(self, args: tuple[Any, ...]) -> tuple[list[Any], Any]:
         """The gradient of a batch as a computation: the terms, and the gradients of the parameters that have one."""
@@ -197,6 +206,7 @@ class SVI:
     ) -> StepTerms:
         """Adds the gradient of a batch to the parameters, eagerly."""
         loss, surrogate, traces = self._evaluate(args, kwargs or {})
+        self._find_new_parameters()
         parameters = self.parameters()
         if surrogate is not None and surrogate.requires_grad:
             surrogate = surrogate if weight is None else surrogate * weight
@@ -233,6 +243,17 @@ class SVI:
                 self._parameters = []
                 if self.optimizer is not None and not self._in_optimizer(parameter):
                     self.optimizer.add_param_group({"params": [parameter]})
+
+    def _find_new_parameters(self) -> None:
+        """Notices parameters that were put in place of others; they join the optimizer."""
+        known = {id(p) for p in self._parameters}
+        owned: dict[int, Tensor] = {id(p): p for owner in self._owners for p in owner.parameters()}
+        found = [p for p in owned.values() if p.requires_grad and id(p) not in known]
+        if not self._parameters or not found:
+            return
+        self._parameters = [p for p in self._parameters if id(p) in owned or id(p) in self._met] + found
+        if self.optimizer is not None:
+            self.optimizer.add_param_group({"params": found})
 
     def _in_optimizer(self, parameter: Tensor) -> bool:
         assert self.optimizer is not None
@@ -274,11 +295,3 @@ def _owner(function: Callable[..., Any]) -> nn.Module | None:
     function = pyro.poutine.unwrap(function)
     owner = function if isinstance(function, nn.Module) else getattr(function, "__self__", None)
     return owner if isinstance(owner, nn.Module) else None
-
-
-def _one_optimizer(optim: Any) -> Any:
-    """A plain `pyro.optim` object as one torch optimizer; any other as it is."""
-    plain = type(optim) is PyroOptim and isinstance(optim.pt_optim_args, dict)
-    if plain and not optim.pt_clip_args and not optim._state_waiting_to_be_consumed:
-        return partial(optim.pt_optim_constructor, **optim.pt_optim_args)
-    return optim

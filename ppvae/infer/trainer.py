@@ -18,10 +18,11 @@ from ppvae.infer.elbo import StepTerms
 from ppvae.infer.importance import Draws, evaluating, importance_draws, validation
 from ppvae.infer.interrupt import stop_requests, until
 from ppvae.infer.nonfinite import NonFiniteError, all_finite, check_finite_parameters
+from ppvae.infer.optim import OptimizerFactory
 from ppvae.infer.run import Row, Run, RunFolder
 from ppvae.infer.schedule import Schedule
 from ppvae.infer.state import Progress, RandomState, modes_kept, progress_bar, to_cpu
-from ppvae.infer.svi import SVI, OptimizerFactory
+from ppvae.infer.svi import SVI
 from ppvae.pair import Batch, KLWeight, check_batch, device_of
 from ppvae.storage import load_state, restore_weights, save_state
 
@@ -71,6 +72,7 @@ class Trainer:
                 if data is not None:
                     check_fits(self.pair, data, self.device, name=name)
             self.svi.setup(*next(self._minibatches(0)))
+            self.svi.check_buffers()
         with self.random.forked(self.seed):
             self.rng = self.random.get()
 

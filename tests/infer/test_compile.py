@@ -387,3 +387,136 @@ def test_training_curves_on_mnist_agree():
         run = ppvae.fit(vae, batches, binarize(x[:500]), epochs=4, compile=compile, progress=False)
         curves.append([(row["elbo"], row["valid_elbo"]) for row in run.history])
     torch.testing.assert_close(torch.tensor(curves[1]), torch.tensor(curves[0]), rtol=1e-4, atol=0.0)
+
+
+class Guarded(nn.Module):
+    """A pair whose likelihood depends on everything that Python can hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.p_x_given_z = nn.Linear(K, D)
+        self.q_z_given_x = nn.Linear(D, K)
+        self.nothing = None
+        self.items = [1.0]
+        self.table = {"weight": 1.0}
+        self.config = Config()
+        self.tensor = torch.tensor(1.0)
+        self.activation = torch.sigmoid
+
+    def factor(self):
+        return (self.nothing or 1.0) * self.items[0] * self.table["weight"] * self.config.weight * self.tensor
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(K), 1.0).to_event(1))
+            mean = self.activation(self.p_x_given_z(z)) * self.factor()
+            pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.q_z_given_x(x), 1.0).to_event(1))
+
+
+class Config:
+    """Options of a user's own."""
+
+    weight = 1.0
+
+    def __init__(self):
+        self.weight = 1.0
+
+
+def replace_weight(pair, svi):
+    pair.p_x_given_z.weight = nn.Parameter(2 * pair.p_x_given_z.weight.detach())
+
+
+CHANGES = {
+    "None": lambda pair, svi: setattr(pair, "nothing", 3.0),
+    "list item": lambda pair, svi: pair.items.__setitem__(0, 3.0),
+    "list": lambda pair, svi: setattr(pair, "items", [3.0]),
+    "dict item": lambda pair, svi: pair.table.update(weight=3.0),
+    "object": lambda pair, svi: setattr(pair.config, "weight", 3.0),
+    "tensor": lambda pair, svi: setattr(pair, "tensor", torch.tensor(3.0)),
+    "function": lambda pair, svi: setattr(pair, "activation", torch.tanh),
+    "forward hook": lambda pair, svi: pair.p_x_given_z.register_forward_hook(lambda m, i, o: 2 * o),
+    "forward": lambda pair, svi: setattr(pair.p_x_given_z, "forward", lambda z: z.repeat(1, D // K)),
+    "frozen": lambda pair, svi: pair.p_x_given_z.requires_grad_(False),
+    "parameter": replace_weight,
+    "loss": lambda pair, svi: setattr(svi, "loss", TraceMeanField_ELBO()),
+    "model": lambda pair, svi: setattr(svi, "model", lambda x: pair.model(2 * x)),
+    "particles": lambda pair, svi: setattr(svi.loss, "num_particles", 4),
+    "state": lambda pair, svi: pair.load_state_dict({k: v + 0.1 for k, v in pair.state_dict().items()}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_changes_between_steps_counts(change):
+    results = []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        pair = Guarded()
+        svi = SVI(pair.model, pair.guide, partial(torch.optim.SGD, lr=1e-3), Trace_ELBO(), compile=compile)
+        torch.manual_seed(1)
+        losses = [svi.step(binary()) for _ in range(3)]
+        before = {name: value.clone() for name, value in pair.state_dict().items()}
+        CHANGES[change](pair, svi)
+        losses += [svi.step(binary()) for _ in range(3)]
+        results.append((losses, pair.state_dict()))
+    (eager, state), (compiled, compiled_state) = results
+    assert compiled == pytest.approx(eager, rel=1e-5)
+    for name, value in state.items():
+        torch.testing.assert_close(compiled_state[name], value, rtol=1e-5, atol=1e-6, msg=name)
+    if change == "frozen":
+        assert torch.equal(before["p_x_given_z.weight"], compiled_state["p_x_given_z.weight"])
+    if change == "parameter":
+        assert not torch.equal(2 * before["p_x_given_z.weight"], compiled_state["p_x_given_z.weight"])
+
+
+def test_a_condition_around_the_step_counts():
+    def run(compile):
+        torch.manual_seed(0)
+        pair = Guarded()
+        svi = SVI(pair.model, pair.guide, partial(torch.optim.SGD, lr=1e-3), Trace_ELBO(), compile=compile)
+        torch.manual_seed(1)
+        losses = []
+        for i in range(6):
+            x = binary() * (1 if i < 3 else 10)
+            with pyro.poutine.condition(data={"x": x}):
+                losses.append(svi.step(x))
+        return losses
+
+    assert run(True) == pytest.approx(run(False), rel=1e-5)
+
+
+def test_networks_of_plain_functions_are_guarded_and_restored():
+    def run(compile):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(K, D), nn.BatchNorm1d(D), nn.Dropout(0.5))
+
+        def model(x):
+            pyro.module("net", net)
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(K), 1.0).to_event(1))
+                pyro.sample("x", dist.Normal(net(z), 1.0).to_event(1), obs=x)
+
+        def guide(x):
+            loc = pyro.param("loc", torch.zeros(K))
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+        with pyro.get_param_store().scope():
+            svi = SVI(model, guide, partial(torch.optim.SGD, lr=1e-3), Trace_ELBO(), compile=compile)
+            torch.manual_seed(1)
+            losses = [svi.step(binary()) for _ in range(3)]
+            net[2].p = 0.0
+            losses += [svi.step(binary()) for _ in range(3)]
+        return losses, int(net[1].num_batches_tracked)
+
+    (eager, count), (compiled, compiled_count) = run(False), run(True)
+    assert compiled == pytest.approx(eager, rel=1e-5)
+    assert compiled_count == count == 6
+
+
+def test_a_guessed_nesting_of_plates_is_settled_before_the_graph():
+    svi = assert_same(SemiSupervised, partial(TraceEnum_ELBO, strict_enumeration_warning=False), [(binary(),)])
+    assert compiled_graphs(svi) == 1

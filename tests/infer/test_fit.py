@@ -432,3 +432,22 @@ def test_a_copy_of_a_trained_pair_is_a_pair():
 def test_data_keep_their_width():
     with pytest.raises(ValueError, match="the pair fails on a minibatch of valid"):
         fit(small_vae(), binary(), binary(d=D - 1), epochs=1)
+
+
+def test_a_network_with_buffers_outside_the_pair_is_refused():
+    net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+
+    def model(x):
+        pyro.module("net", net)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(net(z), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(pyro.param("loc", torch.zeros(2)), 1.0).to_event(1))
+
+    x = torch.randn(10, 3)
+    with pytest.raises(ValueError, match="BatchNorm1d with buffers that does not belong to it"):
+        ppvae.fit(ppvae.Pair(model, guide), x, epochs=1, progress=False)
+    ppvae.fit(ppvae.Pair(model, guide, modules=[net]), x, epochs=1, progress=False)
