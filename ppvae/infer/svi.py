@@ -49,7 +49,8 @@ class SVI:
         clip_norm: the gradient is scaled down to this global norm where it is longer.
 
     Example:
-        >>>         >>> import torch
+        >>> from functools import partial
+        >>> import torch
         >>> from pyro.infer import Trace_ELBO
         >>> from ppvae.infer import SVI
         >>> from ppvae.models import PPCA
