@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,23 +22,26 @@ class Contents:
 
     Args:
         modules: the roots; containers and plain objects among their attributes are followed too.
+        only: the names of the only dicts of each module to look at; by default all that it holds.
     """
 
-    def __init__(self, modules: list[nn.Module]) -> None:
-        self._held = list(_containers(modules))
+    def __init__(self, modules: list[nn.Module], *, only: tuple[str, ...] = ()) -> None:
+        tree = (module for root in modules for module in root.modules())
+        chosen = ((vars(m)[name], list(vars(m)[name].values())) for m in tree for name in only)
+        self._held = list(chosen) if only else list(_containers(modules))
 
     def changed(self) -> str | None:
         """The name of something that is no longer what it was; None where nothing changed."""
         for container, before in self._held:
             now = _values(container)
-            try:  # lists compare by identity first: the common case costs next to nothing
-                same = now == before
-            except (RuntimeError, ValueError):  # a tensor in place of another tensor
-                same = False
-            if not same:
-                names = list(container) if isinstance(container, dict) else range(len(now))
-                differing = (name for name, a, b in zip(names, now, before, strict=False) if a is not b)
-                return f"the attribute {next(differing, 'list')!r}"
+            if len(now) == len(before) and all(map(operator.is_, now, before)):  # the common case, without a loop
+                continue
+            names = list(container) if isinstance(container, dict) else range(len(now))
+            for name, a, b in zip(names, now, before, strict=False):
+                if a is not b and not (isinstance(a, bool | int | float | str) and a == b):
+                    return f"the attribute {name!r}"
+            if len(now) != len(before):
+                return "the number of attributes"
         return None
 
 

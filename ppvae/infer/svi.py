@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ppvae.infer.compile import Compiled
 from ppvae.infer.elbo import StepTerms, Traces, elbo_terms, evaluate_objective
-from ppvae.infer.guards import check_no_buffers, fingerprint, modules_that_run
+from ppvae.infer.guards import Contents, check_no_buffers, fingerprint, modules_that_run
 from ppvae.infer.nonfinite import NonFiniteError, check_finite
 from ppvae.infer.optim import OptimizerFactory, one_optimizer
 from ppvae.params import LocalParams, module_local
@@ -95,6 +95,7 @@ class SVI:
         self._steps = 0
         self._met: dict[int, Tensor] = {}
         self._parameters: list[Tensor] = []
+        self._tree: Contents | None = None
 
     def step(self, *args: Any, **kwargs: Any) -> float:
         """Takes one gradient step and returns the loss: summed over the batch, as Pyro's is."""
@@ -246,15 +247,15 @@ class SVI:
                     self.optimizer.add_param_group({"params": [parameter]})
 
     def _find_new_parameters(self) -> None:
-        """Notices parameters that were put in place of others; they join the optimizer."""
-        known = {id(p) for p in self._parameters}
-        owned: dict[int, Tensor] = {id(p): p for owner in self._owners for p in owner.parameters()}
-        found = [p for p in owned.values() if p.requires_grad and id(p) not in known]
-        if not self._parameters or not found:
-            return
-        self._parameters = [p for p in self._parameters if id(p) in owned or id(p) in self._met] + found
-        if self.optimizer is not None:
-            self.optimizer.add_param_group({"params": found})
+        """Notices parameters and modules that were put in place of others; their parameters join the optimizer."""
+        if self._parameters and (self._tree is None or self._tree.changed() is not None):
+            known = {id(p) for p in self._parameters}
+            owned: dict[int, Tensor] = {id(p): p for owner in self._owners for p in owner.parameters()}
+            found = [p for p in owned.values() if p.requires_grad and id(p) not in known]
+            self._parameters = [p for p in self._parameters if id(p) in owned or id(p) in self._met] + found
+            if found and self.optimizer is not None:
+                self.optimizer.add_param_group({"params": found})
+            self._tree = Contents(self._owners, only=("_parameters", "_modules"))
 
     def _in_optimizer(self, parameter: Tensor) -> bool:
         assert self.optimizer is not None
