@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from pyro.distributions import Unit
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
@@ -125,6 +126,15 @@ def sample_sites(trace: Trace) -> list[tuple[str, Any]]:
         and not site["infer"].get("_deterministic")
         and type(site["fn"]).__name__ != "_Subsample"
     ]
+
+
+def is_objective_only(site: Any) -> bool:
+    """Whether an observed site of a model is a term of the training objective and no part of p(x, z).
+
+    Such a site is marked `infer={"is_auxiliary": True}`: a classifier's log q(y|x) of observed labels. Pyro marks its
+    factors so as well, but those are part of the model.
+    """
+    return bool(site["is_observed"] and site["infer"].get("is_auxiliary") and not isinstance(site["fn"], Unit))
 
 
 def check_sites(model_trace: Trace, guide_trace: Trace) -> None:

@@ -89,6 +89,11 @@ class LocalParams(Messenger):
         self._attach_to = pair if attach and existing is None else None
         self._owned = {id(p) for p in pair.parameters()}
 
+    @property
+    def forgets(self) -> bool:
+        """Whether it holds parameters that are not on the pair, and end with it."""
+        return self.home is not self._of_pair and len(self.home._parameters) > len(self._of_pair._parameters)
+
     def _keep(self, name: str, parameter: nn.Parameter) -> None:
         self.home.set_unconstrained(name, parameter)
         if self._attach_to is not None:

@@ -7,6 +7,8 @@ load("mnist") ──► DataSet(train, valid, test) ──► Batches(*data.trai
 
 from ppvae.data.batches import Batches
 from ppvae.data.datasets import DATASETS, DataSet, Split, load
+from ppvae.data.joint import JointBatches
+from ppvae.data.labels import split_labels
 from ppvae.data.transforms import Binarize, Dequantize, Transform, binarize, dequantize, quantize
 
 __all__ = [
@@ -15,10 +17,12 @@ __all__ = [
     "Binarize",
     "DataSet",
     "Dequantize",
+    "JointBatches",
     "Split",
     "Transform",
     "binarize",
     "dequantize",
     "load",
     "quantize",
+    "split_labels",
 ]

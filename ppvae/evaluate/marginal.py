@@ -11,7 +11,7 @@ generative model, whatever objective trained it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,7 +19,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ppvae.infer.importance import Draws, check_count, importance_draws
+from ppvae.evaluate.accumulate import Moments, WeightSum
+from ppvae.infer.draws import Draws
+from ppvae.infer.importance import check_count, importance_draws
 from ppvae.pair import check_batch
 
 
@@ -97,6 +99,7 @@ def elbo(
     batch_size: int | None = None,
     seed: int = 0,
     compile: bool | Literal["auto"] = "auto",
+    given: Sequence[str] = (),
     progress: bool = False,
 ) -> Elbo:
     """Estimates the ELBO of each datum and its terms, E_q[log p(x|z)] − Σ KL(q ‖ p).
@@ -109,6 +112,8 @@ def elbo(
         seed: of the draws; the global random state is left alone.
         compile: whether to run the draws as one compiled graph, see `ppvae.infer.compile`; "auto" does where the
             estimate takes long enough to repay it.
+        given: observed sites to condition on, e.g. `["y"]` for log p(x|y) in place of log p(x, y); they must depend
+            on no latent.
         progress: whether to show a progress bar.
 
     Returns:
@@ -126,15 +131,16 @@ def elbo(
         >>> terms.values.shape
         torch.Size([100])
     """
-    blocks: list[dict[str, _Moments]] = []
+    blocks: list[dict[str, Moments]] = []
     start = -1
-    draws_of = importance_draws(pair, data, num_samples=num_samples, batch_size=batch_size, seed=seed, compile=compile)
+    options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "compile": compile, "given": given}
+    draws_of = importance_draws(pair, data, num_samples=num_samples, **options)
     for draws in _checked(draws_of, data, num_samples, progress):
-        terms = {"elbo": draws.log_weight(), "reconstruction": draws.log_likelihood}
+        terms = {"elbo": draws.elbo(), "reconstruction": draws.reconstruction()}
         terms |= {f"kl_{site}": value for site, value in draws.kl().items()}
         if draws.start != start:
             start = draws.start
-            blocks.append({name: _Moments() for name in terms})
+            blocks.append({name: Moments() for name in terms})
         for name, value in terms.items():
             blocks[-1][name].add(value.double())
     moments = {name: _cat([block[name].mean for block in blocks]) for name in blocks[0]}
@@ -155,12 +161,15 @@ def log_marginal(
     batch_size: int | None = None,
     seed: int = 0,
     compile: bool | Literal["auto"] = "auto",
+    given: Sequence[str] = (),
     progress: bool = False,
 ) -> LogMarginal:
     """Estimates log p(x) of each datum by importance sampling from the guide.
 
     log p̂(x) = log (1/s) Σ_i p(x, z_i) / q(z_i|x), z_i ~ q(z|x): a lower bound in expectation that rises to
-    log p(x) with s (Burda et al. 2016, arXiv 1509.00519). Latents may be continuous or discrete.
+    log p(x) with s (Burda et al. 2016, arXiv 1509.00519). Latents may be continuous or discrete. Those that the guide
+    (or the model alone) marks with `infer={"enumerate": "parallel"}` are summed over exactly, and s samples of the
+    others are drawn for each of their values: log p̂(x) = log Σ_y (1/s) Σ_i p(x, y, z_i) / q(z_i|x, y).
 
     Args:
         pair: any model/guide pair.
@@ -170,6 +179,8 @@ def log_marginal(
         seed: of the draws; the global random state is left alone.
         compile: whether to run the draws as one compiled graph, see `ppvae.infer.compile`; "auto" does where the
             estimate takes long enough to repay it.
+        given: observed sites to condition on, e.g. `["y"]` for log p(x|y) in place of log p(x, y); they must depend
+            on no latent.
         progress: whether to show a progress bar.
 
     Returns:
@@ -187,14 +198,15 @@ def log_marginal(
         >>> estimate.values.shape
         torch.Size([100])
     """
-    blocks: list[_WeightSum] = []
+    blocks: list[WeightSum] = []
     start = -1
-    draws_of = importance_draws(pair, data, num_samples=num_samples, batch_size=batch_size, seed=seed, compile=compile)
+    options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "compile": compile, "given": given}
+    draws_of = importance_draws(pair, data, num_samples=num_samples, **options)
     for draws in _checked(draws_of, data, num_samples, progress):
         log_weight = draws.log_weight().double()
         if draws.start != start:
             start = draws.start
-            blocks.append(_WeightSum.empty(log_weight))
+            blocks.append(WeightSum.empty(log_weight))
         blocks[-1].add(log_weight)
     log_sum = _cat([block.log_sum() for block in blocks])
     log_sum_squares = _cat([block.log_sum_squares() for block in blocks])
@@ -215,77 +227,27 @@ def standard_error(values: Tensor) -> float:
     return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
-class _Moments:
-    """Mean and variance over draws that arrive in blocks, stable where the mean is large (Chan et al. 1983)."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean: Any = 0.0
-        self.deviations: Any = 0.0
-        """Σ (value − mean)² over the draws."""
-
-    def add(self, values: Tensor) -> None:
-        mean = values.mean(0)
-        before, self.count = self.count, self.count + len(values)
-        old, new = before / self.count, len(values) / self.count
-        self.deviations = self.deviations + ((values - mean) ** 2).sum(0) + (mean - self.mean) ** 2 * (before * new)
-        self.mean = self.mean * old + mean * new  # stays −inf once it is, where an update by differences would be NaN
-
-    def variance(self) -> Tensor:
-        """Unbiased, shape (n,); NaN for a single draw."""
-        return self.deviations / (self.count - 1) if self.count > 1 else torch.full_like(self.mean, math.nan)
-
-
-@dataclass
-class _WeightSum:
-    """Σ w and Σ w² of each datum, kept relative to the largest weight so far so that neither overflows."""
-
-    largest: Tensor
-    total: Tensor
-    squares: Tensor
-
-    @classmethod
-    def empty(cls, log_weight: Tensor) -> _WeightSum:
-        zeros = torch.zeros_like(log_weight[0])
-        return cls(torch.full_like(zeros, -math.inf), zeros, zeros)
-
-    def add(self, log_weight: Tensor) -> None:
-        largest = torch.maximum(self.largest, log_weight.amax(0))
-        anchor = largest.clamp_min(torch.finfo(largest.dtype).min)  # all weights zero: exp(−inf − finite) = 0
-        shrink = torch.exp(self.largest - anchor)
-        weight = torch.exp(log_weight - anchor)
-        self.total = self.total * shrink + weight.sum(0)
-        self.squares = self.squares * shrink**2 + (weight**2).sum(0)
-        self.largest = largest
-
-    def log_sum(self) -> Tensor:
-        return self.largest + self.total.log()
-
-    def log_sum_squares(self) -> Tensor:
-        return 2 * self.largest + self.squares.log()
-
-
 def _checked(draws_of: Iterator[Draws], data: Any, num_samples: int, progress: bool) -> Iterator[Draws]:
     """The draws, each of whose weights is a number below infinity."""
     check_count("num_samples", num_samples)
     total = num_samples * check_batch(data)
     with tqdm(total=total, unit="draw", unit_scale=True, desc="log p(x)", leave=False, disable=not progress) as bar:
         for draws in draws_of:
-            bad = ~(draws.log_weight() < math.inf)
+            bad = ~(draws.log_ratio() < math.inf)
             if bool(bad.any()):
                 raise ValueError(_describe(draws, *bad.nonzero()[0].tolist()))
             yield draws
-            bar.update(bad.numel())
+            bar.update(bad[0].numel())
 
 
-def _describe(draws: Draws, sample: int, datum: int) -> str:
-    """What went wrong in one weight, term by term."""
+def _describe(draws: Draws, value: int, sample: int, datum: int) -> str:
+    """What went wrong in one weight, term by term; `value` is the joint value of the enumerated sites."""
     terms = {"log p(x|z)": draws.log_likelihood}
     terms |= {f"log p({site})": value for site, value in draws.log_prior.items()}
     terms |= {f"log q({site}|x)": value for site, value in draws.log_posterior.items()}
-    values = {name: float(value[sample, datum]) for name, value in terms.items()}
-    found = ", ".join(f"{name} = {value:g}" for name, value in values.items() if not math.isfinite(value))
-    weight = float(draws.log_weight()[sample, datum])
+    values = {name: float(term[value, sample, datum]) for name, term in terms.items()}
+    found = ", ".join(f"{name} = {found:g}" for name, found in values.items() if not math.isfinite(found))
+    weight = float(draws.log_ratio()[value, sample, datum])
     return (
         f"the log importance weight of datum {draws.start + datum} is {weight:g}, because {found}: "
         "check that datum and the weights of the pair"

@@ -1,5 +1,6 @@
 """Training: the SVI step, the objectives and schedules around it, and `fit`."""
 
+from ppvae.infer.elbo import JointELBO
 from ppvae.infer.fit import fit
 from ppvae.infer.nonfinite import NonFiniteError
 from ppvae.infer.run import Run, RunFolder
@@ -10,6 +11,7 @@ __all__ = [
     "SVI",
     "Cosine",
     "Cyclical",
+    "JointELBO",
     "Linear",
     "NonFiniteError",
     "Run",

@@ -11,15 +11,18 @@ from pyro.distributions import ExpandedDistribution, MaskedDistribution
 from torch import Tensor, nn
 from torch.distributions import Independent
 
-from ppvae.data import Batches
+from ppvae.data import Batches, JointBatches
 from ppvae.pair import Batch, check_batch, check_sites, sample_sites
 
+Source = Batches | JointBatches | Iterable[Any]
+"""What gives minibatches, epoch after epoch."""
 
-def minibatches(data: Batches | Iterable[Any], epoch: int, device: torch.device, *, name: str) -> Iterator[Batch]:
+
+def minibatches(data: Source, epoch: int, device: torch.device, *, name: str) -> Iterator[Batch]:
     """The minibatches of an epoch as tuples on `device`.
 
     Args:
-        data: `Batches`, or an iterable of minibatches.
+        data: `Batches`, or an iterable of minibatches. `JointBatches` give tuples of minibatches.
         epoch: its number, from 0.
         device: where the minibatches go.
         name: the argument that the errors speak of.
@@ -27,7 +30,7 @@ def minibatches(data: Batches | Iterable[Any], epoch: int, device: torch.device,
     Raises:
         TypeError: where an iterable gives something other than tensors, or tuples of tensors and None.
     """
-    if isinstance(data, Batches):
+    if isinstance(data, Batches | JointBatches):
         yield from data.epoch(epoch)
         return
     for item in data:
@@ -39,7 +42,12 @@ def minibatches(data: Batches | Iterable[Any], epoch: int, device: torch.device,
         yield tuple(t.to(device, non_blocking=True) if isinstance(t, Tensor) else t for t in batch)
 
 
-def epoch_length(data: Batches | Iterable[Any]) -> int | None:
+def size_of(data: Source, batch: Batch, *, name: str) -> int:
+    """The number of data that the loss of a minibatch is the sum over; of `JointBatches`, all that they hold."""
+    return data.num_data if isinstance(data, JointBatches) else check_batch(batch, name=name)
+
+
+def epoch_length(data: Source) -> int | None:
     """Minibatches in an epoch; None where the data do not know."""
     try:
         return len(data)  # type: ignore[arg-type]
@@ -47,8 +55,10 @@ def epoch_length(data: Batches | Iterable[Any]) -> int | None:
         return None
 
 
-def check_fits(pair: nn.Module, data: Batches | Iterable[Any], device: torch.device, *, name: str) -> None:
+def check_fits(pair: nn.Module, data: Source, device: torch.device, *, name: str) -> None:
     """Runs the pair on the first minibatch of `data`, and checks all data in memory against the supports.
+
+    Of `JointBatches`, on the first minibatch of each set.
 
     Args:
         pair: a model/guide pair.
@@ -60,6 +70,10 @@ def check_fits(pair: nn.Module, data: Batches | Iterable[Any], device: torch.dev
         TypeError: where a minibatch is no tuple of tensors.
         ValueError: naming the data, the site or the values that do not fit.
     """
+    if isinstance(data, JointBatches):
+        for i, part in enumerate(data.sets):
+            check_fits(pair, part, device, name=f"{name}.sets[{i}]")
+        return
     batch = next(minibatches(data, 0, device, name=name), None)
     if batch is None:
         raise ValueError(f"{name} is empty: it gives no minibatch")
@@ -82,7 +96,7 @@ def check_fits(pair: nn.Module, data: Batches | Iterable[Any], device: torch.dev
         ) from error
 
 
-def _check_supports(model_trace: Any, data: Batches | Iterable[Any], batch: Batch, name: str) -> None:
+def _check_supports(model_trace: Any, data: Source, batch: Batch, name: str) -> None:
     """Checks the values that are observed as they are given: all of them in memory, else the minibatch."""
     in_memory = isinstance(data, Batches) and data.transform is None
     for site_name, site in sample_sites(model_trace):

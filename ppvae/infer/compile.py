@@ -166,5 +166,10 @@ class _Graph:
 def _layout(args: tuple[Any, ...]) -> tuple[Any, ...]:
     """What a graph takes for granted of a batch."""
     return tuple(
-        (a.shape, a.stride(), a.dtype, a.device, a.requires_grad) if isinstance(a, Tensor) else a for a in args
+        (a.shape, a.stride(), a.dtype, a.device, a.requires_grad)
+        if isinstance(a, Tensor)
+        else _layout(a)
+        if isinstance(a, tuple)
+        else a
+        for a in args
     )

@@ -1,9 +1,12 @@
-"""Pyro's ELBO objects, evaluated so that a step knows the traces behind its loss and reads nothing from the device."""
+"""Objectives: the ELBO of several data sets, and Pyro's ELBO objects evaluated for a step.
+
+A step knows the traces behind its loss, and reads nothing from the device.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +23,7 @@ from pyro.infer import (
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from ppvae.pair import sample_sites
+from ppvae.pair import Batch, is_objective_only, sample_sites
 
 Traces = list[tuple[Trace, Trace]]
 """The (model, guide) traces of one step, a pair for each particle."""
@@ -57,6 +60,75 @@ class StepTerms:
         return cls(named["loss"], named.get("reconstruction"), kl)
 
 
+class JointELBO(ELBO):
+    r"""The ELBO of several data sets that one pair explains, a minibatch of each at a time.
+
+    .. math:: \mathcal{L} = \sum_j \frac{N_j}{n_j} \sum_{i \in B_j} \mathrm{ELBO}(\text{datum } i \text{ of set } j)
+
+    For semi-supervised learning: one set with labels and one without, where labels are arguments that a pair can do
+    without. The weights make every step an unbiased estimate for all data, whatever the sizes of the minibatches.
+    Works with `pyro.infer.SVI` and with `ppvae.SVI`; each argument of the step is then the tuple of a minibatch:
+    `svi.step((x_labelled, y), (x_unlabelled,))`. `ppvae.fit` makes it for `ppvae.data.JointBatches`.
+
+    Args:
+        elbo: the ELBO of each set, one that has a `differentiable_loss`.
+        weights: N_j / n_j of each set, what a minibatch's sum is multiplied with; see `JointBatches.weights`.
+
+    Raises:
+        TypeError: where `elbo` is no such object.
+        ValueError: where the weights are no positive numbers.
+
+    References:
+        Semi-Supervised Learning with Deep Generative Models (Kingma et al. 2014), arXiv 1406.5298, equation 8.
+    """
+
+    def __init__(self, elbo: ELBO, weights: Sequence[float]) -> None:
+        if not isinstance(elbo, ELBO) or isinstance(elbo, JointELBO) or not hasattr(elbo, "differentiable_loss"):
+            raise TypeError(f"elbo must be a pyro.infer ELBO with a differentiable_loss, got {type(elbo).__name__}")
+        if not weights or not all(weight > 0 for weight in weights):
+            raise ValueError(f"weights must be positive numbers, one for each data set, got {weights!r}")
+        super().__init__(num_particles=elbo.num_particles)
+        self.elbo = copy.copy(elbo)
+        self.elbo.strict_enumeration_warning = False  # a labelled minibatch has nothing to enumerate
+        self.weights = tuple(float(weight) for weight in weights)
+
+    def differentiable_loss(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *batches: Batch, **kwargs: Any
+    ) -> Tensor:
+        """Minus the ELBO of all data, estimated from one minibatch of each set."""
+        parts = self.parts(batches)
+        return sum(w * self.elbo.differentiable_loss(model, guide, *batch, **kwargs) for w, batch in parts)
+
+    def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *batches: Batch, **kwargs: Any) -> float:
+        """The same as a number, without gradients."""
+        return sum(w * self.elbo.loss(model, guide, *batch, **kwargs) for w, batch in self.parts(batches))
+
+    def loss_and_grads(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *batches: Batch, **kwargs: Any
+    ) -> float:
+        """The same, its gradient added to the parameters: what `pyro.infer.SVI` calls."""
+        loss = self.differentiable_loss(model, guide, *batches, **kwargs)
+        loss.backward()
+        return float(loss)
+
+    def parts(self, batches: Sequence[Batch]) -> list[tuple[float, Batch]]:
+        """Each set's weight and minibatch.
+
+        Raises:
+            TypeError: where a minibatch is no tuple.
+            ValueError: where there are not as many as weights.
+        """
+        if len(batches) != len(self.weights):
+            raise ValueError(f"expected a minibatch of each of {len(self.weights)} data sets, got {len(batches)}")
+        for i, batch in enumerate(batches):
+            if not isinstance(batch, tuple):
+                raise TypeError(f"minibatch {i} must be the tuple of a pair's arguments, got {type(batch).__name__}")
+        return list(zip(self.weights, batches, strict=True))
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        raise NotImplementedError("the traces are those of JointELBO.elbo, for one minibatch at a time")
+
+
 def evaluate_objective(
     objective: Any, model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Tensor, Tensor | None, Traces]:
@@ -76,6 +148,8 @@ def evaluate_objective(
     if not isinstance(objective, ELBO):
         loss = torch.as_tensor(objective(model, guide, *args, **kwargs))
         return loss.detach(), loss, []
+    if isinstance(objective, JointELBO):
+        return _joint_elbo(objective, model, guide, args, kwargs)
     traces: Traces = []
     recording = _recording(objective, traces)
     if getattr(type(recording), "differentiable_loss", None) is Trace_ELBO.differentiable_loss:
@@ -86,6 +160,20 @@ def evaluate_objective(
         loss = recording.differentiable_loss(model, guide, *args, **kwargs)
         return loss.detach(), loss, traces
     return _as_tensor(recording.loss_and_grads(model, guide, *args, **kwargs)), None, traces
+
+
+def _joint_elbo(
+    objective: JointELBO, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: dict[str, Any]
+) -> tuple[Tensor, Tensor | None, Traces]:
+    """Loss and surrogate of several minibatches, each as if it were alone."""
+    loss, surrogate, traces = torch.zeros(()), None, []
+    for weight, batch in objective.parts(args):
+        part, differentiable, of_part = evaluate_objective(objective.elbo, model, guide, batch, kwargs)
+        loss = loss.to(part) + weight * part
+        if differentiable is not None:
+            surrogate = weight * differentiable if surrogate is None else surrogate + weight * differentiable
+        traces += of_part
+    return loss, surrogate, traces
 
 
 def _as_tensor(loss: Any) -> Tensor:
@@ -137,8 +225,14 @@ def _trace_elbo(
 
 
 @torch.no_grad()
-def elbo_terms(traces: Traces, num_particles: int) -> tuple[Tensor | None, dict[str, Tensor]]:
-    """Reconstruction and KL per latent site of the drawn samples, unscaled, averaged over the particles."""
+def elbo_terms(objective: Any, traces: Traces) -> tuple[Tensor | None, dict[str, Tensor]]:
+    """Reconstruction and KL per latent site of the drawn samples, unscaled, averaged over the particles.
+
+    None and nothing where a latent is enumerated, or where the traces are of several data sets.
+    """
+    if isinstance(objective, JointELBO):
+        return None, {}
+    num_particles = getattr(objective, "num_particles", 1)
     reconstruction: Any = 0.0
     kl: dict[str, Any] = {}
     for model_trace, guide_trace in traces:
@@ -148,7 +242,7 @@ def elbo_terms(traces: Traces, num_particles: int) -> tuple[Tensor | None, dict[
                 return None, {}
             if not site["is_observed"]:
                 kl[name] = kl.get(name, 0.0) - sign * _unscaled_sum(site) / num_particles
-            elif sign == 1:
+            elif sign == 1 and not is_objective_only(site):
                 reconstruction = reconstruction + _unscaled_sum(site) / num_particles
     return torch.as_tensor(reconstruction) if traces else None, {z: torch.as_tensor(value) for z, value in kl.items()}
 

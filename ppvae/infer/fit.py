@@ -15,15 +15,17 @@ from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
 import ppvae
-from ppvae.data import Batches
+from ppvae.data import Batches, JointBatches
+from ppvae.infer.checks import Source
+from ppvae.infer.elbo import JointELBO
 from ppvae.infer.importance import check_count
 from ppvae.infer.run import Run, RunFolder
 from ppvae.infer.schedule import Schedule, as_schedule
 from ppvae.infer.trainer import Trainer
 from ppvae.pair import check_batch, check_pair, device_of
 
-Data = Tensor | tuple[Tensor, ...] | Batches | Iterable[Any]
-"""A tensor, a tuple of tensors, `Batches`, or any iterable of tensors or tensor tuples (a `DataLoader`)."""
+Data = Tensor | tuple[Tensor, ...] | Batches | JointBatches | Iterable[Any]
+"""A tensor, a tuple of tensors, `Batches`, `JointBatches`, or any iterable of them (a `DataLoader`)."""
 
 ADAM = partial(torch.optim.Adam, fused=True)
 """The default optimizer: one fused kernel for all parameters."""
@@ -63,10 +65,10 @@ def fit(
 
     Args:
         pair: any `nn.Module` with `model(*batch)` and `guide(*batch)`.
-        train: the training data: a tensor (n, ...) or tuple of them, held on the device; `Batches`; or an
-            iterable of minibatches that can be iterated once an epoch. Data in memory are checked as a whole
-            before training, an iterable on its first minibatch.
-        valid: held-out data for the validation ELBO, in the same forms.
+        train: the training data: a tensor (n, ...) or tuple of them, held on the device; `Batches`; `JointBatches`
+            of several sets, e.g. with and without labels; or an iterable of minibatches that can be iterated once
+            an epoch. Data in memory are checked as a whole before training, an iterable on its first minibatch.
+        valid: held-out data for the validation ELBO, in the same forms, but of one set.
         loss: any Pyro ELBO object; by default `Trace_ELBO()`.
         epochs: how often the training data are passed.
         batch_size: data per minibatch, where `train` is tensors.
@@ -114,7 +116,9 @@ def fit(
     where = device_of(pair) if device is None else usable_device(device)
     train_batches = _batches("train", train, batch_size, seed, where, shuffle=True)
     valid_batches = None if valid is None else _batches("valid", valid, VALID_BATCH, seed, where, shuffle=False)
-    loss = Trace_ELBO() if loss is None else loss
+    loss = _objective(loss, train_batches)
+    if isinstance(valid_batches, JointBatches):
+        raise TypeError("valid must be one data set, got JointBatches: give the one that the ELBO is to be of")
     settings = {
         "loss": _describe(loss),
         "epochs": epochs,
@@ -173,6 +177,17 @@ def _check_options(epochs: Any, batch_size: Any, patience: Any, clip_norm: Any, 
         )
 
 
+def _objective(loss: Any, train: Source) -> Any:
+    """The objective: that of several data sets where `train` has them."""
+    loss = Trace_ELBO() if loss is None else loss
+    if not isinstance(train, JointBatches) or isinstance(loss, JointELBO):
+        return loss
+    try:
+        return JointELBO(loss, train.weights)
+    except TypeError as error:
+        raise TypeError(f"loss does not go with JointBatches: {error}") from error
+
+
 def _folder(out: str | os.PathLike[str] | None, resume: bool, settings: dict[str, Any]) -> RunFolder | None:
     """The run folder, checked: it holds this run where it is to be resumed, and none otherwise."""
     if out is None:
@@ -184,12 +199,10 @@ def _folder(out: str | os.PathLike[str] | None, resume: bool, settings: dict[str
     return folder
 
 
-def _batches(
-    name: str, data: Data, batch_size: int, seed: int, device: torch.device, *, shuffle: bool
-) -> Batches | Iterable[Any]:
+def _batches(name: str, data: Data, batch_size: int, seed: int, device: torch.device, *, shuffle: bool) -> Source:
     """The data as something that gives minibatches, epoch after epoch."""
     expected = f"{name} must be a tensor, a tuple of tensors, Batches, or an iterable of minibatches (a DataLoader)"
-    if isinstance(data, Batches):
+    if isinstance(data, Batches | JointBatches):
         return data if data.device == device else data.to(device)
     tensors = (data,) if isinstance(data, Tensor) else data
     if isinstance(tensors, tuple) and any(isinstance(t, Tensor) for t in tensors):
@@ -231,7 +244,7 @@ def _describe(value: Any) -> Any:
     if isinstance(value, ELBO):
         # Pyro notes the plate nesting that it finds on the object.
         own = {k: v for k, v in sorted(vars(value).items()) if not k.startswith("_") and k != "max_plate_nesting"}
-        options = ", ".join(f"{k}={v}" for k, v in own.items())
+        options = ", ".join(f"{k}={_describe(v)}" for k, v in own.items())
         return f"{type(value).__name__}({options})"
     if isinstance(value, partial):
         options = ", ".join(f"{k}={_describe(v)}" for k, v in sorted(value.keywords.items()))

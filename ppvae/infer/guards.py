@@ -68,9 +68,9 @@ def _is_plain_object(value: Any) -> bool:
 
 
 def _values(container: Any) -> list[Any]:
-    """The values that a container holds, but for Pyro's bookkeeping on a module, which changes at every call."""
+    """The values that a container holds, but for the bookkeeping on a module, which changes at every call."""
     if isinstance(container, dict):
-        return [value for name, value in container.items() if not str(name).startswith("_pyro")]
+        return [value for name, value in container.items() if not str(name).startswith(("_pyro", "_ppvae"))]
     return list(container)
 
 

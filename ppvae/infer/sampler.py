@@ -8,8 +8,8 @@ repeated along the batch every pair runs as it was written, but encodes every da
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro
@@ -22,7 +22,8 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ppvae.pair import Batch, check_batch, check_data_plate, check_sites, sample_sites
+from ppvae.infer.enumeration import Enumeration
+from ppvae.pair import Batch, check_batch, check_data_plate, check_sites, is_objective_only, sample_sites
 
 PROBE_DATA, PROBE_SAMPLES = 5, 3
 """Sizes of the trial runs: unequal and unusual, so that no wrong broadcast passes by its size."""
@@ -30,6 +31,10 @@ ROW_BLOCK = {"cpu": 1024, "cuda": 2**15}
 """The most (sample, datum) rows that a model scores at once: a cache's worth on a CPU, enough to fill a GPU."""
 MEMORY_BUDGET = 2**29
 """Bytes that one evaluation of the model may allocate, by a generous estimate."""
+
+
+Values = dict[str, Tensor]
+"""One joint value of the enumerated sites, each (*plates, 1, *event)."""
 
 
 @dataclass(frozen=True)
@@ -86,46 +91,64 @@ class Sampler:
         pair: any model/guide pair.
         plate_dim: dim of the outer plate of samples; None for the data repeated along the batch.
         rows: the most (sample, datum) rows to run at once.
+        enumeration: the latents that are summed over and not drawn.
+        given: the observed sites whose density is left out.
     """
 
     pair: nn.Module
     plate_dim: int | None = None
     rows: int = 1
+    enumeration: Enumeration = field(default_factory=Enumeration)
+    given: tuple[str, ...] = ()
 
-    def guide(self, block: Batch, s: int, latents: dict[str, Latent]) -> Trace:
-        """The guide's trace with `s` samples of each datum; sites in `latents` take those values."""
-        return self._run("guide", block, s, latents)
+    def guide(self, block: Batch, s: int, latents: dict[str, Latent], fixed: Values) -> Trace:
+        """The guide's trace with `s` samples of each datum.
 
-    def model(self, block: Batch, s: int, latents: dict[str, Latent]) -> Trace:
+        Args:
+            block: the data.
+            s: samples of each.
+            latents: values of sites that are not to be drawn.
+            fixed: one joint value of the enumerated sites.
+        """
+        return self._run("guide", block, s, latents, fixed)
+
+    def model(self, block: Batch, s: int, latents: dict[str, Latent], fixed: Values) -> Trace:
         """The model's trace at the given latents."""
-        return self._run("model", block, s, latents)
+        return self._run("model", block, s, latents, fixed)
 
-    def _run(self, which: str, block: Batch, s: int, latents: dict[str, Latent]) -> Trace:
+    def _run(self, which: str, block: Batch, s: int, latents: dict[str, Latent], fixed: Values) -> Trace:
         function: Callable[..., Any] = getattr(self.pair, which)
         n = check_batch(block)
         with poutine.trace() as tracer:
             if self.plate_dim is None:
                 n *= s
-                with _Replay({name: latent.folded() for name, latent in latents.items()}):
+                values = {name: latent.folded() for name, latent in latents.items()}
+                with _Replay(values | self.enumeration.values_for(fixed, n)):
                     function(*(_repeat(t, s) for t in block))
             else:
-                values = _Replay({name: latent.plated(self.plate_dim) for name, latent in latents.items()})
-                with pyro.plate("_samples", s, dim=self.plate_dim), values:
+                values = {name: latent.plated(self.plate_dim) for name, latent in latents.items()}
+                replay = _Replay(values | self.enumeration.values_for(fixed, n))
+                with pyro.plate("_samples", s, dim=self.plate_dim), replay:
                     function(*block)
         check_data_plate(tracer.trace, n, where=which)
         tracer.trace.compute_log_prob()
         return tracer.trace
 
     def posterior(self, trace: Trace, s: int) -> tuple[dict[str, Latent], dict[str, Tensor]]:
-        """Latent values and log q of the guide's sites; its factors are no density and are left out."""
+        """Values of the drawn latents, and log q of the guide's sites; its factors are no density and are left out."""
         sites = {name: site for name, site in sample_sites(trace) if not site["is_observed"]}
-        latents = {name: self._latent(site, s) for name, site in sites.items()}
+        drawn = {name: site for name, site in sites.items() if name not in self.enumeration.guide}
+        latents = {name: self._latent(site, s) for name, site in drawn.items()}
         return latents, {name: self._log_prob(site, s) for name, site in sites.items()}
 
     def joint(self, trace: Trace, s: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Log p(x|z), summed over the observed sites, and log p(z) of each latent site: each (s, n)."""
-        log_probs = {name: self._log_prob(site, s) for name, site in sample_sites(trace)}
-        observed = [log_probs.pop(name) for name, site in sample_sites(trace) if site["is_observed"]]
+        """Log p(x|z), summed over the observed sites, and log p(z) of each latent site: each (s, n).
+
+        Sites that belong to the objective alone are left out, and so are those in `given`.
+        """
+        sites = {name: site for name, site in sample_sites(trace) if not is_objective_only(site)}
+        log_probs = {name: self._log_prob(site, s) for name, site in sites.items() if name not in self.given}
+        observed = [log_probs.pop(name) for name in list(log_probs) if sites[name]["is_observed"]]
         return torch.stack(observed).sum(0), log_probs
 
     def _log_prob(self, site: Any, s: int) -> Tensor:
@@ -142,7 +165,7 @@ class Sampler:
         return tensor.unflatten(dim, (s, -1)).movedim(dim, 0) if self.plate_dim is None else tensor
 
 
-def choose_sampler(pair: nn.Module, probe: Batch, num_samples: int) -> Sampler:
+def choose_sampler(pair: nn.Module, probe: Batch, num_samples: int, given: Sequence[str] = ()) -> Sampler:
     """Checks the contract on a few data, and finds the form and the size of blocks to run the pair in.
 
     The outer plate is used where it gives the same densities as the repeated data at the same latents.
@@ -153,37 +176,55 @@ def choose_sampler(pair: nn.Module, probe: Batch, num_samples: int) -> Sampler:
     n, s = check_batch(probe), PROBE_SAMPLES
     repeated = Sampler(pair)
     with _Allocations() as single:
-        guide_trace = repeated.guide(probe, 1, {})
-        model_trace = repeated.model(probe, 1, repeated.posterior(guide_trace, 1)[0])
+        guide_trace = repeated.guide(probe, 1, {}, {})
+        model_trace = repeated.model(probe, 1, repeated.posterior(guide_trace, 1)[0], {})
     check_sites(model_trace, guide_trace)
-    _check_enumeration(model_trace, guide_trace)
     _warn_of_factors(guide_trace)
+    enumeration = Enumeration.of(model_trace, guide_trace)
+    repeated = replace(repeated, enumeration=enumeration, given=tuple(given))
+    if given:
+        _check_given(repeated, probe)
     if num_samples == 1:
         return replace(repeated, rows=_rows(single.bytes / n, probe))
+    fixed = enumeration.values[-1]
     with _Allocations() as several:
-        trace = repeated.guide(probe, s, {})
+        trace = repeated.guide(probe, s, {}, fixed)
         latents, log_q = repeated.posterior(trace, s)
-        expected = _total(*repeated.joint(repeated.model(probe, s, latents), s), log_q)
+        expected = _total(*repeated.joint(repeated.model(probe, s, latents, fixed), s), log_q)
     # The difference leaves out what does not grow with the rows, such as normalised weights.
     repeated = replace(repeated, rows=_rows((several.bytes - single.bytes) / (n * (s - 1)), probe))
     plate = replace(repeated, plate_dim=-1 - _nesting(model_trace, guide_trace))
     try:
-        _, log_q = plate.posterior(plate.guide(probe, s, latents), s)
-        actual = _total(*plate.joint(plate.model(probe, s, latents), s), log_q)
+        _, log_q = plate.posterior(plate.guide(probe, s, latents, fixed), s)
+        actual = _total(*plate.joint(plate.model(probe, s, latents, fixed), s), log_q)
     except Exception:  # whatever the user's code raises in a form that it was not written for
         return repeated
     same = actual.shape == expected.shape and torch.allclose(actual, expected, rtol=1e-4, atol=1e-3, equal_nan=True)
     return plate if same else repeated
 
 
-def _check_enumeration(model_trace: Trace, guide_trace: Trace) -> None:
-    sampled = dict(sample_sites(guide_trace))
-    for name, site in sample_sites(model_trace):
-        if not site["is_observed"] and name not in sampled:
+def _check_given(sampler: Sampler, probe: Batch) -> None:
+    """Checks that the sites to condition on are observed, leave something, and depend on no latent.
+
+    Then log p(x|y) = log p(x, y) − log p(y) is what is left when their density is left out.
+    """
+    traces = []
+    for fixed in sampler.enumeration.values[:: max(1, len(sampler.enumeration.values) - 1)]:
+        trace = sampler.guide(probe, PROBE_SAMPLES, {}, fixed)
+        latents, _ = sampler.posterior(trace, PROBE_SAMPLES)
+        traces.append(sampler.model(probe, PROBE_SAMPLES, latents, fixed))
+    observed = [name for name, site in sample_sites(traces[0]) if site["is_observed"] and not is_objective_only(site)]
+    for name in sampler.given:
+        if name not in observed:
+            raise ValueError(f"given names {name!r}, which the model does not observe: it observes {observed}")
+        log_p = torch.cat([sampler._log_prob(trace.nodes[name], PROBE_SAMPLES) for trace in traces])
+        if not torch.allclose(log_p, log_p[:1].expand_as(log_p), rtol=1e-4, atol=1e-4, equal_nan=True):
             raise ValueError(
-                f"the guide does not sample {name!r}, which the model enumerates: importance sampling needs a "
-                "guide that samples every latent site"
+                f"given names {name!r}, whose density depends on latents, so that leaving it out is not to condition "
+                "on it: subtract an estimate of its own log-density instead"
             )
+    if set(observed) <= set(sampler.given):
+        raise ValueError(f"given names every site that the model observes, {observed}: nothing is left to score")
 
 
 def _warn_of_factors(guide_trace: Trace) -> None:

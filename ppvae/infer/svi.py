@@ -216,7 +216,7 @@ class SVI:
         elif surrogate is None and weight is not None:
             for gradient in (p.grad for p in parameters if p.grad is not None):
                 gradient.mul_(weight)
-        terms = StepTerms(loss, *elbo_terms(traces, getattr(self.loss, "num_particles", 1)))
+        terms = StepTerms(loss, *elbo_terms(self.loss, traces))
         if check:
             self._check_finite(traces, terms)
         return terms

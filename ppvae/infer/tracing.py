@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -16,7 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-Computation = Callable[[tuple[Any, ...]], tuple[list[Tensor], Any]]
+Computation = Callable[[tuple[Any, ...]], tuple[Sequence[Tensor], Any]]
 """From arguments to tensors, and to whatever says what these are."""
 
 
@@ -63,9 +63,8 @@ def trace(compute: Computation, args: tuple[Any, ...]) -> Traced:
     decisions: list[float] = []
 
     def traced(*tensors: Tensor) -> list[Tensor]:
-        replaced = iter(tensors)
         with _ItemsStay(), _Reads() as reads:
-            outputs, what = compute(tuple(next(replaced) if isinstance(a, Tensor) else a for a in args))
+            outputs, what = compute(_with_tensors(args, iter(tensors)))
         layout.append(what)
         decisions.extend(value for _, value in reads.decisions)
         return [*outputs, *(tensor for tensor, _ in reads.decisions)]
@@ -138,5 +137,20 @@ def check_same(first: Traced, second: Traced) -> None:
 
 
 def tensors_of(args: tuple[Any, ...]) -> list[Tensor]:
-    """The tensors among the arguments of a pair."""
-    return [a for a in args if isinstance(a, Tensor)]
+    """The tensors among the arguments of a pair, or of several minibatches that are tuples of them."""
+    found: list[Tensor] = []
+    for a in args:
+        if isinstance(a, Tensor):
+            found.append(a)
+        elif isinstance(a, tuple):
+            found += tensors_of(a)
+    return found
+
+
+def _with_tensors(args: tuple[Any, ...], tensors: Iterator[Tensor]) -> tuple[Any, ...]:
+    """The arguments with other tensors in place of theirs."""
+
+    def replaced(a: Any) -> Any:
+        return _with_tensors(a, tensors) if isinstance(a, tuple) else next(tensors) if isinstance(a, Tensor) else a
+
+    return tuple(map(replaced, args))

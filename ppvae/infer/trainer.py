@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ppvae.data import Batches
-from ppvae.infer.checks import check_fits, epoch_length, minibatches
+from ppvae.data import Batches, JointBatches
+from ppvae.infer.checks import Source, check_fits, epoch_length, minibatches, size_of
+from ppvae.infer.draws import Draws
 from ppvae.infer.elbo import StepTerms
-from ppvae.infer.importance import Draws, evaluating, importance_draws, validation
+from ppvae.infer.importance import evaluating, importance_draws, validation
 from ppvae.infer.interrupt import stop_requests, until
 from ppvae.infer.nonfinite import NonFiniteError, all_finite, check_finite_parameters
 from ppvae.infer.optim import OptimizerFactory
@@ -41,8 +42,8 @@ class Trainer:
     """
 
     pair: Any
-    train: Batches | Iterable[Any]
-    valid: Batches | Iterable[Any] | None
+    train: Source
+    valid: Source | None
     loss: Any
     optim: OptimizerFactory
     clip_norm: float | None
@@ -71,7 +72,9 @@ class Trainer:
             for name, data in (("train", self.train), ("valid", self.valid)):
                 if data is not None:
                     check_fits(self.pair, data, self.device, name=name)
-            self.svi.setup(*next(self._minibatches(0)))
+            first = next(self._minibatches(0))
+            for batch in first if isinstance(self.train, JointBatches) else (first,):
+                self.svi.setup(*batch)
             self.svi.check_buffers()
         with self.random.forked(self.seed):
             self.rng = self.random.get()
@@ -152,8 +155,8 @@ class Trainer:
         return minibatches(self.train, epoch, self.device, name="train")
 
     def _step(self, batch: Batch, *, check: bool = False) -> tuple[int, StepTerms]:
-        """One step on a minibatch of n data: n, and the terms summed over them."""
-        n = check_batch(batch, name="train")
+        """One step on a minibatch that stands for n data: n, and the terms summed over them."""
+        n = size_of(self.train, batch, name="train")
         time_in_epochs = self._time(self.progress.step)
         if self.lr is not None:
             assert self.svi.optimizer is not None
@@ -252,9 +255,9 @@ class Trainer:
 
     def _sum_of(self, draws: Draws) -> float:
         """The summed ELBO of validation data; -inf is only the worst value there is."""
-        total = float(draws.log_weight().double().sum())
+        total = float(draws.elbo().double().sum())
         if not total < math.inf:
-            terms = {"log p(x|z)": draws.log_likelihood} | {f"kl_{z}": value for z, value in draws.kl().items()}
+            terms = {"log p(x|z)": draws.reconstruction()} | {f"kl_{z}": value for z, value in draws.kl().items()}
             named = ", ".join(f"{name} = {float(value.sum()):g}" for name, value in terms.items())
             raise NonFiniteError(f"the validation ELBO is {total:g} after epoch {self.progress.epoch}: {named}")
         return total

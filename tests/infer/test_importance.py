@@ -366,8 +366,8 @@ def broken(which):
         latent(x)
         pyro.sample("u", dist.Normal(0.0, 1.0))
 
-    def enumerated(x):
-        y = pyro.sample("y", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+    def uncountable(x):
+        y = pyro.sample("y", dist.Poisson(0.5), infer={"enumerate": "parallel"})
         pyro.sample("x", dist.Normal(latent(x) + y, 1.0), obs=x)
 
     def global_latent(x):
@@ -390,7 +390,7 @@ def broken(which):
         "guide misses": (plain(line, nothing), (9,), "misses the latent site 'z'"),
         "guide has more": (plain(line, extra), (9,), "'u', which is no latent of the model"),
         "observes nothing": (plain(latent, latent), (9,), "observes nothing"),
-        "enumerated": (plain(enumerated, latent), (9,), "does not sample 'y', which the model enumerates"),
+        "uncountable": (plain(uncountable, latent), (9,), "'y' is marked for enumeration, but the values of Poisson"),
         "global latent": (
             as_is(global_latent, lambda x: pyro.sample("b", dist.Normal(0.0, 1.0))),
             (9,),
@@ -412,7 +412,7 @@ def broken(which):
         "guide misses",
         "guide has more",
         "observes nothing",
-        "enumerated",
+        "uncountable",
         "global latent",
         "no plate",
         "inner data plate",
