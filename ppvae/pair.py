@@ -151,7 +151,7 @@ def check_sites(model_trace: Trace, guide_trace: Trace) -> None:
     for name, site in guide_sites.items():
         if not site["is_observed"] and not site["infer"].get("is_auxiliary") and name not in latents:
             raise ValueError(f"the guide samples {name!r}, which is no latent of the model: it has {latents}")
-    if len(latents) == len(model_sites):
+    if all(not site["is_observed"] or is_objective_only(site) for site in model_sites.values()):
         raise ValueError(f"the model observes nothing: no site has obs=, its sites are {latents}")
 
 

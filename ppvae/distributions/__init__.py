@@ -7,7 +7,7 @@ from ppvae.distributions.conditional import (
 )
 from ppvae.distributions.continuous_bernoulli import ConditionalContinuousBernoulli, ContinuousBernoulli
 from ppvae.distributions.discretized_logistic import ConditionalDiscretizedLogistic, DiscretizedLogistic
-from ppvae.distributions.prior import StandardNormal
+from ppvae.distributions.prior import StandardNormal, UniformCategorical
 
 __all__ = [
     "ConditionalBernoulli",
@@ -18,4 +18,5 @@ __all__ = [
     "ContinuousBernoulli",
     "DiscretizedLogistic",
     "StandardNormal",
+    "UniformCategorical",
 ]

@@ -1,5 +1,6 @@
 """Priors without parameters."""
 
+import math
 from collections.abc import Sequence
 
 import pyro.distributions as dist
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ppvae.nn import as_shape
+from ppvae.nn.shapes import as_size
 
 
 class StandardNormal(nn.Module):
@@ -43,3 +45,36 @@ class StandardNormal(nn.Module):
     def extra_repr(self) -> str:
         """Describes the shape."""
         return f"event_shape={self.event_shape}"
+
+
+class UniformCategorical(nn.Module):
+    r"""Equal probabilities of all classes, the same for every context.
+
+    .. math:: p(y) = 1 / c
+
+    Args:
+        num_classes: Number of classes c; values are integers from 0 to c - 1.
+
+    Raises:
+        ValueError: If ``num_classes`` is not a positive int.
+
+    Example:
+        >>> p_y = UniformCategorical(4)
+        >>> p_y().probs
+        tensor([0.2500, 0.2500, 0.2500, 0.2500])
+    """
+
+    logits: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = as_size(num_classes, "num_classes")
+        self.register_buffer("logits", torch.full((num_classes,), -math.log(num_classes)), persistent=False)
+
+    def forward(self, *context: Tensor) -> dist.TorchDistribution:
+        """Returns p(y), of batch shape ``()`` and event shape ``()``, whatever the context."""
+        return dist.Categorical(logits=self.logits)
+
+    def extra_repr(self) -> str:
+        """Describes the size."""
+        return f"num_classes={self.num_classes}"

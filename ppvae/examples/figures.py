@@ -1,4 +1,4 @@
-"""The pictures of an image VAE."""
+"""The pictures of image VAEs, with and without labels."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import torch
 from torch import Tensor
 
 from ppvae import plot
-from ppvae.examples.experiment import ImageData
+from ppvae.examples.flags import ExperimentArgs
+from ppvae.examples.images import ImageData
 from ppvae.infer import Run
-from ppvae.models.queries import VAEQueries, mean_of
+from ppvae.models.conditional import ConditionalQueries
+from ppvae.models.queries import VAEQueries, code_of, mean_of
 
 
 @torch.no_grad()
-def write_figures(pair: VAEQueries, data: ImageData, run: Run) -> None:
+def write_figures(pair: VAEQueries, args: ExperimentArgs, data: ImageData, run: Run) -> None:
     """Writes reconstructions, samples, latent space, traversal, interpolations and training curves.
 
     Args:
         pair: a trained VAE.
+        args: its flags.
         data: what it was trained on.
         run: its run, with a folder.
     """
@@ -26,18 +29,13 @@ def write_figures(pair: VAEQueries, data: ImageData, run: Run) -> None:
     x, y = (t[:1000] for t in data.test)
     x = x.to(device)
 
-    def pixels(images: Tensor) -> Tensor:
-        """Intensities in [0, 1]: integer levels are scaled."""
-        scale = 1.0 if data.test[0].is_floating_point() else 1 / (data.levels - 1)
-        return (images * scale).clamp(0, 1).cpu()
-
     torch.manual_seed(0)
     codes = pair.encode(x).mean
     figures = {
-        "reconstructions": plot.reconstructions(pixels(x[:20]), pixels(pair.reconstruct(x[:20]))),
-        "samples": plot.samples(pixels(pair.sample(64, mean=True))),
+        "reconstructions": plot.reconstructions(pixels(data, x[:20]), pixels(data, pair.reconstruct(x[:20]))),
+        "samples": plot.samples(pixels(data, pair.sample(64, mean=True))),
         "latent": plot.latent_scatter(codes.cpu(), y),
-        "interpolation": plot.interpolation(pixels(pair.interpolate(x[:5], x[5:10]))),
+        "interpolation": plot.interpolation(pixels(data, pair.interpolate(x[:5], x[5:10]))),
         "training": plot.training_curves(run.history),
     }
     spread = torch.linspace(-3, 3, 9)
@@ -45,6 +43,42 @@ def write_figures(pair: VAEQueries, data: ImageData, run: Run) -> None:
     order = codes.var(0).argsort(descending=True)[:active]
     grid = torch.zeros(len(order), len(spread), codes.shape[-1], device=device)
     grid[torch.arange(len(order)), :, order] = spread.to(device)
-    figures["traversal"] = plot.traversal(pixels(mean_of(pair.decode(grid))), spread)
+    figures["traversal"] = plot.traversal(pixels(data, mean_of(pair.decode(grid))), spread)
     for name, figure in figures.items():
         plot.save(figure, run.folder / "figures" / f"{name}.png")
+
+
+@torch.no_grad()
+def write_label_figures(pair: ConditionalQueries, args: ExperimentArgs, data: ImageData, run: Run) -> None:
+    """Writes class-conditional samples, style transfer, latent space and training curves.
+
+    Args:
+        pair: a trained model of images x with class labels y.
+        args: its flags.
+        data: what it was trained on.
+        run: its run, with a folder.
+    """
+    assert run.folder is not None
+    pair.eval()
+    device = next(pair.parameters()).device
+    x, y = (t[:1000].to(device) for t in data.test)
+    classes = torch.arange(data.num_classes, device=device)
+    names = [str(c) for c in classes.tolist()]
+    torch.manual_seed(0)
+    drawn = pair.p_z(classes).sample((8,) if pair.p_z(classes).batch_shape else (8, 1))
+    first = torch.stack([(y == c).nonzero()[0, 0] for c in classes])  # a datum of each class, in order
+    transferred = pair.style_transfer(x[first], y[first], classes).transpose(0, 1)
+    figures = {
+        "samples": plot.by_condition(pixels(data, mean_of(pair.decode(drawn, classes))), labels=names),
+        "style_transfer": plot.by_condition(pixels(data, transferred), labels=names, x=pixels(data, x[first])),
+        "latent": plot.latent_scatter(code_of(pair.encode(x, y)).cpu(), y.cpu()),
+        "training": plot.training_curves(run.history),
+    }
+    for name, figure in figures.items():
+        plot.save(figure, run.folder / "figures" / f"{name}.png")
+
+
+def pixels(data: ImageData, images: Tensor) -> Tensor:
+    """Intensities in [0, 1]: integer levels are scaled."""
+    scale = 1.0 if data.test[0].is_floating_point() else 1 / (data.levels - 1)
+    return (images * scale).clamp(0, 1).cpu()

@@ -9,20 +9,13 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ppvae.distributions import (
-    ConditionalBernoulli,
-    ConditionalCategorical,
-    ConditionalContinuousBernoulli,
-    ConditionalDiscretizedLogistic,
-    ConditionalNormal,
-    StandardNormal,
-)
-from ppvae.examples import experiment
-from ppvae.examples.experiment import ExperimentArgs, ImageData
+from ppvae.distributions import ConditionalNormal, StandardNormal
+from ppvae.examples.experiment import Experiment
 from ppvae.examples.figures import write_figures
+from ppvae.examples.flags import ExperimentArgs
+from ppvae.examples.images import ImageData, likelihood, start_at_mean
 from ppvae.models import VAE
 from ppvae.nn import MLP, ConvDecoder, ConvEncoder, Rescale
 
@@ -68,34 +61,12 @@ def build(args: Args, data: ImageData) -> VAE:
     )
 
 
-@torch.no_grad()
-def start_at_mean(decoder: MLP, x: Tensor) -> None:
-    """Sets the output bias to the log-odds of the mean image, as the code of Burda et al. 2016 does.
-
-    Args:
-        decoder: from z to logits (..., c, h, w).
-        x: training images (n, c, h, w) with values in [0, 1].
-    """
-    *_, last = (layer for layer in decoder if isinstance(layer, nn.Linear))
-    last.bias.copy_(torch.logit(x.mean(0).flatten(), eps=1e-3))
-
-
-def likelihood(args: Args, decoder: nn.Module, levels: int) -> nn.Module:
-    """p(x|z) of the family that `--likelihood` names."""
-    if args.likelihood == "bernoulli":
-        return ConditionalBernoulli(decoder)
-    if args.likelihood == "gaussian":
-        return ConditionalNormal(decoder, scale="learned", min_scale=1e-2)
-    if args.likelihood == "categorical":
-        return ConditionalCategorical(decoder, num_classes=levels)
-    if args.likelihood == "continuous-bernoulli":
-        return ConditionalContinuousBernoulli(decoder)
-    return ConditionalDiscretizedLogistic(decoder, num_levels=levels)
+EXPERIMENT = Experiment("vae", Args, build, write_figures)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the example; returns its exit status."""
-    return experiment.main("vae", Args, build, write_figures, argv)
+    return EXPERIMENT.main(argv)
 
 
 if __name__ == "__main__":

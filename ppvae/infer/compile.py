@@ -82,6 +82,11 @@ class Compiled:
         """How many graphs are in use; none where the computation runs eagerly for good."""
         return 0 if self._eager else len(self._graphs)
 
+    def distrust(self) -> None:
+        """Uses a graph again only after a new run of the computation's Python did the same as it."""
+        for graph in self._graphs.values():
+            graph.trusted = False
+
     def _count_a_miss(self) -> None:
         self._misses += 1
         if self._misses > MAX_MISSES:
@@ -90,6 +95,8 @@ class Compiled:
     def _graph(self, args: tuple[Any, ...]) -> _Graph | None:
         """The compiled graph for this kind of arguments; None where there are too many kinds."""
         kind = self._kind(args)
+        if kind not in self._graphs and len(self._graphs) >= MAX_GRAPHS:
+            self._graphs.pop(next((k for k, graph in self._graphs.items() if not graph.trusted), None), None)
         if kind not in self._graphs and len(self._graphs) < MAX_GRAPHS:
             with state_unchanged(self._modules, self._parameters()):
                 self._compute(args)  # a first run may settle things, such as a guessed nesting of plates
@@ -97,9 +104,9 @@ class Compiled:
         graph = self._graphs.get(kind)
         if graph is not None:
             changed = graph.contents.changed()
-            if changed is None:
+            if changed is None and (graph.trusted or graph.confirm(self._trace(args))):
                 return graph
-            self._retraces += 1
+            self._retraces += changed is not None
             if self._retraces > MAX_RETRACES:
                 raise UncompilableError(f"{changed} of a module keeps changing; make it a buffer")
         elif len(self._graphs) >= MAX_GRAPHS:
@@ -112,12 +119,13 @@ class Compiled:
         precision = [(d, torch.is_autocast_enabled(d) and torch.get_autocast_dtype(d)) for d in ("cpu", "cuda")]
         return (_layout(args), *precision, tuple(map(fingerprint, _PYRO_STACK)), self._guarded())
 
+    def _trace(self, args: tuple[Any, ...]) -> Traced:
+        with state_unchanged(self._modules, self._parameters()):
+            return trace(self._compute, args)
+
     def _compile(self, args: tuple[Any, ...]) -> _Graph:
-        runs = []
-        for _ in range(2):  # what differs between two runs on the same arguments is no function of the tensors
-            with state_unchanged(self._modules, self._parameters()):
-                runs.append(trace(self._compute, args))
-        check_same(*runs)
+        runs = [self._trace(args), self._trace(args)]
+        check_same(*runs)  # what differs between two runs on the same arguments is no function of the tensors
         alive = [dict(vars(handler)) for handler in _PYRO_STACK]  # no identity in the kind goes to another object
         graph = _Graph(runs[-1], runs[-1].lift_tensors(), self._modules, Contents(self._modules), alive)
         graph.compile(args)
@@ -134,12 +142,26 @@ class _Graph:
     contents: Contents
     alive: list[Any]
     function: Callable[..., Any] | None = None
+    code: str = ""
+    trusted: bool = True
+
+    def confirm(self, again: Traced) -> bool:
+        """Whether a new run of the computation does what this graph does; it is trusted from then on."""
+        self.trusted = _same_inputs(again.lift_tensors(), self.inputs) and (
+            (again.layout, again.decisions, self._code(again)) == (self.traced.layout, self.traced.decisions, self.code)
+        )
+        return self.trusted
+
+    def _code(self, traced: Traced) -> str:
+        kinds = [(tensor.dtype, tensor.shape, tensor.stride(), tensor.device) for tensor in self.inputs]
+        return f"{traced.module.graph}{kinds}"
 
     def compile(self, args: tuple[Any, ...]) -> None:
         """Compiles with Inductor; random numbers come from torch's own kernels, as in the eager step."""
         options: dict[str, Any] = {"fallback_random": True}
         if any(tensor.is_cuda for tensor in self.inputs):
             options["triton.cudagraphs"] = True
+        self.code = self._code(self.traced)  # before the compiler works on it
         with torch.no_grad():
             self.function = torch._inductor.compile(self.traced.module, [*tensors_of(args), *self.inputs], options)
 
@@ -161,6 +183,13 @@ class _Graph:
                 return None
             keep.append(True)
         return outputs[: -len(decisions)]
+
+
+def _same_inputs(a: list[Tensor], b: list[Tensor]) -> bool:
+    """Whether these are the same tensors, or constants of the same values."""
+    return len(a) == len(b) and all(
+        x is y or (x.dtype == y.dtype and x.device == y.device and torch.equal(x, y)) for x, y in zip(a, b, strict=True)
+    )
 
 
 def _layout(args: tuple[Any, ...]) -> tuple[Any, ...]:

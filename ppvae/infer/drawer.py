@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppvae.infer.compile import MAX_GRAPHS, Compiled
+from ppvae.infer.compile import Compiled
 from ppvae.infer.draws import Draws
 from ppvae.infer.sampler import Sampler, Values
+from ppvae.infer.state import get_rng, set_rng
 from ppvae.pair import Batch, check_batch
 
 LogProbs = tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]
@@ -37,11 +38,19 @@ class Drawer:
 
     @classmethod
     def of(cls, sampler: Sampler, batch_size: int | None, *, kept: bool) -> Drawer:
-        """A drawer for these blocks: where `kept`, the pair's last one with its graphs, which `agrees` must check."""
-        pair = sampler.pair
-        drawer = vars(pair).get(_KEPT) if kept else None
-        if not isinstance(drawer, Drawer) or not 0 < drawer._compiled.num_graphs < MAX_GRAPHS - 1:
-            drawer = cls(sampler, batch_size)
+        """A drawer for these blocks: where `kept`, the pair's last one with its graphs.
+
+        They hold what the pair's Python did then: each is used again only where it still does the same.
+        """
+        drawer = vars(sampler.pair).pop(_KEPT, None) if kept else None  # nobody else's meanwhile
+        # A shallow copy of a pair has the graphs of the first.
+        if (
+            not isinstance(drawer, Drawer)
+            or drawer._sampler.pair is not sampler.pair
+            or not drawer._compiled.num_graphs
+        ):
+            return cls(sampler, batch_size)
+        drawer._compiled.distrust()
         drawer._sampler, drawer._batch_size, drawer._forgot = sampler, batch_size, False
         return drawer
 
@@ -57,7 +66,10 @@ class Drawer:
         enumeration = self._sampler.enumeration
         compute = self._compute if eagerly else self._compiled
         rows = []
+        device = next(t.device for t in block if t is not None)
+        rng = get_rng(device)
         for values in enumeration.values:
+            set_rng(rng, device)  # what does not depend on y is the same draw for every y, so that Σ_y q(y|z) = 1
             outputs, (priors, posteriors) = compute((s, tuple(values.values()), block))
             rows.append([tensor.clone() if tensor.is_cuda else tensor for tensor in outputs])
         likelihood, *rest = (torch.stack(tensors) for tensors in zip(*rows, strict=True))
@@ -72,12 +84,8 @@ class Drawer:
         )
 
     def agrees(self, eager: Draws, compiled: Draws) -> bool:
-        """Whether a block came out the same both ways, with one seed; the graphs are forgotten where it did not.
-
-        Graphs of an earlier estimate hold what the pair's Python did then: where it reads a global that has changed
-        since, they are wrong, and are made anew.
-        """
-        a, b = eager.log_ratio(), compiled.log_ratio()
+        """Whether a block came out the same both ways, with one seed; the graphs are forgotten where it did not."""
+        a, b = eager.terms(), compiled.terms()
         if a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-2, equal_nan=True):
             return True
         if self._forgot:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +33,10 @@ class Draws:
     enumerated: tuple[str, ...] = ()
     marginalized: tuple[str, ...] = ()
     num_marginalized: int = 1
+
+    def terms(self) -> Tensor:
+        """Every log-probability, side by side: (sites, e, s, n)."""
+        return torch.stack([self.log_likelihood, *self.log_prior.values(), *self.log_posterior.values()])
 
     def log_ratio(self) -> Tensor:
         """Log p(x, y, z) − log q(z|x, y) at each value of y, shape (e, s, n)."""
@@ -76,7 +81,9 @@ class Draws:
     def _log_marginalized(self) -> Tensor:
         """Log p(y|x, z) of the values of the sites that only the model has, (e, s, n)."""
         grouped = self.log_ratio().unflatten(0, (-1, self.num_marginalized))
-        return grouped.log_softmax(1).nan_to_num(nan=-torch.inf).flatten(0, 1)  # impossible x: every value is
+        log_p = grouped.log_softmax(1)
+        impossible = grouped.amax(1, keepdim=True) == -torch.inf  # x is so at every value: count them alike
+        return torch.where(impossible, -math.log(self.num_marginalized), log_p).flatten(0, 1)
 
     def _mean(self, values: Tensor) -> Tensor:
         """The mean over the summed values, (s, n); values of probability zero do not count, not even infinite ones."""
@@ -84,4 +91,4 @@ class Draws:
         if log_q is None:
             return values[0]
         q = log_q.exp()
-        return torch.where(q > 0, q * values, 0.0).sum(0)
+        return torch.where(q == 0, 0.0, q * values).sum(0)

@@ -87,32 +87,33 @@ class JointELBO(ELBO):
             raise TypeError(f"elbo must be a pyro.infer ELBO with a differentiable_loss, got {type(elbo).__name__}")
         if not weights or not all(weight > 0 for weight in weights):
             raise ValueError(f"weights must be positive numbers, one for each data set, got {weights!r}")
-        super().__init__(num_particles=elbo.num_particles)
-        self.elbo = copy.copy(elbo)
-        self.elbo.strict_enumeration_warning = False  # a labelled minibatch has nothing to enumerate
+        super().__init__(num_particles=elbo.num_particles, retain_graph=elbo.retain_graph)
         self.weights = tuple(float(weight) for weight in weights)
+        self.elbos = tuple(copy.copy(elbo) for _ in weights)  # each guesses the nesting of the plates of its set
+        for part in self.elbos:
+            part.strict_enumeration_warning = False  # a labelled minibatch has nothing to enumerate
 
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *batches: Batch, **kwargs: Any
     ) -> Tensor:
         """Minus the ELBO of all data, estimated from one minibatch of each set."""
         parts = self.parts(batches)
-        return sum(w * self.elbo.differentiable_loss(model, guide, *batch, **kwargs) for w, batch in parts)
+        return sum(w * elbo.differentiable_loss(model, guide, *batch, **kwargs) for w, elbo, batch in parts)
 
     def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *batches: Batch, **kwargs: Any) -> float:
         """The same as a number, without gradients."""
-        return sum(w * self.elbo.loss(model, guide, *batch, **kwargs) for w, batch in self.parts(batches))
+        return sum(w * elbo.loss(model, guide, *batch, **kwargs) for w, elbo, batch in self.parts(batches))
 
     def loss_and_grads(
         self, model: Callable[..., Any], guide: Callable[..., Any], *batches: Batch, **kwargs: Any
     ) -> float:
         """The same, its gradient added to the parameters: what `pyro.infer.SVI` calls."""
         loss = self.differentiable_loss(model, guide, *batches, **kwargs)
-        loss.backward()
+        loss.backward(retain_graph=self.retain_graph)
         return float(loss)
 
-    def parts(self, batches: Sequence[Batch]) -> list[tuple[float, Batch]]:
-        """Each set's weight and minibatch.
+    def parts(self, batches: Sequence[Batch]) -> list[tuple[float, Any, Batch]]:
+        """Each set's weight, ELBO and minibatch.
 
         Raises:
             TypeError: where a minibatch is no tuple.
@@ -123,10 +124,10 @@ class JointELBO(ELBO):
         for i, batch in enumerate(batches):
             if not isinstance(batch, tuple):
                 raise TypeError(f"minibatch {i} must be the tuple of a pair's arguments, got {type(batch).__name__}")
-        return list(zip(self.weights, batches, strict=True))
+        return list(zip(self.weights, self.elbos, batches, strict=True))
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        raise NotImplementedError("the traces are those of JointELBO.elbo, for one minibatch at a time")
+        raise NotImplementedError("the traces are those of JointELBO.elbos, for one minibatch at a time")
 
 
 def evaluate_objective(
@@ -167,8 +168,8 @@ def _joint_elbo(
 ) -> tuple[Tensor, Tensor | None, Traces]:
     """Loss and surrogate of several minibatches, each as if it were alone."""
     loss, surrogate, traces = torch.zeros(()), None, []
-    for weight, batch in objective.parts(args):
-        part, differentiable, of_part = evaluate_objective(objective.elbo, model, guide, batch, kwargs)
+    for weight, elbo, batch in objective.parts(args):
+        part, differentiable, of_part = evaluate_objective(elbo, model, guide, batch, kwargs)
         loss = loss.to(part) + weight * part
         if differentiable is not None:
             surrogate = weight * differentiable if surrogate is None else surrogate + weight * differentiable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,9 @@ MAX_VALUES = 1000
 """The most joint values of one datum's enumerated latents; more are an error."""
 
 
+Sites = dict[str, Any]
+
+
 @dataclass(frozen=True)
 class Enumeration:
     """The joint values of the latents that are marked for enumeration.
@@ -26,6 +30,7 @@ class Enumeration:
         values: the value of each site at each joint value, (*plates, 1, *event): the same for every datum. Those of
             the model's sites vary fastest.
         event_dims: the event dims of each site.
+        num_values: how many values one element of each site has.
         num_model: joint values of the model's sites alone.
     """
 
@@ -33,6 +38,7 @@ class Enumeration:
     model: tuple[str, ...] = ()
     values: tuple[dict[str, Tensor], ...] = field(default_factory=lambda: ({},))
     event_dims: dict[str, int] = field(default_factory=dict)
+    num_values: dict[str, int] = field(default_factory=dict)
     num_model: int = 1
 
     @classmethod
@@ -40,11 +46,12 @@ class Enumeration:
         """Reads the marks in traces of one sample of each datum, made without enumeration.
 
         Raises:
-            ValueError: naming a site whose values cannot be listed, or are too many.
+            ValueError: naming a site whose values cannot be listed, are too many, or of which some would be left out.
         """
         guide = {name: site for name, site in sample_sites(guide_trace) if _is_marked(site)}
-        sampled = dict(sample_sites(guide_trace))
-        model = {n: site for n, site in sample_sites(model_trace) if n not in sampled and _is_marked(site)}
+        sampled, latents = dict(sample_sites(guide_trace)), dict(_latents(model_trace))
+        model = {name: site for name, site in latents.items() if name not in sampled and _is_marked(site)}
+        _check_marks(guide, model, latents, sampled)
         supports = {name: _support(name, site) for name, site in (guide | model).items()}
         count = 1
         for name, support in supports.items():
@@ -60,7 +67,8 @@ class Enumeration:
             tuple(model),
             tuple(dict(zip(supports, values, strict=True)) for values in joint),
             {name: site["fn"].event_dim for name, site in (guide | model).items()},
-            max(1, torch.Size(len(supports[name]) for name in model).numel()),
+            {name: len(_listed(name, site)) for name, site in (guide | model).items()},
+            num_model=max(1, torch.Size(len(supports[name]) for name in model).numel()),
         )
 
     def values_for(self, values: dict[str, Tensor], rows: int) -> dict[str, Tensor]:
@@ -71,6 +79,49 @@ class Enumeration:
             expanded[name] = value.expand(*value.shape[:data_dim], rows, *value.shape[data_dim + 1 :])
         return expanded
 
+    def check(self, trace: Trace, *, names: tuple[str, ...]) -> None:
+        """Checks that these sites of a trace still have the values that are summed over.
+
+        Raises:
+            ValueError: naming a site whose values depend on the data.
+        """
+        for name in names:
+            if len(_listed(name, trace.nodes[name])) != self.num_values[name]:
+                raise ValueError(
+                    f"the site {name!r} is marked for enumeration, but how many values it has depends on the data"
+                )
+
+    def unmasked(self, site: Any, log_prob: Tensor) -> Tensor:
+        """The log-probability of a site's values; all c of an element that a mask leaves out count 1/c, together 1."""
+        for mask in (site["mask"], getattr(site["fn"], "_mask", None)):
+            if mask is not None and mask is not True:
+                mask = torch.as_tensor(mask, device=log_prob.device)
+                log_prob = torch.where(mask, log_prob, -math.log(self.num_values[site["name"]]))
+        return log_prob
+
+
+def _latents(trace: Trace) -> list[tuple[str, Any]]:
+    return [(name, site) for name, site in sample_sites(trace) if not site["is_observed"]]
+
+
+def _check_marks(guide: Sites, model: Sites, latents: Sites, sampled: Sites) -> None:
+    """Checks that every latent of the model is either sampled by the guide or summed over, at all of its values."""
+    for name in latents:
+        if name not in sampled and name not in model:
+            raise ValueError(f"the guide misses the latent site {name!r}, which the model marks for sampling")
+    for name, site in guide.items():
+        if name not in latents:
+            raise ValueError(f"the guide marks {name!r} for enumeration, which is no latent of the model")
+        try:
+            of_model = len(latents[name]["fn"].enumerate_support(expand=False))
+        except NotImplementedError:
+            continue
+        if len(_listed(name, site)) < of_model:
+            raise ValueError(
+                f"the guide lists {len(_listed(name, site))} values of {name!r}, and the model {of_model}: the sum over "
+                "those of the guide leaves some out"
+            )
+
 
 def _is_marked(site: Any) -> bool:
     infer = site["infer"]  # with num_samples, Pyro's mark asks for samples side by side
@@ -79,14 +130,7 @@ def _is_marked(site: Any) -> bool:
 
 def _support(name: str, site: Any) -> list[Tensor]:
     """Every value of a site, (*plates, 1, *event); of several elements in plates of one datum, every combination."""
-    fn = site["fn"]
-    try:
-        support = fn.enumerate_support(expand=False)
-    except NotImplementedError as error:
-        raise ValueError(
-            f"the site {name!r} is marked for enumeration, but the values of {type(fn).__name__} cannot be listed: "
-            f"{error or 'it has no enumerate_support'}"
-        ) from error
+    fn, support = site["fn"], _listed(name, site)
     event = fn.event_shape
     values = support.reshape(len(support), *event)
     *plates, _ = fn.batch_shape
@@ -98,3 +142,15 @@ def _support(name: str, site: Any) -> list[Tensor]:
         )
     combinations = itertools.product(values, repeat=elements)
     return [torch.stack(combination).reshape(*plates, 1, *event) for combination in combinations]
+
+
+def _listed(name: str, site: Any) -> Tensor:
+    """Every value of one element of a site, (c, *1, *event)."""
+    fn = site["fn"]
+    try:
+        return fn.enumerate_support(expand=False)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"the site {name!r} is marked for enumeration, but the values of {type(fn).__name__} cannot be listed: "
+            f"{error or 'it has no enumerate_support'}"
+        ) from error

@@ -80,7 +80,9 @@ def importance_draws(
     samples = _parts(num_samples, min(SAMPLE_BLOCK, sampler.rows))
     seeds = torch.Generator().manual_seed(seed)
     data_blocks = blocks(n, max(1, sampler.rows // max(samples)))
-    compiles = compile is True or (compile == "auto" and len(data_blocks) * len(samples) >= COMPILE_FROM)
+    runs = len(data_blocks) * len(samples) * len(sampler.enumeration.values)
+    compiles = compile is True or (compile == "auto" and runs >= COMPILE_FROM)
+    compiles = compiles and len(samples) > 1
     draw = Drawer.of(sampler, batch_size, kept=compiles and not params.forgets)
 
     def drawn(block: tuple[Batch, int, int], block_seed: int, *, first: bool = False, eagerly: bool = True) -> Draws:
@@ -88,17 +90,19 @@ def importance_draws(
         with evaluating(pair, block_seed, device=device, params=params), validation(first):
             return draw(*block, eagerly=eagerly)
 
-    trusted = False
+    trusted: set[tuple[int, int]] = set()
     for start, stop in data_blocks:
         for i, s in enumerate(samples):
             block = (take(data, slice(start, stop), device), s, start)
             block_seed = int(torch.randint(2**62, (), generator=seeds))
-            if trusted and i > 0:
+            size = (s, stop - start)
+            if size in trusted and i > 0:
                 yield drawn(block, block_seed, eagerly=False)
                 continue
             draws = drawn(block, block_seed, first=i == 0)
             if compiles and i > 0:
-                trusted = draw.agrees(draws, drawn(block, block_seed, eagerly=False))
+                agrees = draw.agrees(draws, drawn(block, block_seed, eagerly=False))
+                trusted = trusted | {size} if agrees else set()
             yield draws
     if compiles and trusted and not params.forgets:
         draw.keep()

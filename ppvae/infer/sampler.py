@@ -17,6 +17,7 @@ import torch
 from pyro import poutine
 from pyro.distributions import Unit
 from pyro.distributions.util import scale_and_mask
+from pyro.infer.util import is_validation_enabled
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
@@ -27,8 +28,10 @@ from ppvae.pair import Batch, check_batch, check_data_plate, check_sites, is_obj
 
 PROBE_DATA, PROBE_SAMPLES = 5, 3
 """Sizes of the trial runs: unequal and unusual, so that no wrong broadcast passes by its size."""
-ROW_BLOCK = {"cpu": 1024, "cuda": 2**15}
-"""The most (sample, datum) rows that a model scores at once: a cache's worth on a CPU, enough to fill a GPU."""
+ROW_BLOCK = {"cpu": 2**13, "cuda": 2**15}
+"""The most (sample, datum) rows that a model scores at once."""
+CACHE = {"cpu": 2**25}
+"""Bytes that one evaluation of the model should stay below, where more rows would not be faster."""
 MEMORY_BUDGET = 2**29
 """Bytes that one evaluation of the model may allocate, by a generous estimate."""
 
@@ -131,6 +134,8 @@ class Sampler:
                 with pyro.plate("_samples", s, dim=self.plate_dim), replay:
                     function(*block)
         check_data_plate(tracer.trace, n, where=which)
+        if is_validation_enabled():
+            self.enumeration.check(tracer.trace, names=getattr(self.enumeration, which))
         tracer.trace.compute_log_prob()
         return tracer.trace
 
@@ -154,6 +159,8 @@ class Sampler:
     def _log_prob(self, site: Any, s: int) -> Tensor:
         """The site's log-probability without its scale, summed over inner plates: (s, n)."""
         log_prob = scale_and_mask(site["unscaled_log_prob"], mask=site["mask"])
+        if site["name"] in self.enumeration.event_dims:
+            log_prob = self.enumeration.unmasked(site, log_prob)
         log_prob = self._unfold(log_prob, log_prob.dim() - 1, s)
         return log_prob.flatten(1, -2).sum(1) if log_prob.dim() > 2 else log_prob
 
@@ -244,8 +251,9 @@ def _nesting(*traces: Trace) -> int:
 
 def _rows(bytes_per_row: float, probe: Batch) -> int:
     device = next(t.device.type for t in probe if t is not None)
-    affordable = int(MEMORY_BUDGET / max(1.0, bytes_per_row))
-    return max(1, min(ROW_BLOCK.get(device, ROW_BLOCK["cuda"]), affordable))
+    most = ROW_BLOCK.get(device, ROW_BLOCK["cuda"])
+    affordable = int(min(MEMORY_BUDGET, CACHE.get(device, MEMORY_BUDGET)) / max(1.0, bytes_per_row))
+    return max(1, min(most, affordable))
 
 
 def _total(log_likelihood: Tensor, log_prior: dict[str, Tensor], log_posterior: dict[str, Tensor]) -> Tensor:

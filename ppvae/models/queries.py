@@ -30,7 +30,7 @@ class VAEQueries(nn.Module):
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
         """E[x|z] at the code of x, shape (..., *event)."""
-        return mean_of(self.decode(self._code(x)))
+        return mean_of(self.decode(code_of(self.encode(x))))
 
     @torch.no_grad()
     def sample(self, num_samples: int, *, mean: bool = False) -> Tensor:
@@ -61,17 +61,17 @@ class VAEQueries(nn.Module):
         if num_steps < 2:
             raise ValueError(f"num_steps must be at least 2, for the two ends, got {num_steps!r}")
         dims = len(self.p_z().event_shape)
-        z_from, z_to = (self._code(x).unsqueeze(-1 - dims) for x in (x_from, x_to))
+        z_from, z_to = (code_of(self.encode(x)).unsqueeze(-1 - dims) for x in (x_from, x_to))
         t = torch.linspace(0, 1, num_steps, device=z_from.device, dtype=z_from.dtype).reshape(-1, *[1] * dims)
         return mean_of(self.decode(torch.lerp(z_from, z_to, t)))
 
-    def _code(self, x: Tensor) -> Tensor:
-        """The mean of q(z|x), or a draw where the family has no mean in closed form."""
-        q_z = self.encode(x)
-        try:
-            return q_z.mean
-        except NotImplementedError:
-            return q_z.sample()
+
+def code_of(q_z: TorchDistribution) -> Tensor:
+    """The mean of q(z|x), or a draw where the family has no mean in closed form."""
+    try:
+        return q_z.mean
+    except NotImplementedError:
+        return q_z.sample()
 
 
 def mean_of(distribution: TorchDistribution) -> Tensor:

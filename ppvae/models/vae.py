@@ -13,6 +13,7 @@ from __future__ import annotations
 import pyro
 from torch import Tensor, nn
 
+from ppvae.models.pieces import check_pieces, check_weight
 from ppvae.models.queries import VAEQueries
 from ppvae.pair import KLWeight
 
@@ -47,11 +48,8 @@ class VAE(VAEQueries):
 
     def __init__(self, p_z: nn.Module, p_x_given_z: nn.Module, q_z_given_x: nn.Module, *, beta: float = 1.0) -> None:
         super().__init__()
-        if isinstance(beta, bool) or not isinstance(beta, int | float) or not beta >= 0:
-            raise ValueError(f"beta must be a number >= 0, got {beta!r}")
-        for name, piece in (("p_z", p_z), ("p_x_given_z", p_x_given_z), ("q_z_given_x", q_z_given_x)):
-            if not isinstance(piece, nn.Module):
-                raise TypeError(f"{name} must be a module that returns a distribution, got {type(piece).__name__}")
+        check_weight("beta", beta)
+        check_pieces(p_z=p_z, p_x_given_z=p_x_given_z, q_z_given_x=q_z_given_x)
         self.p_z = p_z
         self.p_x_given_z = p_x_given_z
         self.q_z_given_x = q_z_given_x

@@ -1,5 +1,8 @@
 """Networks with declared event shapes that accept any number of leading dimensions."""
 
+from ppvae.nn.conditional_mlp import ConditionalMLP, ConditionalSequential
+from ppvae.nn.conditioning import Concat, ConditionalBatchNorm, Conditioning, CrossAttention, FiLM, check_context
+from ppvae.nn.context import OneHot, check_labels
 from ppvae.nn.conv import ConvDecoder, ConvEncoder
 from ppvae.nn.layers import activation
 from ppvae.nn.mlp import MLP
@@ -9,13 +12,23 @@ from ppvae.nn.shapes import Batched, Rescale, Reshape, as_shape
 __all__ = [
     "MLP",
     "Batched",
+    "Concat",
+    "ConditionalBatchNorm",
+    "ConditionalMLP",
+    "ConditionalSequential",
+    "Conditioning",
     "ConvDecoder",
     "ConvEncoder",
     "ConvResidualBlock",
+    "CrossAttention",
+    "FiLM",
+    "OneHot",
     "Rescale",
     "Reshape",
     "ResidualBlock",
     "ResidualMLP",
     "activation",
     "as_shape",
+    "check_context",
+    "check_labels",
 ]

@@ -153,6 +153,40 @@ def traversal(images: Array, values: Array) -> Figure:
     return figure
 
 
+def by_condition(images: Array, *, labels: Sequence[str], x: Array | None = None) -> Figure:
+    """Draws what each latent point looks like under each condition: rows share z, columns share y.
+
+    Args:
+        images: Decoded images of shape (r, c, h, w), (r, c, 1, h, w) or (r, c, 3, h, w), clipped to [0, 1].
+        labels: The c names of the conditions, one below each column.
+        x: The datum that each row's z came from, of shape (r, h, w), (r, 1, h, w) or (r, 3, h, w), drawn as a
+            first column; None where z was drawn from the prior.
+
+    Returns:
+        A figure with one axes.
+
+    Raises:
+        ValueError: If a shape is none of those above, numbers differ, or a value is not finite.
+
+    Example:
+        >>> import torch
+        >>> figure = by_condition(torch.rand(4, 3, 1, 28, 28), labels=["0", "1", "2"], x=torch.rand(4, 1, 28, 28))
+        >>> [label.get_text() for label in figure.axes[0].get_xticklabels()]
+        ['x', '0', '1', '2']
+    """
+    grid = _cells("images", images, "r, c")
+    names = list(labels)
+    if len(names) != grid.shape[1]:
+        raise ValueError(f"labels: got {len(names)}, expected one per column, {grid.shape[1]}")
+    if x is not None:
+        data = _cells("x", x, "r")
+        if data.shape[0] != grid.shape[0] or data.shape[1:3] != grid.shape[2:4]:
+            raise ValueError(f"x: got {len(data)} images of {data.shape[1:3]}, expected one for each row of images")
+        grid, names = np.concatenate([data[:, None], grid], 1), ["x", *names]
+    columns = _centres(grid, axis=1), names
+    return _draw(_tile(grid, gap=_gap(grid)), scale=_scale(grid), columns=columns)
+
+
 def _cells(name: str, images: Array, leading: str) -> _NDArray:
     """Returns the images as RGBA cells (leading, h, w, 4) in [0, 1]; a grey image may lack its channel."""
     array = to_numpy(name, images)

@@ -5,7 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from ppvae.distributions import StandardNormal
+from ppvae.distributions import StandardNormal, UniformCategorical
 
 
 @pytest.mark.parametrize("event_shape", [4, (4,), (2, 3), ()])
@@ -44,3 +44,30 @@ def test_broadcasts_in_a_plate():
 def test_error_names_the_argument():
     with pytest.raises(ValueError, match=r"event_shape must be .*, got 0"):
         StandardNormal(0)
+
+
+def test_uniform_categorical():
+    p_y = UniformCategorical(4)
+    assert (p_y().batch_shape, p_y().event_shape) == ((), ())
+    torch.testing.assert_close(p_y().log_prob(torch.arange(4)), torch.full((4,), -math.log(4)))
+    assert p_y(torch.zeros(7, 3)).batch_shape == ()
+    torch.manual_seed(0)
+    counts = p_y().sample((10000,)).bincount(minlength=4)
+    assert ((counts - 2500).abs() < 200).all()
+    assert not p_y.state_dict()
+    assert not list(p_y.parameters())
+    assert UniformCategorical(4).double()().probs.dtype == torch.float64
+
+
+def test_uniform_categorical_is_enumerated():
+    def model():
+        with pyro.plate("data", 6):
+            return pyro.sample("y", UniformCategorical(4)(), infer={"enumerate": "parallel"})
+
+    with pyro.poutine.enum(first_available_dim=-2):
+        assert model().shape == (4, 1)
+
+
+def test_uniform_categorical_names_the_argument():
+    with pytest.raises(ValueError, match="num_classes must be a positive int, got 0"):
+        UniformCategorical(0)

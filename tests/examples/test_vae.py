@@ -5,7 +5,8 @@ import torch
 
 from ppvae.data import load
 from ppvae.evaluate.__main__ import main as evaluate
-from ppvae.examples.experiment import ExperimentArgs, load_images
+from ppvae.examples.flags import ExperimentArgs
+from ppvae.examples.images import load_images
 from ppvae.examples.vae import Args, build, main
 from ppvae.infer import RunFolder
 

@@ -1,0 +1,99 @@
+"""The flags that every example shares, and how a run folder keeps them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from ppvae.infer.importance import check_count
+
+Likelihood = Literal["bernoulli", "gaussian", "categorical", "continuous-bernoulli", "discretized-logistic"]
+
+
+@dataclass(frozen=True)
+class ExperimentArgs:
+    """The flags of every example."""
+
+    cuda: bool = False
+    """Train on a CUDA GPU."""
+    seed: int = 0
+    """Of everything random: initial weights, binarization, the order of the data, the draws."""
+    epochs: int | None = None
+    """Passes over the training data; by default 300 on the digits, 50 on larger sets."""
+    batch_size: int = 128
+    """Data per minibatch."""
+    lr: float = 1e-3
+    """Learning rate of Adam."""
+    adam_eps: float = 1e-8
+    """ε of Adam (Burda et al. 2016 use 1e-4)."""
+    warmup: float = 0.0
+    """Epochs over which the weight of the KL term rises linearly from 0 to its value."""
+    patience: int | None = None
+    """Stop after this many epochs without a better validation ELBO."""
+    dataset: Literal["digits", "mnist", "fashion", "kmnist", "cifar10"] = "digits"
+    """Data set: the digits are embedded; the others are downloaded where they are not in data-root."""
+    data_root: Path = Path("data")
+    """Folder of the data sets, as torchvision lays them out."""
+    num_valid: int | None = None
+    """Training data held out for validation; by default 200 of the digits, 1000 of larger sets."""
+    loss: Literal["mean-field", "trace"] = "mean-field"
+    """Pyro's ELBO: with KL terms in closed form where they have one, or from the samples alone."""
+    likelihood: Likelihood = "bernoulli"
+    """Family of p(x|z): bernoulli is of binarized pixels, categorical and discretized-logistic of grey levels."""
+    binarize: Literal["dynamic", "static", "none"] | None = None
+    """Bernoulli draws with the intensities as probabilities: new ones in every epoch, or one fixed draw; test data
+    always one fixed draw. By default dynamic for bernoulli and none otherwise."""
+    compile: Literal["auto", "always", "never"] = "auto"
+    """Whether to run the training step as one compiled graph; auto does in a run that is long enough to repay it."""
+    num_samples: int = 1000
+    """Importance samples per datum for log p(x) in the final table."""
+    num_eval: int = 1000
+    """Data of each split that the final table is of."""
+    out: Path | None = None
+    """Run folder; by default the next free one of runs/<example>, runs/<example>-2, ..."""
+    resume: bool = False
+    """Continue the run in --out: the same command as before, with this flag."""
+    tensorboard: bool = False
+    """Also log for TensorBoard, where it is installed."""
+    smoke: bool = False
+    """A run of seconds on few data, to see that everything works."""
+
+    def resolved(self) -> Self:
+        """These arguments with every default that depends on another filled in."""
+        check_count("--num-samples", self.num_samples)
+        check_count("--num-eval", self.num_eval)
+        kind = self.binarize or ("dynamic" if self.likelihood == "bernoulli" else "none")
+        if (self.likelihood == "bernoulli") != (kind != "none"):
+            raise ValueError(
+                f"--binarize {kind} does not go with --likelihood {self.likelihood}: a Bernoulli likelihood is of "
+                "binary pixels, the others of intensities (continuous-bernoulli is the one for [0, 1])"
+            )
+        usual = 300 if self.dataset == "digits" else 50
+        epochs = 1 if self.smoke else usual if self.epochs is None else self.epochs
+        num_samples = 10 if self.smoke else self.num_samples
+        return replace(self, binarize=kind, epochs=epochs, num_samples=num_samples)
+
+
+def to_json(args: ExperimentArgs) -> dict[str, Any]:
+    """The flags as JSON holds them."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Path):
+            return str(value)
+        return list(value) if isinstance(value, tuple) else value
+
+    return {key: plain(value) for key, value in asdict(args).items()}
+
+
+def from_json(arguments: type[ExperimentArgs], values: dict[str, Any]) -> ExperimentArgs:
+    """The flags that `to_json` wrote; those that a later version added have their defaults."""
+
+    def typed(name: str, value: Any) -> Any:
+        if name in ("data_root", "out") and value is not None:
+            return Path(value)
+        return tuple(value) if isinstance(value, list) else value
+
+    known = {field.name for field in fields(arguments)}
+    flags: Any = {name: typed(name, value) for name, value in values.items() if name in known}
+    return arguments(**flags)
