@@ -30,19 +30,28 @@ def label_posterior(
         Probabilities of shape (n, c), float64 on the CPU.
 
     Raises:
-        ValueError: where an argument is out of range, or the pair breaks the contract.
+        TypeError: where `log_prior` is no tensor.
+        ValueError: where an argument is out of range, the pair breaks the contract, or a datum has probability zero
+            in every class.
 
     References:
         Semi-Supervised Learning with Deep Generative Models (Kingma et al. 2014), arXiv 1406.5298.
     """
     check_count("num_classes", num_classes)
+    if log_prior is not None and not isinstance(log_prior, Tensor):
+        raise TypeError(f"log_prior must be a tensor, got {type(log_prior).__name__}")
     if log_prior is not None and log_prior.shape != (num_classes,):
         raise ValueError(f"log_prior must have shape ({num_classes},), got {tuple(log_prior.shape)}")
     of_class = [
         log_marginal(pair, x, torch.full((len(x),), c, device=x.device), **options).values for c in range(num_classes)
     ]
     log_joint = torch.stack(of_class, -1)
-    return (log_joint if log_prior is None else log_joint + log_prior.cpu()).softmax(-1)
+    if log_prior is not None:
+        log_joint = log_joint + log_prior.cpu()
+    impossible = (log_joint == -torch.inf).all(-1).nonzero().flatten().tolist()
+    if impossible:
+        raise ValueError(f"datum {impossible[0]} has probability zero in every class: check it and the pair's weights")
+    return log_joint.softmax(-1)
 
 
 def error_rate(probabilities: Tensor, y: Tensor) -> dict[str, float]:

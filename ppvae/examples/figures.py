@@ -78,6 +78,23 @@ def write_label_figures(pair: ConditionalQueries, args: ExperimentArgs, data: Im
         plot.save(figure, run.folder / "figures" / f"{name}.png")
 
 
+def write_completion_figures(columns: dict[str, Tensor], run: Run) -> None:
+    """Writes completions of partly given images, a row each, and training curves.
+
+    Args:
+        columns: intensities (r, channels, h, w) by the name of their column, from left to right.
+        run: the run of the model that made them, with a folder.
+    """
+    assert run.folder is not None
+    grid = torch.stack(list(columns.values()), 1)
+    figures = {
+        "completions": plot.by_condition(grid, labels=list(columns)),
+        "training": plot.training_curves(run.history),
+    }
+    for name, figure in figures.items():
+        plot.save(figure, run.folder / "figures" / f"{name}.png")
+
+
 def pixels(data: ImageData, images: Tensor) -> Tensor:
     """Intensities in [0, 1]: integer levels are scaled."""
     scale = 1.0 if data.test[0].is_floating_point() else 1 / (data.levels - 1)

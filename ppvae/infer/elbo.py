@@ -89,9 +89,9 @@ class JointELBO(ELBO):
             raise ValueError(f"weights must be positive numbers, one for each data set, got {weights!r}")
         super().__init__(num_particles=elbo.num_particles, retain_graph=elbo.retain_graph)
         self.weights = tuple(float(weight) for weight in weights)
-        self.elbos = tuple(copy.copy(elbo) for _ in weights)  # each guesses the nesting of the plates of its set
-        for part in self.elbos:
-            part.strict_enumeration_warning = False  # a labelled minibatch has nothing to enumerate
+        self.elbo = copy.copy(elbo)
+        self.elbo.strict_enumeration_warning = False  # a labelled minibatch has nothing to enumerate
+        self._elbos = tuple(copy.copy(self.elbo) for _ in weights)  # each guesses how the plates of its set nest
 
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *batches: Batch, **kwargs: Any
@@ -110,7 +110,7 @@ class JointELBO(ELBO):
         """The same, its gradient added to the parameters: what `pyro.infer.SVI` calls."""
         loss = self.differentiable_loss(model, guide, *batches, **kwargs)
         loss.backward(retain_graph=self.retain_graph)
-        return float(loss)
+        return float(loss.detach())
 
     def parts(self, batches: Sequence[Batch]) -> list[tuple[float, Any, Batch]]:
         """Each set's weight, ELBO and minibatch.
@@ -124,10 +124,10 @@ class JointELBO(ELBO):
         for i, batch in enumerate(batches):
             if not isinstance(batch, tuple):
                 raise TypeError(f"minibatch {i} must be the tuple of a pair's arguments, got {type(batch).__name__}")
-        return list(zip(self.weights, self.elbos, batches, strict=True))
+        return list(zip(self.weights, self._elbos, batches, strict=True))
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        raise NotImplementedError("the traces are those of JointELBO.elbos, for one minibatch at a time")
+        raise NotImplementedError("the traces are those of JointELBO.elbo, for one minibatch at a time")
 
 
 def evaluate_objective(

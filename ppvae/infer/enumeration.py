@@ -83,9 +83,11 @@ class Enumeration:
         """Checks that these sites of a trace still have the values that are summed over.
 
         Raises:
-            ValueError: naming a site whose values depend on the data.
+            ValueError: naming a site that is not always sampled, or whose values depend on the data.
         """
         for name in names:
+            if name not in trace.nodes:
+                raise ValueError(f"the site {name!r} is summed over, but not sampled at every value of the others")
             if len(_listed(name, trace.nodes[name])) != self.num_values[name]:
                 raise ValueError(
                     f"the site {name!r} is marked for enumeration, but how many values it has depends on the data"
@@ -116,10 +118,9 @@ def _check_marks(guide: Sites, model: Sites, latents: Sites, sampled: Sites) -> 
             of_model = len(latents[name]["fn"].enumerate_support(expand=False))
         except NotImplementedError:
             continue
-        if len(_listed(name, site)) < of_model:
+        if (of_guide := len(_listed(name, site))) < of_model:
             raise ValueError(
-                f"the guide lists {len(_listed(name, site))} values of {name!r}, and the model {of_model}: the sum over "
-                "those of the guide leaves some out"
+                f"the guide lists {of_guide} values of {name!r}, and the model {of_model}: the sum leaves some out"
             )
 
 

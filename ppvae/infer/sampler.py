@@ -32,6 +32,8 @@ ROW_BLOCK = {"cpu": 2**13, "cuda": 2**15}
 """The most (sample, datum) rows that a model scores at once."""
 CACHE = {"cpu": 2**25}
 """Bytes that one evaluation of the model should stay below, where more rows would not be faster."""
+GIVEN_VALUES = 64
+"""Joint values of the enumerated sites at which the sites to condition on are looked at."""
 MEMORY_BUDGET = 2**29
 """Bytes that one evaluation of the model may allocate, by a generous estimate."""
 
@@ -161,6 +163,8 @@ class Sampler:
         log_prob = scale_and_mask(site["unscaled_log_prob"], mask=site["mask"])
         if site["name"] in self.enumeration.event_dims:
             log_prob = self.enumeration.unmasked(site, log_prob)
+        if self.plate_dim is not None and log_prob.dim() < -self.plate_dim:
+            log_prob = log_prob.expand(s, *log_prob.shape)  # of a value that is the same for every sample
         log_prob = self._unfold(log_prob, log_prob.dim() - 1, s)
         return log_prob.flatten(1, -2).sum(1) if log_prob.dim() > 2 else log_prob
 
@@ -216,7 +220,7 @@ def _check_given(sampler: Sampler, probe: Batch) -> None:
     Then log p(x|y) = log p(x, y) − log p(y) is what is left when their density is left out.
     """
     traces = []
-    for fixed in sampler.enumeration.values[:: max(1, len(sampler.enumeration.values) - 1)]:
+    for fixed in sampler.enumeration.values[:: -(-len(sampler.enumeration.values) // GIVEN_VALUES)]:
         trace = sampler.guide(probe, PROBE_SAMPLES, {}, fixed)
         latents, _ = sampler.posterior(trace, PROBE_SAMPLES)
         traces.append(sampler.model(probe, PROBE_SAMPLES, latents, fixed))

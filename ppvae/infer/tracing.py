@@ -87,8 +87,9 @@ class _ItemsStay(TorchFunctionMode):
 class _Reads(TorchDispatchMode):
     """Answers what Python asks of tensors, and refuses what a graph of fixed shapes cannot hold.
 
-    Pyro's NaN checks are left to the caller of the step; any other value that is read is a decision, noted with the
-    tensor that it was read from.
+    Pyro's NaN checks are left to the caller of the step. Where Pyro leaves out enumerated values of probability zero
+    they stay in: zero times their cost, which changes nothing, or makes the loss NaN where the cost is infinite. Any
+    other value that is read is a decision, noted with the tensor that it was read from.
     """
 
     def __init__(self) -> None:
@@ -97,8 +98,11 @@ class _Reads(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
-            if _in_nan_check(sys._getframe(1)):
+            module, function = _asked_by(sys._getframe(1))
+            if module == "pyro.util" and "warn_if" in function:
                 return False
+            if (module, function) == ("pyro.infer.util", "compute_expectation"):
+                return True
             with _disable_current_modes():
                 value = args[0].item()
             self.decisions.append((args[0], value))
@@ -109,12 +113,12 @@ class _Reads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _in_nan_check(frame: FrameType | None) -> bool:
-    """Whether the code that runs was called by `pyro.util.warn_if_nan` or `warn_if_inf`."""
+def _asked_by(frame: FrameType | None) -> tuple[str, str]:
+    """The module and the function whose code asked torch for a value."""
     between = ("torch.", __name__)  # the tracer's own frames
     while frame is not None and frame.f_globals.get("__name__", "").startswith(between):
         frame = frame.f_back
-    return frame is not None and frame.f_globals.get("__name__") == "pyro.util" and "warn_if" in frame.f_code.co_name
+    return ("", "") if frame is None else (frame.f_globals.get("__name__", ""), frame.f_code.co_name)
 
 
 def _has_mask(indices: Any) -> bool:

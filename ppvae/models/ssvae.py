@@ -100,6 +100,8 @@ class SSVAE(ConditionalQueries):
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
         """Y ~ q(y|x) where it is not known, enumerated; z ~ q(z|x,y)."""
+        if dist.is_validation_enabled() and y is not None:
+            self.check_batch(x, y)
         with pyro.plate("data", len(x)):
             if y is None:
                 y = pyro.sample("y", self.q_y_given_x(x), infer={"enumerate": "parallel"})

@@ -21,7 +21,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ppvae.models.conditional import ConditionalQueries, check_each
-from ppvae.models.queries import code_of
+from ppvae.models.queries import code_of, mean_of
 from ppvae.models.ssvae import SSVAE
 from ppvae.models.vae import VAE
 from ppvae.nn import check_context
@@ -85,6 +85,8 @@ class StackedSSVAE(ConditionalQueries):
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
         """z1 ~ q(z1|x); y ~ q(y|z1) where it is not known, enumerated; z2 ~ q(z2|z1,y)."""
+        if dist.is_validation_enabled() and y is not None:
+            self.check_batch(x, y)
         with pyro.plate("data", len(x)):
             z1 = pyro.sample("z1", self.m1.q_z_given_x(x))
             if y is None:
@@ -110,3 +112,17 @@ class StackedSSVAE(ConditionalQueries):
     def decode(self, z: Tensor, y: Tensor) -> TorchDistribution:
         """p(x|z1) at the mean of p(z1|z2,y), for z2 of shape (..., k) and y, whose leading dims broadcast."""
         return self.m1.decode(code_of(self.m2.decode(z, y)))
+
+    @torch.no_grad()
+    def sample(self, y: Tensor, *, mean: bool = False) -> Tensor:
+        """Draws one x for every y: z2 ~ p(z2), z1 ~ p(z1|z2,y), x ~ p(x|z1).
+
+        Args:
+            y: class indices (...).
+            mean: whether to return E[x|z1] at the mean of p(z1|z2,y) in place of draws of z1 and x.
+
+        Returns:
+            Data of shape (..., *event).
+        """
+        p_x = self.m1.decode(self.m2.sample(y, mean=mean))
+        return mean_of(p_x) if mean else p_x.sample()

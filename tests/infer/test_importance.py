@@ -339,7 +339,7 @@ def test_a_budget_shrinks_the_blocks_of_a_wide_model(monkeypatch):
         roomy = choose_sampler(wide(()), (x[:5],), 10).rows
         monkeypatch.setattr(sampler, "MEMORY_BUDGET", 2**20)
         tight = choose_sampler(wide(()), (x[:5],), 10).rows
-    assert roomy == sampler.ROW_BLOCK["cpu"]
+    assert tight < roomy <= sampler.ROW_BLOCK["cpu"]
     assert 1 < tight * 784 * 4 < 2**20
     estimate = ppvae.log_marginal(wide(()), x, num_samples=300)
     assert estimate.values.isfinite().all()

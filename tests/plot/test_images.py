@@ -116,6 +116,32 @@ def test_traversal_names_dimensions_and_values():
     assert axes.get_xlabel() == "prior standard deviations"
 
 
+def test_by_condition_puts_the_datum_before_its_row():
+    images, x = random_images(2, 3, 1, 8, 8), random_images(2, 8, 8) / 2
+    figure = plot.by_condition(images, labels=["0", "1", "2"], x=x)
+    image = image_of(figure)
+    assert image.shape == (17, 4 * 9 - 1, 4)
+    for row in range(2):
+        np.testing.assert_array_equal(image[9 * row : 9 * row + 8, :8, 0], x[row])
+        for column in range(3):
+            left = 9 * (column + 1)
+            np.testing.assert_array_equal(image[9 * row : 9 * row + 8, left : left + 8, 0], images[row, column, 0])
+    assert texts(figure.axes[0].get_xticklabels()) == ["x", "0", "1", "2"]
+    np.testing.assert_array_equal(figure.axes[0].get_xticks(), [3.5, 12.5, 21.5, 30.5])
+    assert texts(figure.axes[0].get_yticklabels()) == []
+
+
+def test_by_condition_without_data_and_in_colour():
+    images = random_images(2, 3, 3, 8, 8)
+    figure = plot.by_condition(images, labels=("cat", "dog", "horse"))
+    image = image_of(figure)
+    assert image.shape == (17, 26, 4)
+    np.testing.assert_array_equal(image[9:, 18:, :3], images[1, 2].permute(1, 2, 0))
+    assert texts(figure.axes[0].get_xticklabels()) == ["cat", "dog", "horse"]
+    grey = plot.by_condition(images, labels="abc", x=images[:, 0, :1])  # grey data of coloured images
+    assert image_of(grey).shape == (17, 35, 4)
+
+
 @pytest.mark.parametrize(("steps", "expected"), [(33, [-4.25, 0, 4.25]), (38, [-4.25, 4.25])])
 def test_traversal_labels_as_many_columns_as_have_room_evenly(steps, expected):
     figure = plot.traversal(torch.zeros(1, steps, 28, 28), torch.linspace(-4.25, 4.25, steps))
@@ -155,6 +181,23 @@ def test_traversal_labels_as_many_columns_as_have_room_evenly(steps, expected):
         (
             lambda: plot.traversal(torch.zeros(3, 5, 8, 8), torch.zeros(4)),
             r"values: got shape \(4,\), expected one value per step, \(5,\)",
+        ),
+        (lambda: plot.by_condition(torch.zeros(3, 8, 8), labels="abc"), r"images: got shape .* expected \(r, c, h, w\)"),
+        (
+            lambda: plot.by_condition(torch.zeros(2, 3, 8, 8), labels=["0", "1"]),
+            "labels: got 2, expected one per column, 3",
+        ),
+        (
+            lambda: plot.by_condition(torch.zeros(2, 3, 8, 8), labels="abc", x=torch.zeros(3, 8, 8)),
+            "x: got 3 images .*, expected one for each row of images",
+        ),
+        (
+            lambda: plot.by_condition(torch.zeros(2, 3, 8, 8), labels="abc", x=torch.zeros(2, 8, 7)),
+            r"x: got 2 images of \(8, 7\), expected one for each row of images",
+        ),
+        (
+            lambda: plot.by_condition(torch.zeros(2, 3, 8, 8), labels="abc", x=torch.full((2, 8, 8), torch.nan)),
+            "x: got 128 nan or infinite",
         ),
     ],
 )

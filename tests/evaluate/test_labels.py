@@ -1,0 +1,122 @@
+import math
+
+import pytest
+import torch
+
+import ppvae
+from ppvae.evaluate import error_rate, label_posterior
+from ppvae.models import CVAE
+from tests.models.by_hand import C
+from tests.models.linear_gaussian import LinearGaussian, Prior
+
+N = 9
+
+
+@pytest.fixture(params=[False, True], ids=["p(z)", "p(z|y)"])
+def case(request):
+    """A pair, data, and log p(x, y) in closed form, (n, c)."""
+    story = LinearGaussian(sees_label=request.param)
+    torch.manual_seed(0)
+    pair = story.pair(alpha=7.0)
+    x = pair.sample(torch.arange(N) % C)
+    return pair, x, story.log_joint(x)
+
+
+def conditional_part(ssvae):
+    """The CVAE of the same story, which scores no label."""
+    return CVAE(ssvae.p_z, ssvae.p_x_given_zy, ssvae.q_z_given_xy)
+
+
+def close(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+
+
+def test_is_bayes_rule_in_closed_form(case):
+    pair, x, log_joint = case
+    probabilities = label_posterior(pair, x, num_classes=C, num_samples=1)
+    assert (probabilities.dtype, probabilities.shape, probabilities.device.type) == (torch.float64, (N, C), "cpu")
+    close(probabilities, log_joint.softmax(-1))
+
+
+def test_the_classifier_plays_no_part(case):
+    pair, x, log_joint = case
+    with torch.no_grad():
+        for parameter in pair.q_y_given_x.parameters():
+            parameter.normal_(std=100.0)
+    close(label_posterior(pair, x, num_classes=C, num_samples=1), log_joint.softmax(-1))
+
+
+def test_a_pair_that_scores_no_label_takes_a_prior(case):
+    pair, x, log_joint = case
+    cvae, log_prior = conditional_part(pair), Prior().probs.log()
+    close(label_posterior(cvae, x, num_classes=C, log_prior=log_prior, num_samples=1), log_joint.softmax(-1))
+    uniform = (log_joint - log_prior).softmax(-1)
+    close(label_posterior(cvae, x, num_classes=C, num_samples=1), uniform)
+    close(label_posterior(cvae, x, num_classes=C, num_samples=1, log_prior=torch.zeros(C)), uniform)
+    # Where the pair's own p(y) is left out, another may take its place.
+    close(label_posterior(pair, x, num_classes=C, num_samples=1, given=("y",)), uniform)
+
+
+def test_a_guide_that_is_not_exact_needs_samples(case):
+    pair, x, log_joint = case
+    with torch.no_grad():
+        next(pair.q_z_given_xy.parameters()).mul_(0.7)
+    exact = log_joint.softmax(-1)
+    many = label_posterior(pair, x, num_classes=C, num_samples=4000)
+    torch.testing.assert_close(many, exact, rtol=0, atol=0.02)
+    torch.testing.assert_close(many.sum(-1), torch.ones(N, dtype=torch.float64))
+    few = label_posterior(pair, x, num_classes=C, num_samples=2)
+    assert (few - exact).abs().max() > (many - exact).abs().max()
+
+
+def test_options_are_those_of_log_marginal(case):
+    pair, x, _ = case
+    with torch.no_grad():
+        next(pair.q_z_given_xy.parameters()).mul_(0.7)
+    of_seed = [label_posterior(pair, x, num_classes=C, num_samples=3, seed=seed) for seed in (0, 0, 1)]
+    assert torch.equal(of_seed[0], of_seed[1])
+    assert not torch.equal(of_seed[0], of_seed[2])
+    by_hand = [ppvae.log_marginal(pair, x, torch.full((N,), c), num_samples=3).values for c in range(C)]
+    assert torch.equal(of_seed[0], torch.stack(by_hand, -1).softmax(-1))
+
+
+def test_errors(case):
+    pair, x, _ = case
+    for num_classes in (0, -1, True, 2.0):
+        with pytest.raises(ValueError, match="num_classes must be a whole number >= 1"):
+            label_posterior(pair, x, num_classes=num_classes)
+    with pytest.raises(ValueError, match=r"log_prior must have shape \(3,\), got \(4,\)"):
+        label_posterior(pair, x, num_classes=C, log_prior=torch.zeros(4))
+    with pytest.raises(TypeError, match="log_prior must be a tensor, got list"):
+        label_posterior(pair, x, num_classes=C, log_prior=[0.0, 0.0, 0.0])
+    with pytest.raises(ValueError, match="y must hold class indices from 0 to 2, got values from 3 to 3"):
+        label_posterior(pair, x, num_classes=C + 1, num_samples=1)
+    with pytest.raises(ValueError, match="num_samples"):
+        label_posterior(pair, x, num_classes=C, num_samples=0)
+
+
+def test_a_datum_that_no_class_explains_is_an_error(case):
+    pair, x, _ = case
+    x = x.index_fill(0, torch.tensor([4]), 1e30)
+    with pytest.raises(ValueError, match="datum 4 has probability zero in every class"):
+        label_posterior(pair, x, num_classes=C, num_samples=1)
+    with pytest.raises(ValueError, match="datum 0 has probability zero in every class"):
+        label_posterior(pair, x, num_classes=C, num_samples=1, log_prior=torch.full((C,), -math.inf))
+
+
+def test_error_rate():
+    probabilities = torch.tensor([[0.7, 0.3], [0.4, 0.6], [0.9, 0.1], [0.2, 0.8]])
+    rate = error_rate(probabilities, torch.tensor([0, 1, 1, 1]))
+    assert rate == {"mean": 25.0, "std_error": pytest.approx(25.0)}  # 100 √(3/16 · 4/3 / 4)
+    assert error_rate(probabilities, probabilities.argmax(-1)) == {"mean": 0.0, "std_error": 0.0}
+    assert math.isnan(error_rate(probabilities[:1], torch.tensor([0]))["std_error"])
+
+
+def test_error_rate_checks_shapes():
+    for probabilities, y in (
+        (torch.zeros(4), torch.zeros(4)),
+        (torch.zeros(4, 2), torch.zeros(3)),
+        (torch.zeros(4, 2), torch.zeros(4, 2)),
+    ):
+        with pytest.raises(ValueError, match=r"probabilities must have shape \(n, c\) and y \(n,\)"):
+            error_rate(probabilities, y)
