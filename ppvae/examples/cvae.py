@@ -160,12 +160,11 @@ def train_baseline(pair: CVAE | Completion, args: Args, data: ImageData, device:
         batches(args, data, device),
         arguments(args, *data.valid) if len(data.valid[0]) else None,
         loss=elbo_of_flag(args),
-        epochs=args.epochs,
         patience=args.patience,
         out=folder,
         resume=args.resume and RunFolder(folder).config.is_file(),
         config={"args": to_json(args)},
-        **fit_options(args, device),
+        **fit_options(args, device, args.epochs),
     )
     if run.stopped == "interrupted":
         raise InterruptedTraining(f"stopped in the training of the baseline; continue with --resume --out {out}")

@@ -19,7 +19,7 @@ from ppvae.data import Batches, Binarize, JointBatches, binarize
 from ppvae.evaluate.report import Report, report, table
 from ppvae.examples.flags import ExperimentArgs, from_json, to_json
 from ppvae.examples.images import ImageData, load_images
-from ppvae.infer import Linear, NonFiniteError, Run, RunFolder, fit
+from ppvae.infer import Cosine, Linear, NonFiniteError, Run, RunFolder, fit
 from ppvae.infer.fit import usable_device
 from ppvae.pair import Batch
 from ppvae.storage import restore_weights
@@ -123,14 +123,13 @@ class Experiment:
             self.batches(args, data, device),
             valid,
             loss=self.objective(args),
-            epochs=args.epochs,
             patience=args.patience,
             kl_weight=Linear(args.warmup) if args.warmup else None,
             out=out,
             resume=args.resume and RunFolder(out).config.is_file(),
             config={"module": f"ppvae.examples.{self.name}", "args": to_json(args)},
             tensorboard=args.tensorboard,
-            **fit_options(args, device),
+            **fit_options(args, device, args.epochs),
         )
 
     def finish(self, pair: nn.Module, args: Any, data: ImageData, run: Run) -> None:
@@ -157,10 +156,11 @@ class InterruptedTraining(Exception):
     """Ctrl-C in a training that comes before the pair's own; the message says how to go on."""
 
 
-def fit_options(args: ExperimentArgs, device: torch.device) -> dict[str, Any]:
-    """What the shared flags say to `ppvae.fit`, whatever is trained."""
+def fit_options(args: ExperimentArgs, device: torch.device, epochs: int) -> dict[str, Any]:
+    """What the shared flags say to `ppvae.fit`, whatever is trained for so many epochs."""
     return {
-        "lr": args.lr,
+        "epochs": epochs,
+        "lr": Cosine(epochs, args.lr, args.lr / 100) if args.lr_schedule == "cosine" else args.lr,
         "optim": partial(torch.optim.Adam, eps=args.adam_eps, fused=True),
         "compile": "auto" if args.compile == "auto" else args.compile == "always",
         "device": device,
@@ -201,8 +201,9 @@ def _folder(name: str, args: ExperimentArgs) -> Path:
         folder = RunFolder(args.out)
         if not args.resume:
             folder.check_free()
-        elif folder.config.is_file() or not any(args.out.glob("*/config.json")):
-            _check_same_experiment(folder, args)
+        else:  # a run that was stopped in a training that comes first has only that one's folder
+            parts = [RunFolder(path.parent) for path in args.out.glob("*/config.json")]
+            _check_same_experiment(folder if folder.config.is_file() or not parts else parts[0], args)
         return args.out
     number = 1
     while (out := Path("runs") / (name if number == 1 else f"{name}-{number}")).exists():

@@ -25,6 +25,8 @@ class ExperimentArgs:
     """Data per minibatch."""
     lr: float = 1e-3
     """Learning rate of Adam."""
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    """Whether the learning rate falls along half a cosine to a hundredth of --lr over the epochs."""
     adam_eps: float = 1e-8
     """ε of Adam (Burda et al. 2016 use 1e-4)."""
     warmup: float = 0.0

@@ -26,6 +26,7 @@ class ImageData:
         train: training images (n, c, h, w), before any dynamic binarization, and their labels.
         valid: held-out images and labels, as test images are.
         test: test images, binarized once where pixels are binary, and labels.
+        intensities: test images in grey or colour, in [0, 1], whatever the likelihood is of.
         num_classes: number of classes of the labels.
         levels: number of grey levels of a pixel.
         event_shape: (c, h, w).
@@ -34,6 +35,7 @@ class ImageData:
     train: tuple[Tensor, Tensor]
     valid: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor]
+    intensities: Tensor
     num_classes: int
     levels: int
     event_shape: tuple[int, ...]
@@ -56,7 +58,9 @@ def load_images(args: ExperimentArgs) -> ImageData:
             [(data.test, True), (data.valid, True), (data.train, args.binarize == "static")]
         )
     ]
-    return ImageData(splits[2], splits[1], splits[0], data.num_classes, data.levels, tuple(data.event_shape))
+    return ImageData(
+        splits[2], splits[1], splits[0], data.test.x[:keep], data.num_classes, data.levels, tuple(data.event_shape)
+    )
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ eagerly, after one warning that says why: slower, never wrong.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -162,8 +163,13 @@ class _Graph:
         if any(tensor.is_cuda for tensor in self.inputs):
             options["triton.cudagraphs"] = True
         self.code = self._code(self.traced)  # before the compiler works on it
+        inputs = [*tensors_of(args), *self.inputs]
         with torch.no_grad():
-            self.function = torch._inductor.compile(self.traced.module, [*tensors_of(args), *self.inputs], options)
+            try:  # without Inductor's trial builds for the CPU's vector instructions, which take seconds
+                quick = options | {"cpp.vec_isa_ok": True}
+                self.function = torch._inductor.compile(copy.deepcopy(self.traced.module), inputs, quick)
+            except Exception:  # a C++ compiler that is older than the CPU: Inductor then finds out what it can do
+                self.function = torch._inductor.compile(self.traced.module, inputs, options)
 
     def run(self, args: tuple[Any, ...]) -> Sequence[Tensor] | None:
         """Runs the graph.

@@ -182,7 +182,10 @@ def test_traversal_labels_as_many_columns_as_have_room_evenly(steps, expected):
             lambda: plot.traversal(torch.zeros(3, 5, 8, 8), torch.zeros(4)),
             r"values: got shape \(4,\), expected one value per step, \(5,\)",
         ),
-        (lambda: plot.by_condition(torch.zeros(3, 8, 8), labels="abc"), r"images: got shape .* expected \(r, c, h, w\)"),
+        (
+            lambda: plot.by_condition(torch.zeros(3, 8, 8), labels="abc"),
+            r"images: got shape .* expected \(r, c, h, w\)",
+        ),
         (
             lambda: plot.by_condition(torch.zeros(2, 3, 8, 8), labels=["0", "1"]),
             "labels: got 2, expected one per column, 3",
