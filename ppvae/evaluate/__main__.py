@@ -40,13 +40,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     args = tyro.cli(Args, args=arguments)
     try:
-        pair, test = restore(args.run, device="cuda" if args.cuda else "cpu", data_root=args.data_root)
+        pair, test, symbol = restore(args.run, device="cuda" if args.cuda else "cpu", data_root=args.data_root)
         figures = report(
             pair,
             {"test": test},
             num_samples=args.num_samples,
             limit=args.limit,
             seed=args.seed,
+            symbol=symbol,
             progress=sys.stderr.isatty(),
         )
     except KeyboardInterrupt:

@@ -21,6 +21,7 @@ def report(
     num_samples: int = 1000,
     limit: int | None = 1000,
     seed: int = 0,
+    symbol: str = "log p(x)",
     progress: bool = False,
 ) -> Report:
     """Evaluates a pair on named sets of data: the ELBO and its terms on each, log p(x) on the last.
@@ -31,6 +32,7 @@ def report(
         num_samples: importance samples per datum for log p(x), and at most 100 of them for the ELBO.
         limit: evaluate at most this many data of each set, the first ones.
         seed: of the draws.
+        symbol: what the marginal likelihood of the pair is called, e.g. "log p(x|y)" where it is given y.
         progress: whether to show progress bars.
 
     Returns:
@@ -42,7 +44,7 @@ def report(
     """
     if not splits:
         raise ValueError("splits must name at least one set of data, got none")
-    figures: Report = {"num_samples": num_samples, "seed": seed}
+    figures: Report = {"num_samples": num_samples, "seed": seed, "symbol": symbol}
     *_, last = splits
     for name, data in splits.items():
         batch = tuple(t if t is None else t[:limit] for t in data)
@@ -62,7 +64,7 @@ def report(
 
 def table(figures: Report) -> str:
     """The report as text: a row a quantity, nats and bits per dimension of one datum."""
-    lines = [f"{'':<8}{'':<20}{'nats':>10} ± {'s.e.':<8}{'bits/dim':>10}"]
+    lines = [f"{'':<8}{'':<22}{'nats':>10} ± {'s.e.':<8}{'bits/dim':>10}"]
     scale = 1 / (figures["num_dims"] * math.log(2.0))
     for name, split in figures.items():
         if not isinstance(split, dict):
@@ -72,8 +74,8 @@ def table(figures: Report) -> str:
                 continue
             # of log-probabilities the bits to encode them; a KL is a number of bits as it is
             bits = value["mean"] * scale * (1 if key.startswith("kl_") else -1)
-            label = _label(key, figures["num_samples"])
-            lines.append(f"{name:<8}{label:<20}{value['mean']:>10.3f} ± {value['std_error']:<8.3f}{bits:>10.4f}")
+            label = _label(key, figures)
+            lines.append(f"{name:<8}{label:<22}{value['mean']:>10.3f} ± {value['std_error']:<8.3f}{bits:>10.4f}")
         ess = split.get("ess")
         if ess is not None:
             lines.append(
@@ -83,7 +85,7 @@ def table(figures: Report) -> str:
     return "\n".join(lines)
 
 
-def _label(key: str, num_samples: int) -> str:
+def _label(key: str, figures: Report) -> str:
     if key == "log_marginal":
-        return f"log p(x), K={num_samples}"
+        return f"{figures['symbol']}, K={figures['num_samples']}"
     return f"KL {key.removeprefix('kl_')}" if key.startswith("kl_") else {"elbo": "ELBO"}.get(key, key)

@@ -176,8 +176,7 @@ def measure(pair: CVAE | Completion, args: Args, data: ImageData) -> Report:
     if not isinstance(pair, Completion):
         options: dict[str, Any] = {"num_classes": data.num_classes, "num_samples": min(args.num_samples, 100)}
         bayes = label_posterior(pair, images, **options, seed=args.seed)
-        name = f"log p(x) above is log p(x|y); error in %, p(y|x) by Bayes, {len(images)} test images"
-        return {name: error_rate(bayes, labels)}
+        return {f"error in %, p(y|x) by Bayes, {len(images)} test images": error_rate(bayes, labels)}
     x, y = arguments(args, images, labels)
     ours = log_marginal(pair.cvae, x, y, num_samples=args.num_samples, seed=args.seed).values
     theirs = log_marginal(pair.baseline, x, y, num_samples=1).values  # exact
@@ -205,6 +204,7 @@ EXPERIMENT = Experiment(
     arguments=arguments,
     batches=batches,
     first=train_baseline,
+    symbol="log p(x|y)",
     measure=measure,
 )
 

@@ -63,6 +63,7 @@ class Experiment:
         batches: from flags and data to the training data.
         objective: from flags to the ELBO.
         first: trains what has to be trained before the pair.
+        symbol: what the table calls the pair's marginal likelihood.
         measure: what the table shows besides likelihoods, by name: each {"mean", "std_error"} in its own unit.
     """
 
@@ -74,6 +75,7 @@ class Experiment:
     batches: Callable[[Any, ImageData, torch.device], Batches | JointBatches] = image_batches
     objective: Callable[[Any], ELBO] = elbo_of_flag
     first: Callable[[Any, Any, ImageData, torch.device, Path], None] = nothing_first
+    symbol: str = "log p(x)"
     measure: Callable[[Any, Any, ImageData], Report] = no_further_figures
 
     def main(self, argv: list[str] | None) -> int:
@@ -140,7 +142,7 @@ class Experiment:
         seen = binarize(x) if args.binarize == "dynamic" else x
         splits = {"train": self.arguments(args, seen, y), "test": self.arguments(args, *data.test)}
         options: dict[str, Any] = {"num_samples": args.num_samples, "limit": args.num_eval, "seed": args.seed}
-        result = report(pair, splits, **options, progress=sys.stderr.isatty())
+        result = report(pair, splits, **options, symbol=self.symbol, progress=sys.stderr.isatty())
         measured = self.measure(pair, args, data)
         print(table(result))
         for name, value in measured.items():
@@ -168,8 +170,8 @@ def fit_options(args: ExperimentArgs, device: torch.device, epochs: int) -> dict
     }
 
 
-def restore(folder: Path, *, device: str, data_root: Path | None) -> tuple[nn.Module, Batch]:
-    """The trained pair of an example's run folder, and its arguments for the test images.
+def restore(folder: Path, *, device: str, data_root: Path | None) -> tuple[nn.Module, Batch, str]:
+    """The trained pair of an example's run folder, its arguments for the test images, and its likelihood's symbol.
 
     Raises:
         FileNotFoundError: where the folder holds no run, or the data are not found.
@@ -190,7 +192,7 @@ def restore(folder: Path, *, device: str, data_root: Path | None) -> tuple[nn.Mo
     data = load_images(args)
     pair = experiment.build(args, data)
     restore_weights(pair, run.weights(), source=str(folder))
-    return pair.to(usable_device(device)), experiment.arguments(args, *data.test)
+    return pair.to(usable_device(device)), experiment.arguments(args, *data.test), experiment.symbol
 
 
 def _folder(name: str, args: ExperimentArgs) -> Path:

@@ -26,7 +26,7 @@ from ppvae.examples.flags import ExperimentArgs, to_json
 from ppvae.examples.images import ImageData, likelihood, start_at_mean
 from ppvae.infer import RunFolder, fit
 from ppvae.models import SSVAE, VAE, StackedSSVAE
-from ppvae.nn import MLP, ConditionalMLP, OneHot
+from ppvae.nn import MLP, ConditionalMLP, ConditionalSequential, OneHot, Rescale
 
 
 @dataclass(frozen=True)
@@ -89,23 +89,31 @@ def build(args: Args, data: ImageData) -> SSVAE | StackedSSVAE:
     m1_decoder = MLP(args.code_dim, args.m1_dims[::-1], (*parameters, *shape), norm="layer")
     if args.likelihood == "bernoulli":
         start_at_mean(m1_decoder, data.train[0])
+    m1_encoder: nn.Module = MLP(shape, args.m1_dims, (2, args.code_dim), norm="layer")
+    if args.likelihood == "categorical":
+        m1_encoder = nn.Sequential(Rescale(1 / (levels - 1)), m1_encoder)
     m1 = VAE(
         p_z=StandardNormal(args.code_dim),
         p_x_given_z=likelihood(args, m1_decoder, levels),
-        q_z_given_x=ConditionalNormal(MLP(shape, args.m1_dims, (2, args.code_dim), norm="layer")),
+        q_z_given_x=ConditionalNormal(m1_encoder),
     )
     p_z1 = ConditionalNormal(_conditional(args, data, args.latent_dim, (2, args.code_dim)))
     return StackedSSVAE(m1, _m2(args, data, (args.code_dim,), p_z1, alpha))
 
 
 def _m2(args: Args, data: ImageData, in_shape: tuple[int, ...], p_x_given_zy: nn.Module, alpha: float) -> SSVAE:
+    """M2 of images, or of codes of shape `in_shape`."""
     classifier: nn.Module = MLP(in_shape, args.classifier_dims, data.num_classes, dropout=args.dropout)
+    encoder: nn.Module = _conditional(args, data, in_shape, (2, args.latent_dim))
+    if in_shape == data.event_shape and args.likelihood == "categorical":  # integer levels to [0, 1]
+        to_unit = Rescale(1 / (data.levels - 1))
+        classifier, encoder = nn.Sequential(to_unit, classifier), ConditionalSequential(to_unit, encoder)
     return SSVAE(
         p_y=UniformCategorical(data.num_classes),
         p_z=StandardNormal(args.latent_dim),
         p_x_given_zy=p_x_given_zy,
         q_y_given_x=ConditionalCategorical(classifier, num_classes=data.num_classes),
-        q_z_given_xy=ConditionalNormal(_conditional(args, data, in_shape, (2, args.latent_dim))),
+        q_z_given_xy=ConditionalNormal(encoder),
         alpha=alpha,
     )
 

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from ppvae.infer.guards import Contents, fingerprint, state_unchanged
 from ppvae.infer.tracing import Computation, Traced, UncompilableError, check_same, tensors_of, trace
@@ -163,11 +164,11 @@ class _Graph:
         if any(tensor.is_cuda for tensor in self.inputs):
             options["triton.cudagraphs"] = True
         self.code = self._code(self.traced)  # before the compiler works on it
-        inputs = [*tensors_of(args), *self.inputs]
+        inputs: list[Any] = [*tensors_of(args), *self.inputs]
+        spare = GraphModule(nn.Module(), copy.deepcopy(self.traced.module.graph))
         with torch.no_grad():
             try:  # without Inductor's trial builds for the CPU's vector instructions, which take seconds
-                quick = options | {"cpp.vec_isa_ok": True}
-                self.function = torch._inductor.compile(copy.deepcopy(self.traced.module), inputs, quick)
+                self.function = torch._inductor.compile(spare, inputs, options | {"cpp.vec_isa_ok": True})
             except Exception:  # a C++ compiler that is older than the CPU: Inductor then finds out what it can do
                 self.function = torch._inductor.compile(self.traced.module, inputs, options)
 

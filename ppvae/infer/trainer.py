@@ -15,7 +15,7 @@ from torch import Tensor
 from ppvae.data import Batches, JointBatches
 from ppvae.infer.checks import Source, check_fits, epoch_length, minibatches, size_of
 from ppvae.infer.draws import Draws
-from ppvae.infer.elbo import StepTerms
+from ppvae.infer.elbo import StepTerms, evaluate_objective
 from ppvae.infer.importance import evaluating, importance_draws, validation
 from ppvae.infer.interrupt import stop_requests, until
 from ppvae.infer.nonfinite import NonFiniteError, all_finite, check_finite_parameters
@@ -75,6 +75,8 @@ class Trainer:
             first = next(self._minibatches(0))
             for batch in first if isinstance(self.train, JointBatches) else (first,):
                 self.svi.setup(*batch)
+            # Once under Pyro's validation, which finds an objective that is not for this pair.
+            evaluate_objective(self.loss, self.pair.model, self.pair.guide, first, {})
             self.svi.check_buffers()
         with self.random.forked(self.seed):
             self.rng = self.random.get()
@@ -184,8 +186,7 @@ class Trainer:
         if bad or not all_finite(self.svi.parameters()):  # a NaN gradient shows in the loss of the next step only
             self._name_nonfinite(start, self.progress.step - len(pending) + (bad[0] if bad else len(pending) - 1))
         for (n, _), row in zip(pending, table.tolist(), strict=True):
-            self.progress.add("data", n)
-            for name, value in zip(names, row, strict=True):
+            for name, value in zip(["data", *names], [n, *row], strict=True):
                 self.progress.add(name, value)
         bar.update(len(pending))
         pending.clear()
