@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 
 import torch
 from pyro.infer import ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
-from torch import nn
+from torch import Tensor, nn
 
 from ppvae.data import Batches, Binarize, JointBatches, split_labels
 from ppvae.data._checks import check_whole
@@ -21,11 +21,12 @@ from ppvae.distributions import ConditionalCategorical, ConditionalNormal, Stand
 from ppvae.evaluate.labels import error_rate, label_posterior
 from ppvae.evaluate.report import Report
 from ppvae.examples.experiment import Experiment, InterruptedTraining, fit_options, image_batches
-from ppvae.examples.figures import write_label_figures
+from ppvae.examples.figures import write_figures, write_label_figures
 from ppvae.examples.flags import ExperimentArgs, to_json
 from ppvae.examples.images import ImageData, likelihood, start_at_mean
-from ppvae.infer import RunFolder, fit
+from ppvae.infer import Run, RunFolder, fit
 from ppvae.models import SSVAE, VAE, StackedSSVAE
+from ppvae.models.queries import code_of
 from ppvae.nn import MLP, ConditionalMLP, ConditionalSequential, OneHot, Rescale
 
 
@@ -33,8 +34,9 @@ from ppvae.nn import MLP, ConditionalMLP, ConditionalSequential, OneHot, Rescale
 class Args(ExperimentArgs):
     """Train a semi-supervised VAE on images; report its test error, ELBO and log p(x)."""
 
-    variant: Literal["m2", "m1m2"] = "m2"
-    """m2: a label and a style explain the image; m1m2: they explain the code of a VAE that was trained first."""
+    variant: Literal["m1", "m2", "m1m2"] = "m2"
+    """m1: a VAE, and a support vector machine on its codes; m2: a label and a style explain the image; m1m2: they
+    explain the code of a VAE that was trained first."""
     num_labels: int = 100
     """Training images that keep their labels, drawn by --seed, as many of each class as of any other."""
     alpha: float = 1.0
@@ -43,7 +45,7 @@ class Args(ExperimentArgs):
     latent_dim: int = 5
     """Dimensions of the style, z (m2) or z2 (m1m2)."""
     code_dim: int = 20
-    """Dimensions of z1, the code of M1 (m1m2)."""
+    """Dimensions of z1, the code of M1 (m1, m1m2)."""
     hidden_dims: tuple[int, ...] | None = None
     """Widths of the hidden layers between label, style and image (m2) or code (m1m2); by default 300 or 100."""
     classifier_dims: tuple[int, ...] = (300, 300)
@@ -51,7 +53,7 @@ class Args(ExperimentArgs):
     dropout: float = 0.2
     """Probability with which the classifier drops a hidden unit."""
     m1_dims: tuple[int, ...] = (500, 500)
-    """Widths of the hidden layers of M1 (m1m2)."""
+    """Widths of the hidden layers of M1 (m1, m1m2)."""
     m1_epochs: int | None = None
     """Epochs that M1 is trained for, without labels (m1m2); by default 100 on the digits, 15 on larger sets."""
     freeze_m1: bool = False
@@ -75,59 +77,77 @@ class Args(ExperimentArgs):
         return replace(args, m1_epochs=1, supervised_epochs=1) if args.smoke else args
 
 
-def build(args: Args, data: ImageData) -> SSVAE | StackedSSVAE:
+def build(args: Args, data: ImageData) -> VAE | SSVAE | StackedSSVAE:
     """The pair that the flags describe."""
-    shape, levels = data.event_shape, data.levels
-    parameters = {"categorical": (levels,)}.get(args.likelihood, ())
-    labelled = min(args.num_labels, len(data.train[0]))
-    alpha = args.alpha * len(data.train[0]) / labelled if labelled else 0.0
-    if args.variant == "m2":
-        decoder = _conditional(args, data, args.latent_dim, (*parameters, *shape))
-        if args.likelihood == "bernoulli":
-            start_at_mean(decoder, data.train[0])
-        return _m2(args, data, shape, likelihood(args, decoder, levels), alpha)
-    m1_decoder = MLP(args.code_dim, args.m1_dims[::-1], (*parameters, *shape), norm="layer")
+    if args.variant == "m1":
+        return _m1(args, data)
+    if args.variant == "m1m2":
+        code = (args.code_dim,)
+        return StackedSSVAE(_m1(args, data), _m2(args, data, code, ConditionalNormal(_given_y(args, data, (2, *code)))))
+    decoder = _given_y(args, data, (*_parameters(args, data), *data.event_shape))
     if args.likelihood == "bernoulli":
-        start_at_mean(m1_decoder, data.train[0])
-    m1_encoder: nn.Module = MLP(shape, args.m1_dims, (2, args.code_dim), norm="layer")
-    if args.likelihood == "categorical":
-        m1_encoder = nn.Sequential(Rescale(1 / (levels - 1)), m1_encoder)
-    m1 = VAE(
-        p_z=StandardNormal(args.code_dim),
-        p_x_given_z=likelihood(args, m1_decoder, levels),
-        q_z_given_x=ConditionalNormal(m1_encoder),
+        start_at_mean(decoder, data.train[0])
+    return _m2(args, data, data.event_shape, likelihood(args, decoder, data.levels))
+
+
+def _m1(args: Args, data: ImageData) -> VAE:
+    """M1, a VAE of the images."""
+    shape, k = data.event_shape, args.code_dim
+    decoder = MLP(k, args.m1_dims[::-1], (*_parameters(args, data), *shape), norm="layer")
+    if args.likelihood == "bernoulli":
+        start_at_mean(decoder, data.train[0])
+    encoder: nn.Module = MLP(shape, args.m1_dims, (2, k), norm="layer")
+    if args.likelihood == "categorical":  # integer levels to [0, 1]
+        encoder = nn.Sequential(Rescale(1 / (data.levels - 1)), encoder)
+    return VAE(
+        p_z=StandardNormal(k),
+        p_x_given_z=likelihood(args, decoder, data.levels),
+        q_z_given_x=ConditionalNormal(encoder),
     )
-    p_z1 = ConditionalNormal(_conditional(args, data, args.latent_dim, (2, args.code_dim)))
-    return StackedSSVAE(m1, _m2(args, data, (args.code_dim,), p_z1, alpha))
 
 
-def _m2(args: Args, data: ImageData, in_shape: tuple[int, ...], p_x_given_zy: nn.Module, alpha: float) -> SSVAE:
+def _m2(args: Args, data: ImageData, in_shape: tuple[int, ...], p_x_given_zy: nn.Module) -> SSVAE:
     """M2 of images, or of codes of shape `in_shape`."""
-    classifier: nn.Module = MLP(in_shape, args.classifier_dims, data.num_classes, dropout=args.dropout)
-    encoder: nn.Module = _conditional(args, data, in_shape, (2, args.latent_dim))
+    c, num_labels = data.num_classes, min(args.num_labels, len(data.train[0]))
+    classifier: nn.Module = MLP(in_shape, args.classifier_dims, c, dropout=args.dropout)
+    assert args.hidden_dims is not None
+    encoder: nn.Module = ConditionalMLP(in_shape, c, args.hidden_dims, (2, args.latent_dim), embed=OneHot(c))
     if in_shape == data.event_shape and args.likelihood == "categorical":  # integer levels to [0, 1]
         to_unit = Rescale(1 / (data.levels - 1))
         classifier, encoder = nn.Sequential(to_unit, classifier), ConditionalSequential(to_unit, encoder)
     return SSVAE(
-        p_y=UniformCategorical(data.num_classes),
+        p_y=UniformCategorical(c),
         p_z=StandardNormal(args.latent_dim),
         p_x_given_zy=p_x_given_zy,
-        q_y_given_x=ConditionalCategorical(classifier, num_classes=data.num_classes),
+        q_y_given_x=ConditionalCategorical(classifier, num_classes=c),
         q_z_given_xy=ConditionalNormal(encoder),
-        alpha=alpha,
+        alpha=args.alpha * len(data.train[0]) / num_labels if num_labels else 0.0,
     )
 
 
-def _conditional(args: Args, data: ImageData, in_shape: Any, out_shape: tuple[int, ...]) -> ConditionalMLP:
+def _given_y(args: Args, data: ImageData, out_shape: tuple[int, ...]) -> ConditionalMLP:
+    """A decoder from style and label."""
     c = data.num_classes
     assert args.hidden_dims is not None
-    return ConditionalMLP(in_shape, c, args.hidden_dims, out_shape, embed=OneHot(c))
+    return ConditionalMLP(args.latent_dim, c, args.hidden_dims, out_shape, embed=OneHot(c))
 
 
-def batches(args: Args, data: ImageData, device: torch.device) -> JointBatches:
-    """Labelled and unlabelled minibatches side by side; only the former know labels."""
-    x, y = data.train
-    labelled, unlabelled = split_labels(y, min(args.num_labels, len(y)), seed=args.seed)
+def _parameters(args: Args, data: ImageData) -> tuple[int, ...]:
+    """The shape of what the likelihood wants for each pixel."""
+    return (data.levels,) if args.likelihood == "categorical" else ()
+
+
+def labels_kept(args: Args, data: ImageData) -> tuple[Tensor, Tensor]:
+    """Row numbers of the training images that keep their labels, and of the others."""
+    y = data.train[1]
+    return split_labels(y, min(args.num_labels, len(y)), seed=args.seed)
+
+
+def batches(args: Args, data: ImageData, device: torch.device) -> Batches | JointBatches:
+    """Labelled and unlabelled minibatches side by side; only the former know labels. For M1, all without."""
+    if args.variant == "m1":
+        return image_batches(args, data, device)
+    (x, y), (labelled, unlabelled) = data.train, labels_kept(args, data)
     options: dict[str, Any] = {"transform": Binarize() if args.binarize == "dynamic" else None, "device": device}
     parts = []
     if len(labelled):
@@ -138,8 +158,10 @@ def batches(args: Args, data: ImageData, device: torch.device) -> JointBatches:
     return JointBatches(*parts)
 
 
-def train_first(pair: SSVAE | StackedSSVAE, args: Args, data: ImageData, device: torch.device, out: Path) -> None:
+def train_first(pair: VAE | SSVAE | StackedSSVAE, args: Args, data: ImageData, device: torch.device, out: Path) -> None:
     """Trains M1 on all images without labels, then the rest on the labelled images, each into a folder of its own."""
+    if isinstance(pair, VAE):
+        return
     if isinstance(pair, StackedSSVAE):
         assert args.m1_epochs is not None
         options = fit_options(args, device, args.m1_epochs)
@@ -148,7 +170,9 @@ def train_first(pair: SSVAE | StackedSSVAE, args: Args, data: ImageData, device:
     if args.num_labels and args.supervised_epochs:
         loss = TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False)
         options = fit_options(args, device, args.supervised_epochs) | {"lr": args.lr}
-        _train_part(pair, args, batches(args, data, device).sets[0], loss, out / "supervised", options)
+        both = batches(args, data, device)
+        assert isinstance(both, JointBatches)
+        _train_part(pair, args, both.sets[0], loss, out / "supervised", options)
     pair.requires_grad_(True)
     if isinstance(pair, StackedSSVAE) and args.freeze_m1:
         pair.m1.requires_grad_(False)
@@ -162,31 +186,52 @@ def _train_part(pair: nn.Module, args: Args, train: Batches, loss: ELBO, folder:
 
 
 def objective(args: Args) -> ELBO:
-    """The ELBO with the label summed over."""
-    return TraceEnum_ELBO(max_plate_nesting=1)
+    """The ELBO with the label summed over; for M1, which has none, with the KL term in closed form."""
+    return TraceMeanField_ELBO() if args.variant == "m1" else TraceEnum_ELBO(max_plate_nesting=1)
 
 
-def measure(pair: SSVAE | StackedSSVAE, args: Args, data: ImageData) -> Report:
-    """The test error, by the classifier and by Bayes' rule."""
+def measure(pair: VAE | SSVAE | StackedSSVAE, args: Args, data: ImageData) -> Report:
+    """The test error: by the classifier of M1's codes, or by that of the guide and by Bayes' rule."""
     device = next(pair.parameters()).device
-    x, y = data.test
-    measured = {"test error in %, q(y|x)": error_rate(pair.classify(x.to(device)), y)}
+    (x, y), name = data.test, "test error in %"
+    if isinstance(pair, VAE):
+        return {f"{name}, SVM on the codes": _svm_error(pair, args, data)} if args.num_labels else {}
+    measured = {f"{name}, q(y|x)": error_rate(pair.classify(x.to(device)), y)}
     if args.binarize != "none":  # the expected image is less noisy than a draw of it
-        measured["test error in %, q(y|x) of the intensities"] = error_rate(
-            pair.classify(data.intensities.to(device)), y
-        )
-    some = slice(0, args.num_eval)
-    num_samples = min(args.num_samples, 100)
-    bayes = label_posterior(pair, x[some], num_classes=data.num_classes, num_samples=num_samples, seed=args.seed)
-    measured[f"error in %, p(y|x) by Bayes, {len(y[some])} images"] = error_rate(bayes, y[some])
-    return measured
+        measured[f"{name}, q(y|x) of the intensities"] = error_rate(pair.classify(data.intensities.to(device)), y)
+    x, y = x[: args.num_eval], y[: args.num_eval]
+    options: dict[str, Any] = {"num_samples": min(args.num_samples, 100), "seed": args.seed}
+    bayes = label_posterior(pair, x, num_classes=data.num_classes, **options)
+    return {**measured, f"error in %, p(y|x) by Bayes, {len(y)} images": error_rate(bayes, y)}
+
+
+@torch.no_grad()
+def _svm_error(m1: VAE, args: Args, data: ImageData) -> dict[str, float]:
+    """The test error of a support vector machine that was trained on the codes of the labelled images."""
+    from sklearn.svm import SVC
+
+    device = next(m1.parameters()).device
+    labelled, _ = labels_kept(args, data)
+    codes = code_of(m1.encode(data.train[0][labelled].to(device))).cpu()
+    svm = SVC().fit(codes.numpy(), data.train[1][labelled].numpy())
+    found = svm.predict(code_of(m1.encode(data.intensities.to(device))).cpu().numpy())
+    one_hot = torch.nn.functional.one_hot(torch.from_numpy(found), data.num_classes)
+    return error_rate(one_hot, data.test[1])
+
+
+def draw(pair: VAE | SSVAE | StackedSSVAE, args: Args, data: ImageData, run: Run) -> None:
+    """Writes the pictures of a VAE, or of a model with labels."""
+    if isinstance(pair, VAE):
+        write_figures(pair, args, data, run)
+    else:
+        write_label_figures(pair, args, data, run)
 
 
 EXPERIMENT = Experiment(
     "ssvae",
     Args,
     build,
-    write_label_figures,
+    draw,
     batches=batches,
     objective=objective,
     first=train_first,

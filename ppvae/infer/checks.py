@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent
 
 from ppvae.data import Batches, JointBatches
+from ppvae.infer.elbo import evaluate_objective
 from ppvae.pair import Batch, check_batch, check_sites, sample_sites
 
 Source = Batches | JointBatches | Iterable[Any]
@@ -94,6 +95,23 @@ def check_fits(pair: nn.Module, data: Source, device: torch.device, *, name: str
         raise ValueError(
             f"the pair fails on a minibatch of {name} ({kinds}; its parameters are {dtypes}): {error}"
         ) from error
+
+
+def check_objective(objective: Any, pair: Any, batch: Batch) -> None:
+    """Evaluates an objective once under Pyro's validation, which is off while training.
+
+    Args:
+        objective: of the training.
+        pair: a model/guide pair.
+        batch: a minibatch, or one of each data set.
+
+    Raises:
+        ValueError: where the objective is not for such a pair, e.g. one that needs a reparameterized guide.
+    """
+    try:
+        evaluate_objective(objective, pair.model, pair.guide, batch, {})
+    except NotImplementedError as error:
+        raise ValueError(f"loss {type(objective).__name__} does not go with this pair: {error}") from error
 
 
 def _check_supports(model_trace: Any, data: Source, batch: Batch, name: str) -> None:

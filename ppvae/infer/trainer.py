@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from ppvae.data import Batches, JointBatches
-from ppvae.infer.checks import Source, check_fits, epoch_length, minibatches, size_of
+from ppvae.infer.checks import Source, check_fits, check_objective, epoch_length, minibatches, size_of
 from ppvae.infer.draws import Draws
-from ppvae.infer.elbo import StepTerms, evaluate_objective
+from ppvae.infer.elbo import StepTerms
 from ppvae.infer.importance import evaluating, importance_draws, validation
 from ppvae.infer.interrupt import stop_requests, until
 from ppvae.infer.nonfinite import NonFiniteError, all_finite, check_finite_parameters
@@ -75,8 +75,7 @@ class Trainer:
             first = next(self._minibatches(0))
             for batch in first if isinstance(self.train, JointBatches) else (first,):
                 self.svi.setup(*batch)
-            # Once under Pyro's validation, which finds an objective that is not for this pair.
-            evaluate_objective(self.loss, self.pair.model, self.pair.guide, first, {})
+            check_objective(self.loss, self.pair, first)
             self.svi.check_buffers()
         with self.random.forked(self.seed):
             self.rng = self.random.get()

@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import TraceEnum_ELBO
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import nn
 from torch.nn.functional import logsigmoid
 
@@ -422,3 +422,11 @@ def test_constructor():
     for name in pieces:
         with pytest.raises(TypeError, match=f"{name} must be a module that returns a distribution, got Normal"):
             SSVAE(**{**pieces, name: dist.Normal(0.0, 1.0)})
+
+
+def test_an_objective_that_cannot_train_the_pair_is_found_before_training():
+    pair, x, _ = make()
+    with pytest.warns(UserWarning, match="TraceEnum_ELBO instead"), pytest.raises(ValueError, match="fully reparam"):
+        ppvae.fit(pair, x, loss=TraceMeanField_ELBO(), epochs=1, progress=False)
+    with pytest.warns(UserWarning, match="TraceEnum_ELBO instead"):
+        ppvae.fit(pair, x, loss=Trace_ELBO(), epochs=1, progress=False)
