@@ -32,8 +32,8 @@ def run(request, tmp_path_factory):
 
 
 def of_variant(variant):
-    frozen = ["--freeze-m1"] if variant == "m1m2" else []
-    return ["--variant", variant, "--epochs", "4", "--lr", "1e-2", *frozen, *SMALL]
+    stacked = ["--freeze-m1", "--m1-epochs", "4"] if variant == "m1m2" else []
+    return ["--variant", variant, "--epochs", "4", "--lr", "1e-2", *stacked, *SMALL]
 
 
 def args_and_data(**flags):
@@ -149,7 +149,8 @@ def test_trains_without_labels_and_with_all_of_them(variant, num_labels, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("variant", "likelihood"), [("m2", "gaussian"), ("m2", "continuous-bernoulli"), ("m1m2", "discretized-logistic")]
+    ("variant", "likelihood"),
+    [("m2", "gaussian"), ("m2", "categorical"), ("m1m2", "discretized-logistic"), ("m1m2", "categorical")],
 )
 def test_other_likelihoods_run(variant, likelihood, tmp_path):
     out = tmp_path / "run"
@@ -189,6 +190,15 @@ def test_minibatches_hold_every_image_once():
         assert [len(part.tensors) for part in train.sets] == kinds
 
 
+def test_m1_is_a_vae_with_a_support_vector_machine_on_its_codes(tmp_path, capsys):
+    out = tmp_path / "m1"
+    assert main(["--variant", "m1", "--epochs", "40", *SMALL, "--out", str(out)]) == 0
+    measured = json.loads((out / "metrics.json").read_text())["measured"]
+    assert measured["test error in %, SVM on the codes"]["mean"] < 50
+    assert not {"m1", "supervised"} & {path.name for path in out.iterdir()}
+    assert evaluate([str(out), "--num-samples", "10"]) == 0
+
+
 def test_build_follows_the_flags():
     args, data = args_and_data(num_labels=100, alpha=0.2, latent_dim=3, hidden_dims=(7, 5), classifier_dims=(6,))
     pair = build(args, data)
@@ -210,6 +220,7 @@ def test_build_follows_the_flags():
     ("flags", "message"),
     [
         (["--num-labels", "7", "--alpha", "-1"], "alpha must be a number >= 0"),
+        (["--num-labels", "-1"], "--num-labels must be at least 0, got -1"),
         (["--latent-dim", "0"], "must be a positive int"),
         (["--labelled-batch-size", "0"], "batch_size"),
         (["--dropout", "1"], "dropout"),
