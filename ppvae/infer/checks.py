@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from pyro import poutine
 from pyro.distributions import ExpandedDistribution, MaskedDistribution
+from pyro.infer import ELBO
 from torch import Tensor, nn
 from torch.distributions import Independent
 
@@ -108,6 +110,9 @@ def check_objective(objective: Any, pair: Any, batch: Batch) -> None:
     Raises:
         ValueError: where the objective is not for such a pair, e.g. one that needs a reparameterized guide.
     """
+    if isinstance(objective, ELBO):
+        objective = copy.copy(objective)
+        objective.strict_enumeration_warning = False  # with all labels known there is nothing to enumerate
     try:
         evaluate_objective(objective, pair.model, pair.guide, batch, {})
     except NotImplementedError as error:
