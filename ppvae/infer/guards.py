@@ -27,16 +27,18 @@ class Contents:
 
     def __init__(self, modules: list[nn.Module], *, only: tuple[str, ...] = ()) -> None:
         tree = (module for root in modules for module in root.modules())
-        chosen = ((vars(m)[name], list(vars(m)[name].values())) for m in tree for name in only)
-        self._held = list(chosen) if only else list(_containers(modules))
+        chosen = (vars(module)[name] for module in tree for name in only)
+        containers = list(chosen) if only else list(_containers(modules))
+        self._held = [(container, _all_values(container), _values(container)) for container in containers]
 
     def changed(self) -> str | None:
         """The name of something that is no longer what it was; None where nothing changed."""
-        for container, before in self._held:
-            now = _values(container)
-            if len(now) == len(before) and all(map(operator.is_, now, before)):  # the common case, without a loop
+        for container, everything, before in self._held:
+            now = _all_values(container)
+            if len(now) == len(everything) and all(map(operator.is_, now, everything)):  # the common case, quickly
                 continue
-            names = list(container) if isinstance(container, dict) else range(len(now))
+            now = _values(container)
+            names = [name for name in container if _counts(name)] if isinstance(container, dict) else range(len(now))
             for name, a, b in zip(names, now, before, strict=False):
                 if a is not b and not (isinstance(a, bool | int | float | str) and a == b):
                     return f"the attribute {name!r}"
@@ -45,7 +47,7 @@ class Contents:
         return None
 
 
-def _containers(modules: list[nn.Module]) -> Iterator[tuple[Any, list[Any]]]:
+def _containers(modules: list[nn.Module]) -> Iterator[Any]:
     seen: set[int] = set()
     waiting: list[Any] = [vars(module) for root in modules for module in root.modules()]
     while waiting:
@@ -53,7 +55,7 @@ def _containers(modules: list[nn.Module]) -> Iterator[tuple[Any, list[Any]]]:
         if id(container) in seen:
             continue
         seen.add(id(container))
-        yield container, _values(container)
+        yield container
         for value in _values(container):
             if isinstance(value, dict | list):
                 waiting.append(value)
@@ -67,11 +69,19 @@ def _is_plain_object(value: Any) -> bool:
     return not type(value).__module__.startswith(("torch", "pyro", "builtins"))
 
 
+def _all_values(container: Any) -> list[Any]:
+    return list(container.values()) if isinstance(container, dict) else list(container)
+
+
 def _values(container: Any) -> list[Any]:
     """The values that a container holds, but for the bookkeeping on a module, which changes at every call."""
     if isinstance(container, dict):
-        return [value for name, value in container.items() if not str(name).startswith(("_pyro", "_ppvae"))]
+        return [value for name, value in container.items() if _counts(name)]
     return list(container)
+
+
+def _counts(name: Any) -> bool:
+    return not str(name).startswith(("_pyro", "_ppvae"))
 
 
 def fingerprint(holder: Any, depth: int = 3) -> Any:

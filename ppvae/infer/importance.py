@@ -30,7 +30,7 @@ SAMPLE_BLOCK = 256
 """The most samples of one datum that are drawn at once."""
 
 VALIDATION_BLOCK = 16
-"""A datum's first samples, which are drawn eagerly and under Pyro's validation."""
+"""Up to so many samples of a datum are drawn in one block, eagerly and under Pyro's validation."""
 
 COMPILE_FROM = 1000
 """Blocks from which compiling repays itself."""
@@ -168,11 +168,12 @@ def validation(on: bool) -> Iterator[None]:
 
 
 def _parts(total: int, size: int) -> list[int]:
-    """`total` samples in blocks of at most `size`: a small one to validate with, the others as equal as can be."""
-    first = min(total, VALIDATION_BLOCK, size)
-    rest = total - first
-    parts = -(-rest // size)
-    return [first, *(rest // parts + (i < rest % parts) for i in range(parts))]
+    """`total` samples in blocks of at most `size`: a small one to validate with, and others that are all equal."""
+    if total <= min(VALIDATION_BLOCK, size):
+        return [total]
+    each = (total - 1) // -(-(total - 1) // size)
+    parts = (total - 1) // each
+    return [total - parts * each, *[each] * parts]
 
 
 def check_count(name: str, value: int) -> None:

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import ppvae
 from ppvae.distributions import ConditionalNormal, StandardNormal
 from ppvae.infer import sampler
-from ppvae.infer.importance import evaluating, importance_draws, validation
+from ppvae.infer.importance import _parts, evaluating, importance_draws, validation
 from ppvae.infer.sampler import PROBE_DATA, PROBE_SAMPLES, choose_sampler
 from ppvae.models import PPCA, VAE
 from ppvae.nn import MLP
@@ -350,6 +350,15 @@ def test_large_weights_do_not_count_against_the_rows(monkeypatch):
     monkeypatch.setattr(sampler, "MEMORY_BUDGET", 2**25)
     with evaluating(pair, 0):
         assert choose_sampler(pair, (x,), 10).rows > 100
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 16, 17, 250, 256])
+def test_parts_of_the_samples_are_two_sizes_at_most_and_fit(size):
+    for total in [*range(1, 70), 101, 1000, 5000]:
+        parts = _parts(total, size)
+        assert sum(parts) == total
+        assert 0 < min(parts) <= max(parts) <= size
+        assert len(set(parts[1:])) <= 1  # one kind of graph
 
 
 # Errors.
