@@ -34,6 +34,10 @@ from ppvae.nn import MLP, ConditionalMLP, ConditionalSequential, OneHot, Rescale
 class Args(ExperimentArgs):
     """Train a semi-supervised VAE on images; report its test error, ELBO and log p(x)."""
 
+    epochs: int | None = None
+    """Passes over the training data; by default 150 on the digits, 50 on larger sets."""
+    num_samples: int = 200
+    """Importance samples per datum and class for log p(x) in the final table."""
     variant: Literal["m1", "m2", "m1m2"] = "m2"
     """m1: a VAE, and a support vector machine on its codes; m2: a label and a style explain the image; m1m2: they
     explain the code of a VAE that was trained first."""
@@ -69,7 +73,8 @@ class Args(ExperimentArgs):
 
     def resolved(self) -> Self:
         """These arguments with every default that depends on another filled in."""
-        args = super().resolved()
+        epochs = 150 if self.epochs is None and self.dataset == "digits" else self.epochs
+        args = replace(super().resolved(), epochs=1 if self.smoke else epochs or 50)
         check_whole("--num-labels", args.num_labels, at_least=0)
         hidden_dims = args.hidden_dims or ((300,) if args.variant == "m2" else (100,))
         m1_epochs = args.m1_epochs or (100 if args.dataset == "digits" else 15)
