@@ -217,7 +217,7 @@ class Hierarchy(nn.Module):
 
     def model(self, x):
         with pyro.plate("data", len(x)):
-            z2 = pyro.sample("z2", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            z2 = pyro.sample("z2", dist.Normal(self.a.new_zeros(2), 1.0).to_event(1))
             z1 = pyro.sample("z1", dist.Normal(z2 @ self.a.T, 0.5).to_event(1))
             pyro.sample("x", dist.Normal(z1 @ self.b.T, 0.5).to_event(1), obs=x)
 

@@ -124,12 +124,12 @@ def _check_supports(model_trace: Any, data: Source, batch: Batch, name: str) -> 
     in_memory = isinstance(data, Batches) and data.transform is None
     for site_name, site in sample_sites(model_trace):
         for i, tensor in enumerate(batch):
-            if site["is_observed"] and _same_values(site["value"], tensor):
+            if site["is_observed"] and same_values(site["value"], tensor):
                 values = data.tensors[i] if in_memory and isinstance(data, Batches) else tensor
                 _check_support(site_name, site["fn"], values, f"{name}[{i}]")
 
 
-def _same_values(value: Any, tensor: Any) -> bool:
+def same_values(value: Any, tensor: Any) -> bool:
     """Whether `value` is `tensor`, or all of it in another shape."""
     return (
         isinstance(value, Tensor)

@@ -145,8 +145,8 @@ class Sampler:
         """Values of the drawn latents, and log q of the guide's sites; its factors are no density and are left out."""
         sites = {name: site for name, site in sample_sites(trace) if not site["is_observed"]}
         drawn = {name: site for name, site in sites.items() if name not in self.enumeration.guide}
-        latents = {name: self._latent(site, s) for name, site in drawn.items()}
-        return latents, {name: self._log_prob(site, s) for name, site in sites.items()}
+        latents = {name: self.value(site, s) for name, site in drawn.items()}
+        return latents, {name: self.log_prob(site, s) for name, site in sites.items()}
 
     def joint(self, trace: Trace, s: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Log p(x|z), summed over the observed sites, and log p(z) of each latent site: each (s, n).
@@ -154,11 +154,11 @@ class Sampler:
         Sites that belong to the objective alone are left out, and so are those in `given`.
         """
         sites = {name: site for name, site in sample_sites(trace) if not is_objective_only(site)}
-        log_probs = {name: self._log_prob(site, s) for name, site in sites.items() if name not in self.given}
+        log_probs = {name: self.log_prob(site, s) for name, site in sites.items() if name not in self.given}
         observed = [log_probs.pop(name) for name in list(log_probs) if sites[name]["is_observed"]]
         return torch.stack(observed).sum(0), log_probs
 
-    def _log_prob(self, site: Any, s: int) -> Tensor:
+    def log_prob(self, site: Any, s: int) -> Tensor:
         """The site's log-probability without its scale, summed over inner plates: (s, n)."""
         log_prob = scale_and_mask(site["unscaled_log_prob"], mask=site["mask"])
         if site["name"] in self.enumeration.event_dims:
@@ -168,7 +168,8 @@ class Sampler:
         log_prob = self._unfold(log_prob, log_prob.dim() - 1, s)
         return log_prob.flatten(1, -2).sum(1) if log_prob.dim() > 2 else log_prob
 
-    def _latent(self, site: Any, s: int) -> Latent:
+    def value(self, site: Any, s: int) -> Latent:
+        """The site's value, (s, *plates, n, *event)."""
         value, event_dim = site["value"], site["fn"].event_dim
         return Latent(self._unfold(value, value.dim() - 1 - event_dim, s), event_dim)
 
@@ -228,7 +229,7 @@ def _check_given(sampler: Sampler, probe: Batch) -> None:
     for name in sampler.given:
         if name not in observed:
             raise ValueError(f"given names {name!r}, which the model does not observe: it observes {observed}")
-        log_p = torch.cat([sampler._log_prob(trace.nodes[name], PROBE_SAMPLES) for trace in traces])
+        log_p = torch.cat([sampler.log_prob(trace.nodes[name], PROBE_SAMPLES) for trace in traces])
         if not torch.allclose(log_p, log_p[:1].expand_as(log_p), rtol=1e-4, atol=1e-4, equal_nan=True):
             raise ValueError(
                 f"given names {name!r}, whose density depends on latents, so that leaving it out is not to condition "

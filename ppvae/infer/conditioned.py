@@ -1,0 +1,206 @@
+"""A pair on its data: draws of every latent, their densities, and data drawn anew, whatever the pair's code.
+
+`ppvae.infer.importance` sums over draws and keeps none of them; here they are handed out, for what looks at the
+latents themselves: predictive checks, calibration, Markov chains. Discrete latents that are marked for enumeration are
+drawn like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from pyro.distributions import Unit
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor, nn
+
+from ppvae.infer.checks import same_values
+from ppvae.infer.drawer import take
+from ppvae.infer.enumeration import Enumeration
+from ppvae.infer.importance import evaluating
+from ppvae.infer.sampler import PROBE_DATA, PROBE_SAMPLES, Latent, Sampler, choose_sampler
+from ppvae.pair import Batch, check_batch, check_pair, device_of, is_objective_only, sample_sites
+from ppvae.params import LocalParams
+
+Latents = dict[str, Latent]
+"""Values of sites by name, each (s, *plates, n, *event)."""
+
+
+class _Unobserved(Messenger):
+    """Draws the observed sites anew; factors and terms of the objective stay as they are."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] and not isinstance(msg["fn"], Unit) and not is_objective_only(msg):
+            msg["is_observed"], msg["value"], msg["done"] = False, None, False
+
+
+@dataclass(frozen=True)
+class Conditioned:
+    """A pair and the data that its latents are conditioned on; made by `conditioned`, and for use inside it.
+
+    Every method is differentiable in the latents where gradients are on (`torch.enable_grad()`), and draws with the
+    global generators, which `conditioned` has seeded.
+
+    Attributes:
+        sampler: how the pair is run with several samples of each datum.
+        data: its arguments.
+        latents: names of the sites that the model does not observe, in its order.
+        observed: names of the sites that it observes, terms of the objective left out.
+    """
+
+    sampler: Sampler
+    data: Batch
+    latents: tuple[str, ...]
+    observed: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """How many data, n."""
+        return check_batch(self.data)
+
+    def draw(self, s: int) -> tuple[Latents, dict[str, Tensor]]:
+        """`s` draws from the guide for every datum, and log q of each of its sites, (s, n)."""
+        return self.sampler.posterior(self.sampler.guide(self.data, s, {}, {}), s)
+
+    def log_posterior(self, latents: Latents) -> dict[str, Tensor]:
+        """Log q of each guide site at these latents, (s, n)."""
+        s = num_samples(latents)
+        return self.sampler.posterior(self.sampler.guide(self.data, s, latents, {}), s)[1]
+
+    def log_joint(self, latents: Latents) -> tuple[Tensor, dict[str, Tensor]]:
+        """Log p(x|z) and log p of each latent site at these latents, each (s, n)."""
+        return self.sampler.joint(self.model_trace(latents), num_samples(latents))
+
+    def log_likelihood(self, latents: Latents) -> dict[str, Tensor]:
+        """Log p of each observed site at these latents, (s, n)."""
+        trace, s = self.model_trace(latents), num_samples(latents)
+        return {name: self.sampler.log_prob(trace.nodes[name], s) for name in self.observed}
+
+    def model_trace(self, latents: Latents) -> Trace:
+        """The model's trace at these latents."""
+        return self.sampler.model(self.data, num_samples(latents), latents, {})
+
+    def predict(self, latents: Latents) -> Latents:
+        """Draws of the observed sites given these latents: x ~ p(x|z)."""
+        s = num_samples(latents)
+        with _Unobserved():
+            trace = self.sampler.model(self.data, s, latents, {})
+        return {name: self.sampler.value(trace.nodes[name], s) for name in self.observed}
+
+    def parts(self, s: int) -> Iterator[tuple[slice, Conditioned]]:
+        """The data in blocks of which `s` samples each stay within the memory budget, with their places."""
+        n, size = len(self), max(1, self.sampler.rows // s)
+        for start in range(0, n, size):
+            index = slice(start, min(start + size, n))
+            yield index, replace(self, data=take(self.data, index))
+
+
+@contextmanager
+def conditioned(pair: nn.Module, data: Batch, *, seed: int = 0) -> Iterator[Conditioned]:
+    """A pair on its data, in eval mode and without gradients, with its own parameters and random numbers.
+
+    Args:
+        pair: any model/guide pair.
+        data: its arguments, tensors of shape (n, ...), or None.
+        seed: of all draws inside; the global random state is restored on leaving.
+
+    Raises:
+        TypeError: where an argument is of the wrong kind.
+        ValueError: where the pair or the data break the contract, or the model has latents that the guide lacks.
+    """
+    check_pair(pair)
+    check_batch(data)
+    device = device_of(pair, data)
+    everywhere = slice(None)
+    data = take(data, everywhere, device)
+    with evaluating(pair, seed, device=device, params=LocalParams(pair, attach=False)):
+        probe = take(data, slice(0, PROBE_DATA), device)
+        sampler = choose_sampler(pair, probe, PROBE_SAMPLES)
+        if sampler.enumeration.model:
+            raise ValueError(
+                f"the model has latents that the guide does not sample, {list(sampler.enumeration.model)}: "
+                "log_marginal sums over them, but they cannot be drawn from a posterior"
+            )
+        sampler = replace(sampler, enumeration=Enumeration())
+        latents, _ = sampler.posterior(sampler.guide(probe, 1, {}, {}), 1)
+        sites = dict(sample_sites(sampler.model(probe, 1, latents, {})))
+        observed = [z for z, site in sites.items() if site["is_observed"] and not isinstance(site["fn"], Unit)]
+        yield Conditioned(
+            sampler,
+            data,
+            tuple(name for name, site in sites.items() if not site["is_observed"]),
+            tuple(name for name in observed if not is_objective_only(sites[name])),
+        )
+
+
+def num_samples(latents: Latents) -> int:
+    """S of values (s, *plates, n, *event)."""
+    return len(next(iter(latents.values())).value)
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """One draw from the joint p(x, z) for every datum of a template.
+
+    Attributes:
+        latents: z ~ p(z) by site, each of shape (1, *plates, n, *event).
+        data: the pair's arguments with the observed ones replaced by x ~ p(x|z).
+    """
+
+    latents: Latents
+    data: Batch
+
+
+def simulate(template: Conditioned) -> Simulated:
+    """Draws z ~ p(z) and x ~ p(x|z) of the model, as often as the template has data.
+
+    Arguments that the model observes as they are become draws; the others (conditions, masks) stay.
+
+    Args:
+        template: the pair on data, of which the values that are observed do not matter.
+
+    Raises:
+        ValueError: where an observed site's value is no argument as it is, or where the likelihood depends on the
+            observed values themselves (an autoregressive net that is fed the data), so that one pass cannot draw them.
+    """
+    sampler = replace(template.sampler, plate_dim=None)
+    template = replace(template, data=tuple(t if t is None else t.contiguous() for t in template.data))
+    places = _places(template)
+    with _Unobserved():
+        trace = sampler.model(template.data, 1, {}, {})
+    data = list(template.data)
+    for name, (i, stride) in places.items():
+        value = trace.nodes[name]["value"].detach()
+        data[i] = torch.empty_like(template.data[i])
+        data[i].as_strided(value.shape, stride).copy_(value)  # the model may observe a reshaped or transposed argument
+    drawn = tuple(data)
+    latents = {name: sampler.value(trace.nodes[name], 1) for name in template.latents}
+    again = sampler.model(drawn, 1, latents, {})
+    for name in template.observed:
+        before, after = (sampler.log_prob(t.nodes[name], 1) for t in (trace, again))
+        if not torch.allclose(before, after, rtol=1e-3, atol=1e-3, equal_nan=True):
+            raise ValueError(
+                f"the density of the observed site {name!r} depends on the data that the model is given besides: it "
+                "cannot be drawn in one pass (an autoregressive likelihood?)"
+            )
+    return Simulated(latents, drawn)
+
+
+def _places(template: Conditioned) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """Which argument each observed site takes its value from, and the strides with which it reads it."""
+    latents, _ = template.draw(1)
+    sites = replace(template.sampler, plate_dim=None).model(template.data, 1, latents, {}).nodes
+    places = {}
+    for name in template.observed:
+        value = sites[name]["value"]
+        same = [i for i, t in enumerate(template.data) if same_values(value, t)]
+        if not same:
+            raise ValueError(
+                f"the observed site {name!r} takes no argument of the pair as it is: its draws cannot be put in the "
+                "place of the data. Compute what is observed before it is given to the pair"
+            )
+        places[name] = (same[0], value.stride())
+    return places
