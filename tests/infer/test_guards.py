@@ -1,0 +1,237 @@
+"""What a compiled step depends on besides its batch: a change of it is never missed."""
+
+import random
+import warnings
+from functools import partial
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from torch import nn
+
+from ppvae.infer import SVI
+from tests.infer.compiling import D, K, N, assert_same, binary, make_vae
+
+
+class Branching(nn.Module):
+    """A pair whose Python code looks at a value of its data."""
+
+    def __init__(self):
+        super().__init__()
+        self.loc = nn.Parameter(torch.tensor(0.5))
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            mean = z if x.sum() > 0 else 3 * z
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.loc, 1.0))
+
+
+def test_a_recorded_decision_that_would_change_is_never_a_silent_wrong_gradient():
+    positive, negative = torch.ones(N), -torch.ones(N)
+    svi = assert_same(Branching, Trace_ELBO, [(positive,), (positive,), (negative,)])
+    assert svi._compiled._misses > 0
+
+
+class Counting(nn.Module):
+    """A pair that draws with Python's own generator."""
+
+    def __init__(self):
+        super().__init__()
+        self.loc = nn.Parameter(torch.tensor(0.5))
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0 + random.random()), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.loc, 1.0))
+
+
+class Selecting(Counting):
+    """A pair with a shape that depends on values."""
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.loc + x[x > 0].mean(), 1.0))
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"), [(Counting, "a state that is no tensor"), (Selecting, "depends on values of tensors")]
+)
+def test_what_cannot_be_traced_runs_eagerly_after_one_warning(make, reason):
+    pair = make()
+    svi = SVI(pair.model, pair.guide, partial(torch.optim.Adam, lr=1e-2), Trace_ELBO(), compile=True)
+    x = torch.ones(N)
+    svi.step(x)
+    with pytest.warns(UserWarning, match=reason):
+        svi.step(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        svi.step(x)
+
+
+def test_a_changed_attribute_of_a_module_counts():
+    def run(compile):
+        torch.manual_seed(0)
+        pair = make_vae()
+        svi = SVI(pair.model, pair.guide, partial(torch.optim.SGD, lr=1e-3), Trace_ELBO(), compile=compile)
+        torch.manual_seed(1)
+        losses = []
+        for beta in (1.0, 1.0, 4.0, 4.0, 1.0):
+            pair.beta = beta
+            losses.append(svi.step(binary()))
+        return losses
+
+    assert run(True) == pytest.approx(run(False), rel=1e-5)
+
+
+def test_train_and_eval_mode_are_different_graphs():
+    torch.manual_seed(0)
+    pair = make_vae(norm="batch")
+    svi = SVI(pair.model, pair.guide, partial(torch.optim.SGD, lr=0.0), Trace_ELBO(), compile=True)
+    for _ in range(3):
+        svi.step(binary())
+    before = {name: value.clone() for name, value in pair.named_buffers()}
+    pair.eval()
+    svi.step(binary())
+    assert all(torch.equal(value, before[name]) for name, value in pair.named_buffers())
+    pair.train()
+    svi.step(binary())
+    assert not all(torch.equal(value, before[name]) for name, value in pair.named_buffers())
+
+
+class Guarded(nn.Module):
+    """A pair whose likelihood depends on everything that Python can hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.p_x_given_z = nn.Linear(K, D)
+        self.q_z_given_x = nn.Linear(D, K)
+        self.nothing = None
+        self.items = [1.0]
+        self.table = {"weight": 1.0}
+        self.config = Config()
+        self.tensor = torch.tensor(1.0)
+        self.activation = torch.sigmoid
+
+    def factor(self):
+        return (self.nothing or 1.0) * self.items[0] * self.table["weight"] * self.config.weight * self.tensor
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(K), 1.0).to_event(1))
+            mean = self.activation(self.p_x_given_z(z)) * self.factor()
+            pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.q_z_given_x(x), 1.0).to_event(1))
+
+
+class Config:
+    """Options of a user's own."""
+
+    weight = 1.0
+
+    def __init__(self):
+        self.weight = 1.0
+
+
+def replace_weight(pair, svi):
+    pair.p_x_given_z.weight = nn.Parameter(2 * pair.p_x_given_z.weight.detach())
+
+
+CHANGES = {
+    "None": lambda pair, svi: setattr(pair, "nothing", 3.0),
+    "list item": lambda pair, svi: pair.items.__setitem__(0, 3.0),
+    "list": lambda pair, svi: setattr(pair, "items", [3.0]),
+    "dict item": lambda pair, svi: pair.table.update(weight=3.0),
+    "object": lambda pair, svi: setattr(pair.config, "weight", 3.0),
+    "tensor": lambda pair, svi: setattr(pair, "tensor", torch.tensor(3.0)),
+    "function": lambda pair, svi: setattr(pair, "activation", torch.tanh),
+    "forward hook": lambda pair, svi: pair.p_x_given_z.register_forward_hook(lambda m, i, o: 2 * o),
+    "forward": lambda pair, svi: setattr(pair.p_x_given_z, "forward", lambda z: z.repeat(1, D // K)),
+    "frozen": lambda pair, svi: pair.p_x_given_z.requires_grad_(False),
+    "parameter": replace_weight,
+    "loss": lambda pair, svi: setattr(svi, "loss", TraceMeanField_ELBO()),
+    "model": lambda pair, svi: setattr(svi, "model", lambda x: pair.model(2 * x)),
+    "particles": lambda pair, svi: setattr(svi.loss, "num_particles", 4),
+    "state": lambda pair, svi: pair.load_state_dict({k: v + 0.1 for k, v in pair.state_dict().items()}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_changes_between_steps_counts(change):
+    results = []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        pair = Guarded()
+        svi = SVI(pair.model, pair.guide, partial(torch.optim.SGD, lr=1e-3), Trace_ELBO(), compile=compile)
+        torch.manual_seed(1)
+        losses = [svi.step(binary()) for _ in range(3)]
+        before = {name: value.clone() for name, value in pair.state_dict().items()}
+        CHANGES[change](pair, svi)
+        losses += [svi.step(binary()) for _ in range(3)]
+        results.append((losses, pair.state_dict()))
+    (eager, state), (compiled, compiled_state) = results
+    assert compiled == pytest.approx(eager, rel=1e-5)
+    for name, value in state.items():
+        torch.testing.assert_close(compiled_state[name], value, rtol=1e-5, atol=1e-6, msg=name)
+    if change == "frozen":
+        assert torch.equal(before["p_x_given_z.weight"], compiled_state["p_x_given_z.weight"])
+    if change == "parameter":
+        assert not torch.equal(2 * before["p_x_given_z.weight"], compiled_state["p_x_given_z.weight"])
+
+
+def test_a_condition_around_the_step_counts():
+    def run(compile):
+        torch.manual_seed(0)
+        pair = Guarded()
+        svi = SVI(pair.model, pair.guide, partial(torch.optim.SGD, lr=1e-3), Trace_ELBO(), compile=compile)
+        torch.manual_seed(1)
+        losses = []
+        for i in range(6):
+            x = binary() * (1 if i < 3 else 10)
+            with pyro.poutine.condition(data={"x": x}):
+                losses.append(svi.step(x))
+        return losses
+
+    assert run(True) == pytest.approx(run(False), rel=1e-5)
+
+
+def test_networks_of_plain_functions_are_guarded_and_restored():
+    def run(compile):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(K, D), nn.BatchNorm1d(D), nn.Dropout(0.5))
+
+        def model(x):
+            pyro.module("net", net)
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(K), 1.0).to_event(1))
+                pyro.sample("x", dist.Normal(net(z), 1.0).to_event(1), obs=x)
+
+        def guide(x):
+            loc = pyro.param("loc", torch.zeros(K))
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+        with pyro.get_param_store().scope():
+            svi = SVI(model, guide, partial(torch.optim.SGD, lr=1e-3), Trace_ELBO(), compile=compile)
+            torch.manual_seed(1)
+            losses = [svi.step(binary()) for _ in range(3)]
+            net[2].p = 0.0
+            losses += [svi.step(binary()) for _ in range(3)]
+        return losses, int(net[1].num_batches_tracked)
+
+    (eager, count), (compiled, compiled_count) = run(False), run(True)
+    assert compiled == pytest.approx(eager, rel=1e-5)
+    assert compiled_count == count == 6
