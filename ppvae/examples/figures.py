@@ -1,4 +1,4 @@
-"""The pictures of image VAEs, with and without labels."""
+"""The pictures of image VAEs, with labels, with several levels of latents, or with neither."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ppvae.examples.flags import ExperimentArgs
 from ppvae.examples.images import ImageData
 from ppvae.infer import Run
 from ppvae.models.conditional import ConditionalQueries
+from ppvae.models.levels import Levels
 from ppvae.models.queries import VAEQueries, code_of, mean_of
 
 
@@ -44,6 +45,37 @@ def write_figures(pair: VAEQueries, args: ExperimentArgs, data: ImageData, run: 
     grid = torch.zeros(len(order), len(spread), codes.shape[-1], device=device)
     grid[torch.arange(len(order)), :, order] = spread.to(device)
     figures["traversal"] = plot.traversal(pixels(data, mean_of(pair.decode(grid))), spread)
+    for name, figure in figures.items():
+        plot.save(figure, run.folder / "figures" / f"{name}.png")
+
+
+@torch.no_grad()
+def write_level_figures(pair: Levels, args: ExperimentArgs, data: ImageData, run: Run) -> None:
+    """Writes reconstructions, also from one level alone, samples, the top level, interpolations and curves.
+
+    Args:
+        pair: a trained model with latents z1 … zL.
+        args: its flags.
+        data: what it was trained on.
+        run: its run, with a folder.
+    """
+    assert run.folder is not None
+    pair.eval()
+    device = next(pair.parameters()).device
+    x, y = (t[:1000] for t in data.test)
+    x = x.to(device)
+
+    torch.manual_seed(0)
+    codes = {name: code_of(q_z) for name, q_z in pair.encode(x).items()}
+    alone = [mean_of(pair.decode({name: z[:8]})) for name, z in codes.items()]
+    figures = {
+        "reconstructions": plot.reconstructions(pixels(data, x[:20]), pixels(data, pair.reconstruct(x[:20]))),
+        "levels": plot.by_condition(pixels(data, torch.stack(alone, 1)), labels=list(codes), x=pixels(data, x[:8])),
+        "samples": plot.samples(pixels(data, pair.sample(64, mean=True))),
+        "latent": plot.latent_scatter(list(codes.values())[-1].cpu(), y),
+        "interpolation": plot.interpolation(pixels(data, pair.interpolate(x[:5], x[5:10]))),
+        "training": plot.training_curves(run.history),
+    }
     for name, figure in figures.items():
         plot.save(figure, run.folder / "figures" / f"{name}.png")
 

@@ -1,9 +1,11 @@
 """Models: one generative story a file, each a Pyro `model`/`guide` pair."""
 
 from ppvae.models.cvae import CVAE
+from ppvae.models.hierarchical import HierarchicalVAE
+from ppvae.models.ladder import LadderVAE
 from ppvae.models.ppca import PPCA
 from ppvae.models.ssvae import SSVAE
 from ppvae.models.stacked import StackedSSVAE
 from ppvae.models.vae import VAE
 
-__all__ = ["CVAE", "PPCA", "SSVAE", "VAE", "StackedSSVAE"]
+__all__ = ["CVAE", "PPCA", "SSVAE", "VAE", "HierarchicalVAE", "LadderVAE", "StackedSSVAE"]

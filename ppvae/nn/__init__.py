@@ -4,6 +4,7 @@ from ppvae.nn.conditional_mlp import ConditionalMLP, ConditionalSequential
 from ppvae.nn.conditioning import Concat, ConditionalBatchNorm, Conditioning, CrossAttention, FiLM, check_context
 from ppvae.nn.context import OneHot, check_labels
 from ppvae.nn.conv import ConvDecoder, ConvEncoder
+from ppvae.nn.joined import Joined
 from ppvae.nn.layers import activation
 from ppvae.nn.mlp import MLP
 from ppvae.nn.residual import ConvResidualBlock, ResidualBlock, ResidualMLP
@@ -22,6 +23,7 @@ __all__ = [
     "ConvResidualBlock",
     "CrossAttention",
     "FiLM",
+    "Joined",
     "OneHot",
     "Rescale",
     "Reshape",
