@@ -1,64 +1,150 @@
-"""Evaluates a trained run: `python -m ppvae.evaluate RUN --num-samples 5000 --limit 1000`.
+"""Evaluates trained runs: `python -m ppvae.evaluate RUN [RUN ...] --num-samples 5000 --limit 1000`.
 
-Rebuilds the pair and the data of the run from its `config.json`, loads its weights, prints the table for the
-test set and writes `evaluation.json` into the run folder.
+Rebuilds the pair and the data of each run from its `config.json`, loads its weights, and prints the table of the test
+set with its diagnostics; of several runs also the differences to the first. Into each run folder it writes
+`evaluation.json`, `evaluation.safetensors` (the values per datum, for `ppvae.evaluate.compare`) and figures.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import sys
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
+import torch
 import tyro
+from torch import Tensor
 
-from ppvae.evaluate.report import report, table
-from ppvae.examples.experiment import restore
-from ppvae.storage import write_json
+from ppvae import plot
+from ppvae.evaluate.compare import compare, comparison_table
+from ppvae.evaluate.diagnostics import PARETO_SAMPLES, ParetoWarning
+from ppvae.evaluate.marginal import LogMarginal, elbo, log_marginal
+from ppvae.evaluate.report import Report, by_class, describe, first, strict_json, table
+from ppvae.examples.experiment import Trained, restore
+from ppvae.storage import save_state, write_json
 
 
 @dataclass(frozen=True)
 class Args:
-    """Evaluate a trained run: ELBO and log p(x) of its test set."""
+    """Evaluate trained runs: ELBO and log p(x) of their test set, and how far to trust them."""
 
-    run: Annotated[Path, tyro.conf.Positional]
-    """Folder that an example wrote."""
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Folders that examples wrote; several are compared with the first, on the same data."""
+    method: Literal["importance"] = "importance"
+    """How log p(x) is estimated."""
     num_samples: int = 1000
     """Importance samples per datum."""
     limit: int | None = None
     """Evaluate only the first data of the test set."""
+    by_class: bool = False
+    """Also a row for each class of the test set."""
+    json: bool = False
+    """Print the figures as JSON in place of the table."""
     seed: int = 0
     """Of the draws."""
     cuda: bool = False
     """Run on a CUDA GPU."""
     data_root: Path | None = None
-    """Where the data set lies, if not where the run found it."""
+    """Where the data set lies, if not where the runs found it."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    args = tyro.cli(Args, args=arguments)
+    args = tyro.cli(Args, args=arguments, prog="python -m ppvae.evaluate")
     try:
-        pair, test, symbol = restore(args.run, device="cuda" if args.cuda else "cpu", data_root=args.data_root)
-        figures = report(
-            pair,
-            {"test": test},
-            num_samples=args.num_samples,
-            limit=args.limit,
-            seed=args.seed,
-            symbol=symbol,
-            progress=sys.stderr.isatty(),
-        )
+        return _run(args)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(table(figures))
-    print(f"written to {write_json(args.run / 'evaluation.json', figures)}")
+
+
+def _run(args: Args) -> int:
+    """Evaluates the runs one after another, and prints the tables or their JSON."""
+    runs = _restored(args)
+    figures: dict[str, Report] = {}
+    estimates: dict[str, LogMarginal] = {}
+    for name, run in runs.items():
+        figures[name], estimates[name] = _evaluate(run, Path(name), args)
+        if not args.json:
+            print(table(figures[name]) if len(runs) == 1 else f"{name}\n{table(figures[name])}")
+            print(f"written to {Path(name) / 'evaluation.json'}")
+    comparison = compare(estimates) if len(runs) > 1 else {}
+    if args.json:
+        result = {"runs": figures, **({"comparison": comparison} if comparison else {})}
+        print(json.dumps(strict_json(result), indent=2, allow_nan=False))
+    elif comparison:
+        print(comparison_table(comparison, next(iter(runs.values())).symbol))
     return 0
+
+
+def _restored(args: Args) -> dict[str, Trained]:
+    """The runs by name, their test data the first that were asked for, and the same for all.
+
+    Raises:
+        ValueError: where no run is named, one is named twice, or their test data differ.
+    """
+    if len({path.resolve() for path in args.runs}) < max(1, len(args.runs)):
+        raise ValueError(f"name at least one run folder, and none twice: got {[str(path) for path in args.runs]}")
+    runs: dict[str, Trained] = {}
+    for path in args.runs:
+        run = restore(path, device="cuda" if args.cuda else "cpu", data_root=args.data_root)
+        run = replace(run, test=first(run.test, args.limit), labels=run.labels[: args.limit])
+        base = next(iter(runs.values()), run)
+        same = run.symbol == base.symbol and len(run.test) == len(base.test)
+        if not (same and all(_equal(a, b) for a, b in zip(run.test, base.test, strict=True))):
+            raise ValueError(
+                f"{path} has other test data than {args.runs[0]}, or conditions on other data: no comparison"
+            )
+        runs[str(path)] = run
+    return runs
+
+
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is b or (a is not None and b is not None and torch.equal(a, b))
+
+
+def _evaluate(run: Trained, folder: Path, args: Args) -> tuple[Report, LogMarginal]:
+    """Evaluates one run and writes what it found into its folder."""
+    terms = elbo(run.pair, *run.test, num_samples=min(args.num_samples, 100), seed=args.seed)
+    with warnings.catch_warnings(action="ignore", category=ParetoWarning):  # the table counts these data
+        estimate = log_marginal(
+            run.pair, *run.test, num_samples=args.num_samples, seed=args.seed, progress=sys.stderr.isatty()
+        )
+    figures: Report = {"num_samples": args.num_samples, "seed": args.seed, "symbol": run.symbol}
+    figures |= {"num_dims": estimate.num_dims, "test": describe(terms, estimate)}
+    if args.by_class:
+        figures["test"]["by_class"] = by_class(terms, estimate, run.labels)
+    write_json(folder / "evaluation.json", strict_json(figures))
+    of_datum = {name: getattr(estimate, name) for name in ("std_error", "ess", "pareto_k", "bound")}
+    state = {"log_marginal": estimate.values, **of_datum, "elbo": terms.values, "labels": run.labels}
+    save_state(folder / "evaluation.safetensors", state)
+    _draw(estimate, folder / "figures", run.symbol)
+    return figures, estimate
+
+
+def _draw(estimate: LogMarginal, folder: Path, symbol: str) -> None:
+    """Writes the bound against the number of samples, the values per datum, and k̂."""
+    folder.mkdir(exist_ok=True)
+    figures: dict[str, Any] = {}
+    known = {size: bound for size, bound in estimate.bound.items() if bound.isfinite().all()}
+    if known:
+        sizes, bounds = torch.tensor(list(known)), torch.stack(list(known.values()))
+        error = (bounds - bounds[-1]).std(-1) / math.sqrt(bounds.shape[-1]) if bounds.shape[-1] > 1 else None
+        figures["bound"] = plot.bound_curve(sizes, bounds.mean(-1), error)
+    values = estimate.values[estimate.values.isfinite()]
+    if len(values):
+        figures["log_prob"] = plot.log_prob_histogram(values, xlabel=f"{symbol}, nats")
+    if estimate.num_samples >= PARETO_SAMPLES:
+        figures["pareto_k"] = plot.pareto_k(estimate.pareto_k)
+    for name, figure in figures.items():
+        plot.save(figure, folder / f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""Sums over draws that arrive in blocks, each stable whatever its size."""
+"""Moments over draws that arrive in blocks, stable whatever their size."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,36 +29,3 @@ class Moments:
     def variance(self) -> Tensor:
         """Unbiased, shape (n,); NaN for a single draw."""
         return self.deviations / (self.count - 1) if self.count > 1 else torch.full_like(self.mean, math.nan)
-
-
-@dataclass
-class WeightSum:
-    """Σ w and Σ w² of each datum, kept relative to the largest weight so far so that neither overflows."""
-
-    largest: Tensor
-    total: Tensor
-    squares: Tensor
-
-    @classmethod
-    def empty(cls, log_weight: Tensor) -> WeightSum:
-        """No weights yet, for data of a block (s, n)."""
-        zeros = torch.zeros_like(log_weight[0])
-        return cls(torch.full_like(zeros, -math.inf), zeros, zeros)
-
-    def add(self, log_weight: Tensor) -> None:
-        """Adds a block of log-weights, shape (s, n)."""
-        largest = torch.maximum(self.largest, log_weight.amax(0))
-        anchor = largest.clamp_min(torch.finfo(largest.dtype).min)  # all weights zero: exp(−inf − finite) = 0
-        shrink = torch.exp(self.largest - anchor)
-        weight = torch.exp(log_weight - anchor)
-        self.total = self.total * shrink + weight.sum(0)
-        self.squares = self.squares * shrink**2 + (weight**2).sum(0)
-        self.largest = largest
-
-    def log_sum(self) -> Tensor:
-        """Log Σ w, shape (n,)."""
-        return self.largest + self.total.log()
-
-    def log_sum_squares(self) -> Tensor:
-        """Log Σ w², shape (n,)."""
-        return 2 * self.largest + self.squares.log()

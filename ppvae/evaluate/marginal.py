@@ -11,15 +11,18 @@ generative model, whatever objective trained it.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ppvae.evaluate.accumulate import Moments, WeightSum
+from ppvae.evaluate.accumulate import Moments
+from ppvae.evaluate.diagnostics import PARETO_GOOD, PARETO_SAMPLES, ParetoWarning, bound_curve, pareto_k
 from ppvae.infer.draws import Draws
 from ppvae.infer.importance import check_count, importance_draws
 from ppvae.pair import check_batch
@@ -51,13 +54,17 @@ class Elbo:
 
 @dataclass(frozen=True)
 class LogMarginal:
-    """An estimate of log p(x) for each datum.
+    """An estimate of log p(x) for each datum, and the evidence for it.
 
     Attributes:
         values: log p̂(x), shape (n,), nats.
         std_error: standard error of `values` by the delta method, (n,), nats; NaN for a single draw.
         ess: effective sample size (Σw)² / Σw², (n,), between 1 and `num_samples`. Where every weight is zero,
             `values` is −inf, and `std_error` and `ess` are NaN.
+        pareto_k: k̂, (n,): beyond 0.7 `values` is too low and `std_error` too small, by how much is unknown. −inf
+            where the weights are all alike, NaN for less than 100 samples, see `ppvae.evaluate.pareto_k`.
+        bound: the lower bound with K samples in place of all of them, (n,), nats, for K = 1, 2, 5, 10, 20, ... and
+            `num_samples`, where it is `values`. Where it still rises at the end, so would `values` with more samples.
         num_samples: draws per datum.
         num_dims: elements of one datum, for bits per dimension.
     """
@@ -65,6 +72,8 @@ class LogMarginal:
     values: Tensor
     std_error: Tensor
     ess: Tensor
+    pareto_k: Tensor
+    bound: dict[int, Tensor]
     num_samples: int
     num_dims: int
 
@@ -80,15 +89,33 @@ class LogMarginal:
         """−mean log p(x) / (d ln 2), bits per element of a datum."""
         return -self.mean() / (self.num_dims * math.log(2.0))
 
+    def num_unreliable(self) -> int:
+        """How many data have k̂ > 0.7."""
+        return int((self.pareto_k > PARETO_GOOD).sum())
+
     def summary(self) -> str:
         """One paragraph for a person: the mean, its error, and how well the weights behaved."""
         n, s = len(self.values), self.num_samples
+        bound = ", ".join(f"{float(self.bound[k].mean()):.3f} (K = {k})" for k in list(self.bound)[-4:])
         return (
             f"log p(x) = {self.mean():.3f} ± {self.mean_std_error():.3f} nats "
             f"({self.bits_per_dim():.4f} bits per dimension), mean ± standard error over {n} data; "
             f"{s} importance samples per datum, of which effective: median {float(self.ess.median()):.1f}, "
             f"least {float(self.ess.min()):.1f}; standard error per datum: "
-            f"median {float(self.std_error.median()):.3f}, most {float(self.std_error.max()):.3f} nats"
+            f"median {float(self.std_error.median()):.3f}, most {float(self.std_error.max()):.3f} nats; "
+            f"bound with K samples: {bound}; {self._verdict()}"
+        )
+
+    def _verdict(self) -> str:
+        if self.num_samples < PARETO_SAMPLES:
+            return f"no k̂, which takes at least {PARETO_SAMPLES} samples"
+        n, bad, most = len(self.values), self.num_unreliable(), float(self.pareto_k.max())
+        if not bad:
+            return f"k̂ ≤ {PARETO_GOOD} for all data, most {most:.2f}"
+        return (
+            f"k̂ > {PARETO_GOOD} for {bad} of {n} data, most {most:.2f}: the guide's tails are too light for "
+            "them, so that their log p(x) is likely too low and its standard error too small; a guide that is wider or "
+            'closer to the posterior helps, and so does method="annealed"'
         )
 
 
@@ -158,13 +185,14 @@ def log_marginal(
     pair: nn.Module,
     *data: Any,
     num_samples: int = 1000,
+    method: Literal["importance"] = "importance",
     batch_size: int | None = None,
     seed: int = 0,
     compile: bool | Literal["auto"] = "auto",
     given: Sequence[str] = (),
     progress: bool = False,
 ) -> LogMarginal:
-    """Estimates log p(x) of each datum by importance sampling from the guide.
+    """Estimates log p(x) of each datum by importance sampling from the guide, and says how far to trust it.
 
     log p̂(x) = log (1/s) Σ_i p(x, z_i) / q(z_i|x), z_i ~ q(z|x): a lower bound in expectation that rises to
     log p(x) with s (Burda et al. 2016, arXiv 1509.00519). Latents may be continuous or discrete. Those that the guide
@@ -175,6 +203,7 @@ def log_marginal(
         pair: any model/guide pair.
         data: its arguments, tensors of shape (n, ...), on any device.
         num_samples: s, draws from the guide per datum; exactly that many, whatever the chunking.
+        method: "importance".
         batch_size: the most data scored at once; by default what a memory budget allows.
         seed: of the draws; the global random state is left alone.
         compile: whether to run the draws as one compiled graph, see `ppvae.infer.compile`; "auto" does where the
@@ -184,12 +213,15 @@ def log_marginal(
         progress: whether to show a progress bar.
 
     Returns:
-        The estimates with their standard errors and effective sample sizes, as float64 tensors on the CPU.
+        The estimates with their standard errors, effective sample sizes, k̂ and bounds, as float64 tensors on the CPU.
 
     Raises:
         TypeError: where an argument is of the wrong kind.
         ValueError: where the pair or the data break the contract, or a weight is NaN or infinite, naming the
             argument, the site or the datum.
+
+    Warns:
+        ParetoWarning: where k̂ > 0.7, which makes the estimates of those data unreliable; it counts them.
 
     Example:
         >>> import torch, ppvae
@@ -198,28 +230,32 @@ def log_marginal(
         >>> estimate.values.shape
         torch.Size([100])
     """
-    blocks: list[WeightSum] = []
-    start = -1
+    if method != "importance":
+        raise ValueError(f"method must be 'importance', got {method!r}")
     options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "compile": compile, "given": given}
     draws_of = importance_draws(pair, data, num_samples=num_samples, **options)
-    for draws in _checked(draws_of, data, num_samples, progress):
-        log_weight = draws.log_weight().double()
-        if draws.start != start:
-            start = draws.start
-            blocks.append(WeightSum.empty(log_weight))
-        blocks[-1].add(log_weight)
-    log_sum = _cat([block.log_sum() for block in blocks])
-    log_sum_squares = _cat([block.log_sum_squares() for block in blocks])
+    blocks: list[dict[str, Tensor]] = []
+    bounds: list[dict[int, Tensor]] = []
+    for _, of_block in groupby(_checked(draws_of, data, num_samples, progress), key=lambda draws: draws.start):
+        log_weight = torch.cat([draws.log_weight() for draws in of_block]).double()
+        bounds.append(bound_curve(log_weight))
+        log_sums = {"log_sum": log_weight.logsumexp(0), "log_sum_squares": (2 * log_weight).logsumexp(0)}
+        blocks.append({**log_sums, "pareto_k": pareto_k(log_weight)})
+    log_sum, log_sum_squares, k = (_cat([block[name] for block in blocks]) for name in blocks[0])
     ess = torch.exp(2 * log_sum - log_sum_squares).clamp(1, num_samples)
     unbiased = num_samples / (num_samples - 1) if num_samples > 1 else math.nan
-    relative_variance = (1 / ess - 1 / num_samples) * unbiased
-    return LogMarginal(
+    estimate = LogMarginal(
         values=log_sum - math.log(num_samples),
-        std_error=relative_variance.sqrt(),
+        std_error=((1 / ess - 1 / num_samples) * unbiased).sqrt(),
         ess=ess,
+        pareto_k=k,
+        bound={size: _cat([bound[size] for bound in bounds]) for size in bounds[0]},
         num_samples=num_samples,
         num_dims=next(t for t in data if t is not None)[0].numel(),
     )
+    if estimate.num_unreliable():
+        warnings.warn(estimate._verdict(), ParetoWarning, stacklevel=2)
+    return estimate
 
 
 def standard_error(values: Tensor) -> float:

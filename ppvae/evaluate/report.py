@@ -1,17 +1,20 @@
-"""The table that every experiment ends with: ELBO, its terms and log p(x), with standard errors."""
+"""The table that every experiment ends with: ELBO, its terms and log p(x), with standard errors and diagnostics."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from ppvae.evaluate.marginal import elbo, log_marginal, standard_error
+from ppvae.evaluate.diagnostics import PARETO_GOOD, PARETO_SAMPLES, ParetoWarning
+from ppvae.evaluate.marginal import Elbo, LogMarginal, elbo, log_marginal, standard_error
 from ppvae.pair import Batch
 
 Report = dict[str, Any]
-"""JSON-ready: `num_dims`, and for each split its `num_data` and quantities as {"mean", "std_error"} in nats."""
+"""JSON-ready: `num_dims`, and for each split its `num_data` and quantities as {"mean", "std_error"} in nats; of log
+p(x) also its diagnostics `ess`, `k_hat` and `bound`."""
 
 
 def report(
@@ -47,45 +50,145 @@ def report(
     figures: Report = {"num_samples": num_samples, "seed": seed, "symbol": symbol}
     *_, last = splits
     for name, data in splits.items():
-        batch = tuple(t if t is None else t[:limit] for t in data)
+        batch = first(data, limit)
         terms = elbo(pair, *batch, num_samples=min(num_samples, 100), seed=seed)
-        quantities = {"elbo": terms.values, "reconstruction": terms.reconstruction}
-        quantities |= {f"kl_{site}": value for site, value in terms.kl.items()}
-        figures[name] = {"num_data": len(terms.values)}
+        estimate = None
         if name == last:
-            estimate = log_marginal(pair, *batch, num_samples=num_samples, seed=seed, progress=progress)
-            quantities["log_marginal"] = estimate.values
+            with warnings.catch_warnings(action="ignore", category=ParetoWarning):  # the table counts these data
+                estimate = log_marginal(pair, *batch, num_samples=num_samples, seed=seed, progress=progress)
             figures["num_dims"] = estimate.num_dims
-            figures[name]["ess"] = {"median": float(estimate.ess.median()), "min": float(estimate.ess.min())}
-        for key, values in quantities.items():
-            figures[name][key] = {"mean": float(values.mean()), "std_error": standard_error(values)}
+        figures[name] = describe(terms, estimate)
     return figures
 
 
+def first(data: Batch, limit: int | None) -> Batch:
+    """The first `limit` data."""
+    return tuple(t if t is None else t[:limit] for t in data)
+
+
+def describe(terms: Elbo, estimate: LogMarginal | None = None) -> Report:
+    """One split of the report: each quantity as {"mean", "std_error"}, and the diagnostics of log p(x).
+
+    Args:
+        terms: the ELBO of its data.
+        estimate: their log p(x), where it is known.
+
+    Returns:
+        `num_data`, the quantities by name; with `estimate` also `log_marginal`, its `ess` ("median", "min"), its
+        `bound` by the number of samples, and, from 100 samples, `k_hat` ("median", and "above_0.7", a count).
+    """
+    quantities = {"elbo": terms.values, "reconstruction": terms.reconstruction}
+    quantities |= {f"kl_{site}": value for site, value in terms.kl.items()}
+    figures: Report = {"num_data": len(terms.values)}
+    if estimate is not None:
+        quantities["log_marginal"] = estimate.values
+        figures["ess"] = {"median": float(estimate.ess.median()), "min": float(estimate.ess.min())}
+        figures["bound"] = {str(size): _mean(bound) for size, bound in estimate.bound.items()}
+        if estimate.num_samples >= PARETO_SAMPLES:
+            k_hat = {f"above_{PARETO_GOOD}": estimate.num_unreliable(), "median": float(estimate.pareto_k.median())}
+            figures["k_hat"] = k_hat
+    return figures | {name: _mean(values) for name, values in quantities.items()}
+
+
+def by_class(terms: Elbo, estimate: LogMarginal, labels: Tensor) -> Report:
+    """The ELBO and log p(x) of the data of each class, with the number of data and of those with k̂ > 0.7.
+
+    Args:
+        terms: the ELBO of n data.
+        estimate: their log p(x).
+        labels: their classes, integers of shape (n,).
+
+    Returns:
+        By class, in order: `num_data`, `elbo` and `log_marginal` as {"mean", "std_error"}, `above_0.7`.
+
+    Raises:
+        ValueError: where there is not one integer for each datum.
+    """
+    if labels.shape != estimate.values.shape or labels.is_floating_point():
+        raise ValueError(
+            f"labels must be integers of shape {tuple(estimate.values.shape)}, one for each datum, "
+            f"got {labels.dtype} of shape {tuple(labels.shape)}"
+        )
+    figures: Report = {}
+    for c in labels.unique().tolist():
+        index = labels.cpu() == c
+        figures[str(c)] = {
+            "num_data": int(index.sum()),
+            "elbo": _mean(terms.values[index]),
+            "log_marginal": _mean(estimate.values[index]),
+            f"above_{PARETO_GOOD}": int((estimate.pareto_k[index] > PARETO_GOOD).sum()),
+        }
+    return figures
+
+
+def strict_json(figures: Any) -> Any:
+    """The figures with null for what JSON has no number: NaN and the infinities."""
+    if isinstance(figures, dict):
+        return {key: strict_json(value) for key, value in figures.items()}
+    if isinstance(figures, list | tuple):
+        return [strict_json(value) for value in figures]
+    return None if isinstance(figures, float) and not math.isfinite(figures) else figures
+
+
 def table(figures: Report) -> str:
-    """The report as text: a row a quantity, nats and bits per dimension of one datum."""
+    """The report as text: a row a quantity, nats and bits per dimension of one datum; what is known of the weights."""
     lines = [f"{'':<8}{'':<22}{'nats':>10} ± {'s.e.':<8}{'bits/dim':>10}"]
     scale = 1 / (figures["num_dims"] * math.log(2.0))
     for name, split in figures.items():
         if not isinstance(split, dict):
             continue
         for key, value in split.items():
-            if key in ("num_data", "ess"):
+            if not (isinstance(value, dict) and value.keys() == {"mean", "std_error"}):
                 continue
             # of log-probabilities the bits to encode them; a KL is a number of bits as it is
             bits = value["mean"] * scale * (1 if key.startswith("kl_") else -1)
             label = _label(key, figures)
             lines.append(f"{name:<8}{label:<22}{value['mean']:>10.3f} ± {value['std_error']:<8.3f}{bits:>10.4f}")
-        ess = split.get("ess")
-        if ess is not None:
-            lines.append(
-                f"{name:<8}{split['num_data']} data; effective importance samples: median {ess['median']:.1f}, "
-                f"least {ess['min']:.1f} of {figures['num_samples']}"
-            )
+        lines += [f"{name:<8}{line}" for line in _diagnostics(split, figures)]
+        lines += _class_rows(split.get("by_class", {}), figures)
     return "\n".join(lines)
+
+
+def _mean(values: Tensor) -> dict[str, float]:
+    return {"mean": float(values.mean()), "std_error": standard_error(values)}
 
 
 def _label(key: str, figures: Report) -> str:
     if key == "log_marginal":
         return f"{figures['symbol']}, K={figures['num_samples']}"
     return f"KL {key.removeprefix('kl_')}" if key.startswith("kl_") else {"elbo": "ELBO"}.get(key, key)
+
+
+def _diagnostics(split: Report, figures: Report) -> list[str]:
+    """How many samples counted, how the bound rose to the last, and how many data have weights with heavy tails."""
+    lines = []
+    if "ess" in split:
+        ess = split["ess"]
+        lines.append(
+            f"{split['num_data']} data; effective importance samples: median {ess['median']:.1f}, "
+            f"least {ess['min']:.1f} of {figures['num_samples']}"
+        )
+    if "bound" in split:
+        last = list(split["bound"].items())[-4:]
+        lines.append("bound in nats: " + ", ".join(f"{value['mean']:.3f} (K={size})" for size, value in last))
+    if "k_hat" in split:
+        k_hat = split["k_hat"]
+        bad = k_hat[f"above_{PARETO_GOOD}"]
+        advice = ": their log p(x) may be far too low" if bad else ""
+        lines.append(f"k̂, median {k_hat['median']:.2f}, > {PARETO_GOOD} for {bad} of {split['num_data']} data{advice}")
+    return lines
+
+
+def _class_rows(classes: Report, figures: Report) -> list[str]:
+    """A row a class."""
+    if not classes:
+        return []
+    above = f"above_{PARETO_GOOD}"
+    title = f"{'class':<8}{'data':<8}{'ELBO':>10} ± {'s.e.':<8}{figures['symbol']:>10} ± {'s.e.':<8}k̂ > {PARETO_GOOD}"
+    rows = []
+    for name, row in classes.items():
+        numbers = "".join(
+            f"{row[key]['mean']:>10.3f} ± {row[key]['std_error']:<8.3f}" for key in ("elbo", "log_marginal")
+        )
+        rows.append(f"{name:<8}{row['num_data']:<8}{numbers}{row[above]}")
+    return [title, *rows]

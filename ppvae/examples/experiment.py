@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,8 @@ from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from ppvae.data import Batches, Binarize, JointBatches, binarize
-from ppvae.evaluate.report import Report, report, table
+from ppvae.evaluate.diagnostics import ParetoWarning
+from ppvae.evaluate.report import Report, report, strict_json, table
 from ppvae.examples.flags import ExperimentArgs, from_json, to_json
 from ppvae.examples.images import ImageData, load_images
 from ppvae.infer import Cosine, Linear, NonFiniteError, Run, RunFolder, fit
@@ -143,12 +145,13 @@ class Experiment:
         splits = {"train": self.arguments(args, seen, y), "test": self.arguments(args, *data.test)}
         options: dict[str, Any] = {"num_samples": args.num_samples, "limit": args.num_eval, "seed": args.seed}
         result = report(pair, splits, **options, symbol=self.symbol, progress=sys.stderr.isatty())
-        measured = self.measure(pair, args, data)
+        with warnings.catch_warnings(action="ignore", category=ParetoWarning):  # the table counts the data with large k̂
+            measured = self.measure(pair, args, data)
         print(table(result))
         for name, value in measured.items():
             print(f"{name}: {value['mean']:.2f} ± {value['std_error']:.2f}")
         metrics = {**result, "measured": measured, "best_epoch": run.best_epoch, "seconds": round(run.seconds, 2)}
-        RunFolder(run.folder).write_metrics(metrics)
+        RunFolder(run.folder).write_metrics(strict_json(metrics))
         (run.folder / "figures").mkdir(exist_ok=True)
         self.draw(pair, args, data, run)
         print(f"trained in {run.seconds:.1f} s; weights, history, metrics and figures are in {run.folder}")
@@ -170,8 +173,25 @@ def fit_options(args: ExperimentArgs, device: torch.device, epochs: int) -> dict
     }
 
 
-def restore(folder: Path, *, device: str, data_root: Path | None) -> tuple[nn.Module, Batch, str]:
-    """The trained pair of an example's run folder, its arguments for the test images, and its likelihood's symbol.
+@dataclass(frozen=True)
+class Trained:
+    """What an example's run folder gives back.
+
+    Attributes:
+        pair: the trained pair.
+        test: its arguments for the test images.
+        labels: classes of the test images, (n,).
+        symbol: what its marginal likelihood is called.
+    """
+
+    pair: nn.Module
+    test: Batch
+    labels: Tensor
+    symbol: str
+
+
+def restore(folder: Path, *, device: str, data_root: Path | None) -> Trained:
+    """The trained pair of an example's run folder, and its test data.
 
     Raises:
         FileNotFoundError: where the folder holds no run, or the data are not found.
@@ -192,7 +212,8 @@ def restore(folder: Path, *, device: str, data_root: Path | None) -> tuple[nn.Mo
     data = load_images(args)
     pair = experiment.build(args, data)
     restore_weights(pair, run.weights(), source=str(folder))
-    return pair.to(usable_device(device)), experiment.arguments(args, *data.test), experiment.symbol
+    test = experiment.arguments(args, *data.test)
+    return Trained(pair.to(usable_device(device)), test, data.test[1], experiment.symbol)
 
 
 def _folder(name: str, args: ExperimentArgs) -> Path:

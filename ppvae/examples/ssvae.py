@@ -15,10 +15,11 @@ import torch
 from pyro.infer import ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
+from ppvae import plot
 from ppvae.data import Batches, Binarize, JointBatches, split_labels
 from ppvae.data._checks import check_whole
 from ppvae.distributions import ConditionalCategorical, ConditionalNormal, StandardNormal, UniformCategorical
-from ppvae.evaluate.labels import error_rate, label_posterior
+from ppvae.evaluate.labels import Reliability, error_rate, label_posterior, reliability
 from ppvae.evaluate.report import Report
 from ppvae.examples.experiment import Experiment, InterruptedTraining, fit_options, image_batches
 from ppvae.examples.figures import write_figures, write_label_figures
@@ -196,18 +197,26 @@ def objective(args: Args) -> ELBO:
 
 
 def measure(pair: VAE | SSVAE | StackedSSVAE, args: Args, data: ImageData) -> Report:
-    """The test error: by the classifier of M1's codes, or by that of the guide and by Bayes' rule."""
+    """The test error: by the classifier of M1's codes, or by that of the guide and by Bayes' rule, with calibration."""
     device = next(pair.parameters()).device
     (x, y), name = data.test, "test error in %"
     if isinstance(pair, VAE):
         return {f"{name}, SVM on the codes": _svm_error(pair, args, data)} if args.num_labels else {}
-    measured = {f"{name}, q(y|x)": error_rate(pair.classify(x.to(device)), y)}
+    probabilities = pair.classify(x.to(device))
+    measured = {f"{name}, q(y|x)": error_rate(probabilities, y)}
+    measured["calibration error in %, q(y|x)"] = _calibration_error(reliability(probabilities, y))
     if args.binarize != "none":  # the expected image is less noisy than a draw of it
         measured[f"{name}, q(y|x) of the intensities"] = error_rate(pair.classify(data.intensities.to(device)), y)
     x, y = x[: args.num_eval], y[: args.num_eval]
     options: dict[str, Any] = {"num_samples": min(args.num_samples, 100), "seed": args.seed}
     bayes = label_posterior(pair, x, num_classes=data.num_classes, **options)
-    return {**measured, f"error in %, p(y|x) by Bayes, {len(y)} images": error_rate(bayes, y)}
+    measured[f"error in %, p(y|x) by Bayes, {len(y)} images"] = error_rate(bayes, y)
+    measured["calibration error in %, p(y|x) by Bayes"] = _calibration_error(reliability(bayes, y))
+    return measured
+
+
+def _calibration_error(found: Reliability) -> dict[str, float]:
+    return {"mean": 100 * found.expected_calibration_error(), "std_error": 100 * found.std_error}
 
 
 @torch.no_grad()
@@ -225,11 +234,15 @@ def _svm_error(m1: VAE, args: Args, data: ImageData) -> dict[str, float]:
 
 
 def draw(pair: VAE | SSVAE | StackedSSVAE, args: Args, data: ImageData, run: Run) -> None:
-    """Writes the pictures of a VAE, or of a model with labels."""
+    """Writes the pictures of a VAE, or of a model with labels and of how sure its classifier is."""
     if isinstance(pair, VAE):
         write_figures(pair, args, data, run)
     else:
         write_label_figures(pair, args, data, run)
+        assert run.folder is not None
+        found = reliability(pair.classify(data.test[0].to(next(pair.parameters()).device)), data.test[1])
+        diagram = plot.reliability_diagram(found.confidence, found.accuracy, found.count)
+        plot.save(diagram, run.folder / "figures" / "reliability.png")
 
 
 EXPERIMENT = Experiment(

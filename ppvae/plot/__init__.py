@@ -3,18 +3,31 @@
 Figures are made for print, 8 point text at their natural size, and are saved with `save`.
 """
 
+from ppvae.plot.calibration import guide_against_nuts, ppc, rank_histogram, sbc_ecdf
 from ppvae.plot.curves import training_curves
 from ppvae.plot.figure import save
 from ppvae.plot.images import by_condition, interpolation, reconstructions, samples, traversal
-from ppvae.plot.latent import latent_scatter
+from ppvae.plot.latent import aggregated_posterior, kl_per_dimension, latent_scatter
+from ppvae.plot.likelihood import bound_curve, log_prob_histogram, pareto_k
+from ppvae.plot.reliability import reliability_diagram
 
 __all__ = [
+    "aggregated_posterior",
+    "bound_curve",
     "by_condition",
+    "guide_against_nuts",
     "interpolation",
+    "kl_per_dimension",
     "latent_scatter",
+    "log_prob_histogram",
+    "pareto_k",
+    "ppc",
+    "rank_histogram",
     "reconstructions",
+    "reliability_diagram",
     "samples",
     "save",
+    "sbc_ecdf",
     "training_curves",
     "traversal",
 ]

@@ -1,4 +1,4 @@
-"""The latent space seen in two dimensions."""
+"""The latent space seen in two dimensions, and how much of it is in use."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _NDArray = np.ndarray[Any, Any]
+
+_PRIOR_POSTERIOR = (PALETTE[4], PALETTE[0])  # grey lies beneath blue
 
 
 def latent_scatter(z: Array, labels: Array | None = None) -> Figure:
@@ -37,7 +39,7 @@ def latent_scatter(z: Array, labels: Array | None = None) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    points, names = _two_dimensions(z)
+    (points,), names = _two_dimensions(z)
     classes, index = _classes(labels, len(points))
     palette = _palette(len(classes))
     # A fixed shuffle of the drawing order: data sorted by class would hide the first classes under the last.
@@ -56,15 +58,123 @@ def latent_scatter(z: Array, labels: Array | None = None) -> Figure:
     return figure
 
 
-def _two_dimensions(z: Array) -> tuple[_NDArray, list[str]]:
-    """Returns the points (n, 2), projected if they have more dimensions, and the names of the two axes."""
+def aggregated_posterior(z: Array, prior: Array) -> Figure:
+    """Draws points of the aggregated posterior q(z) over points of the prior p(z): they should fill the same space.
+
+    One dimension is drawn as two histograms, two as points, more along the principal axes of the posterior's points.
+
+    Args:
+        z: Draws of q(z), one from each datum's posterior, of shape (n, k) or (n,).
+        prior: Draws of p(z), of shape (m, k) or (m,).
+
+    Returns:
+        A figure with one axes and a legend.
+
+    Raises:
+        ValueError: If a shape is none of those above, k differs, or a value is not finite.
+
+    Example:
+        >>> import torch
+        >>> figure = aggregated_posterior(0.5 * torch.randn(100, 3), torch.randn(100, 3))
+        >>> [entry.get_text() for entry in figure.axes[0].get_legend().get_texts()]
+        ['p(z)', 'q(z)']
+    """
+    from matplotlib.figure import Figure
+
+    sets = {"p(z)": _points("prior", prior), "q(z)": _points("z", z)}
+    k, expected = sets["p(z)"].shape[1], sets["q(z)"].shape[1]
+    if k != expected:
+        raise ValueError(f"prior: got {k} dimensions, expected {expected} as in z")
+    with house_style():
+        figure = Figure(figsize=(3.0, 2.6), dpi=DPI, layout="constrained")
+        axes = figure.add_subplot()
+        (_draw_histograms if k == 1 else _draw_clouds)(axes, sets)
+        plain_axes(axes)
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=2.0, handlelength=1.0)
+    return figure
+
+
+def kl_per_dimension(kl: Array, active: Array | None = None) -> Figure:
+    """Draws the KL of each latent dimension as a bar, the largest first, inactive units in grey.
+
+    Args:
+        kl: KL of each dimension in nats, of any shape.
+        active: Whether each is active, of the same shape; one colour without it.
+
+    Returns:
+        A figure with one axes; its title counts the active units.
+
+    Raises:
+        ValueError: If there is no dimension, the shapes differ, or a value is not finite.
+
+    Example:
+        >>> import torch
+        >>> figure = kl_per_dimension(torch.tensor([0.0, 1.5, 0.7]), torch.tensor([False, True, True]))
+        >>> figure.axes[0].get_title()
+        '2 of 3 units active'
+    """
+    from matplotlib.figure import Figure
+
+    values = to_numpy("kl", kl)
+    if values.size == 0:
+        raise ValueError(f"kl: got shape {values.shape}, expected at least one dimension")
+    used = np.ones(values.shape, bool) if active is None else to_numpy("active", active)
+    if used.shape != values.shape:
+        raise ValueError(f"active: got shape {used.shape}, expected that of kl, {values.shape}")
+    order = np.argsort(-values, axis=None, kind="stable")
+    colours = [PALETTE[0] if each else PALETTE[4] for each in used.ravel()[order]]
+    with house_style():
+        figure = Figure(figsize=(3.4, 1.9), dpi=DPI, layout="constrained")
+        axes = figure.add_subplot()
+        axes.bar(np.arange(1, values.size + 1), values.ravel()[order], width=0.8, color=colours)
+        axes.set(xlabel="latent dimension, by KL", ylabel="KL (nats)", xlim=(0.4, values.size + 0.6))
+        if active is not None:
+            axes.set_title(f"{int(used.sum())} of {used.size} units active")
+        plain_axes(axes)
+    return figure
+
+
+def _draw_histograms(axes: Axes, sets: dict[str, _NDArray]) -> None:
+    """Draws sets of points (n, 1) as densities, with common bins."""
+    edges = np.histogram_bin_edges(np.concatenate(list(sets.values())), bins=40).tolist()
+    for (name, points), colour in zip(sets.items(), _PRIOR_POSTERIOR, strict=True):
+        axes.hist(points[:, 0], edges, density=True, label=name, color=colour, alpha=0.6)
+    axes.set(xlabel="$z$", ylabel="density")
+
+
+def _draw_clouds(axes: Axes, sets: dict[str, _NDArray]) -> None:
+    """Draws sets of points (n, k) along the same two directions, the principal axes of the last."""
+    *others, last = sets.values()
+    (last, *others), names = _two_dimensions(last, *others)
+    for name, points, colour in zip(sets, [*others, last], _PRIOR_POSTERIOR, strict=True):
+        dot = float(np.clip(5000 / len(points), 0.8, 8.0))
+        axes.scatter(
+            points[:, 0], points[:, 1], s=dot, color=colour, label=name, alpha=0.6, linewidths=0, rasterized=True
+        )
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.set(xlabel=names[0], ylabel=names[1])
+
+
+def _points(name: str, values: Array) -> _NDArray:
+    """Returns draws (n, k)."""
+    points = to_numpy(name, values)
+    if points.ndim == 1:
+        points = points[:, None]
+    if points.ndim != 2 or 0 in points.shape:
+        raise ValueError(f"{name}: got shape {points.shape}, expected (n, k) or (n,) with n and k at least 1")
+    return points
+
+
+def _two_dimensions(z: Array, *others: _NDArray) -> tuple[list[_NDArray], list[str]]:
+    """Returns the points (n, 2), projected if they have more dimensions, others alike, and the axes' names."""
     points = to_numpy("z", z)
     if points.ndim != 2 or points.shape[1] < 2 or len(points) == 0:
         raise ValueError(f"z: got shape {points.shape}, expected (n, k) with n at least 1 and k at least 2")
     if points.shape[1] == 2:
-        return points, ["$z_1$", "$z_2$"]
-    points, explained = _principal_components(points)
-    return points, [f"principal component {i + 1} ({part:.0%} of variance)" for i, part in enumerate(explained)]
+        return [points, *others], ["$z_1$", "$z_2$"]
+    mean, basis, explained = _principal_components(points)
+    projected = [(each - mean) @ basis for each in (points, *others)]
+    return projected, [f"principal component {i + 1} ({part:.0%} of variance)" for i, part in enumerate(explained)]
 
 
 def _classes(labels: Array | None, n: int) -> tuple[_NDArray, _NDArray]:
@@ -89,17 +199,18 @@ def _palette(num_classes: int) -> _NDArray:
     return colormaps["viridis"](np.linspace(0, 1, num_classes))[:, :3]
 
 
-def _principal_components(points: _NDArray) -> tuple[_NDArray, _NDArray]:
-    """Returns the points (n, 2) along their first two principal axes, and the parts of variance explained."""
-    centred = points.astype(np.float64) - points.mean(axis=0, dtype=np.float64)
+def _principal_components(points: _NDArray) -> tuple[_NDArray, _NDArray, _NDArray]:
+    """Returns the points' mean (k,), first two principal axes (k, 2), and the parts of variance they explain."""
+    mean = points.mean(axis=0, dtype=np.float64)
+    centred = points.astype(np.float64) - mean
     _, singular, axes = np.linalg.svd(centred, full_matrices=False)
     if len(singular) < 2:  # a single point has one direction only: the second explains nothing
         singular, axes = np.append(singular, 0.0), np.vstack([axes, np.zeros_like(axes)])
     # An axis has no sign of its own: the largest loading is made positive, so that a picture can be redrawn.
     largest = np.take_along_axis(axes, np.abs(axes).argmax(axis=1, keepdims=True), axis=1)
-    projected = centred @ (axes * np.where(largest < 0, -1.0, 1.0))[:2].T
+    basis = (axes * np.where(largest < 0, -1.0, 1.0))[:2].T
     total = float((singular**2).sum())
-    return projected, singular[:2] ** 2 / (total or 1.0)
+    return mean, basis, singular[:2] ** 2 / (total or 1.0)
 
 
 def _legend(axes: Axes, classes: _NDArray, palette: _NDArray) -> None:

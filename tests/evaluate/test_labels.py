@@ -1,10 +1,11 @@
 import math
+import warnings
 
 import pytest
 import torch
 
 import ppvae
-from ppvae.evaluate import error_rate, label_posterior
+from ppvae.evaluate import ParetoWarning, error_rate, label_posterior, reliability
 from ppvae.models import CVAE
 from tests.models.by_hand import C
 from tests.models.linear_gaussian import LinearGaussian, Prior
@@ -69,6 +70,26 @@ def test_a_guide_that_is_not_exact_needs_samples(case):
     assert (few - exact).abs().max() > (many - exact).abs().max()
 
 
+def test_only_the_most_probable_class_warns(case):
+    pair, x, log_joint = case
+    with torch.no_grad():
+        next(pair.q_z_given_xy.parameters()).mul_(0.7)
+    k = torch.stack([ppvae.log_marginal(pair, x, torch.full((N,), c), num_samples=400).pareto_k for c in range(C)], -1)
+    for limit in (k.max() + 1, k.median()):  # the guide counts as reliable, and as not
+        bad = int((k.gather(1, log_joint.argmax(-1, keepdim=True)) > limit).sum())
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as record:
+            patch.setattr("ppvae.evaluate.labels.PARETO_GOOD", float(limit))
+            patch.setattr("ppvae.evaluate.marginal.PARETO_GOOD", -math.inf)  # every estimate warns, none is heard
+            warnings.simplefilter("always")
+            label_posterior(pair, x, num_classes=C, num_samples=400)
+        assert len(record) == (bad > 0)
+        if bad:
+            assert f"for {bad} of 9 data in their most probable class" in str(record[0].message)
+            assert record[0].category is ParetoWarning
+            assert record[0].filename == __file__
+    assert bad
+
+
 def test_options_are_those_of_log_marginal(case):
     pair, x, _ = case
     with torch.no_grad():
@@ -120,3 +141,64 @@ def test_error_rate_checks_shapes():
     ):
         with pytest.raises(ValueError, match=r"probabilities must have shape \(n, c\) and y \(n,\)"):
             error_rate(probabilities, y)
+
+
+# Calibration.
+
+
+def two_classes(*of_first):
+    """Probabilities (n, 2) of two classes."""
+    p = torch.tensor(of_first, dtype=torch.float64)
+    return torch.stack([p, 1 - p], -1)
+
+
+def test_reliability_by_hand():
+    """Confidences 0.55 (wrong), 0.65 (right) | 0.9, 0.95, 0.85 (two right) in five bins of [0, 1]."""
+    probabilities = two_classes(0.55, 0.35, 0.9, 0.05, 0.85)
+    found = reliability(probabilities, torch.tensor([1, 1, 0, 1, 1]), num_bins=5)
+    assert found.count.tolist() == [0, 0, 1, 1, 3]
+    torch.testing.assert_close(found.confidence[2:], torch.tensor([0.55, 0.65, 0.9]).double())
+    torch.testing.assert_close(found.accuracy[2:], torch.tensor([0.0, 1.0, 2 / 3]).double())
+    assert found.confidence[:2].isnan().all()
+    assert found.accuracy[:2].isnan().all()
+    gaps = [0.55, 0.35, 0.9 - 2 / 3]
+    assert found.expected_calibration_error() == pytest.approx((gaps[0] + gaps[1] + 3 * gaps[2]) / 5)
+    assert found.maximum_calibration_error() == pytest.approx(0.55)
+    # each datum's signed part: confidence − right where the bin is too sure, else right − confidence
+    parts = torch.tensor([0.55, 0.35, 0.9 - 1, 0.95 - 1, 0.85])
+    assert found.std_error == pytest.approx(float(parts.std()) / math.sqrt(5))
+
+
+@pytest.mark.parametrize("num_bins", [1, 10, 15])
+def test_a_calibrated_classifier_has_no_error(num_bins):
+    generator = torch.Generator().manual_seed(0)
+    probabilities = (2 * torch.randn(20_000, 4, generator=generator)).softmax(-1)
+    y = torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
+    found = reliability(probabilities, y, num_bins=num_bins)
+    assert int(found.count.sum()) == 20_000
+    assert found.expected_calibration_error() < 0.015
+    sharpened = (3 * probabilities.log()).softmax(-1)
+    assert reliability(sharpened, y, num_bins=num_bins).expected_calibration_error() > 0.1
+    right = float((probabilities.argmax(-1) == y).double().mean())
+    one = reliability(sharpened, y, num_bins=1)
+    assert one.accuracy.item() == pytest.approx(right)
+    assert one.expected_calibration_error() == pytest.approx(float(sharpened.amax(-1).mean()) - right, abs=1e-6)
+
+
+def test_bins_are_closed_above():
+    found = reliability(two_classes(0.5, 1.0, 0.0, 0.75), torch.tensor([0, 0, 1, 0]), num_bins=4)
+    assert found.count.tolist() == [0, 1, 1, 2]
+    assert found.accuracy[1:].tolist() == [1, 1, 1]
+
+
+def test_reliability_checks_its_input():
+    fine, y = two_classes(0.5, 0.2), torch.tensor([0, 1])
+    with pytest.raises(ValueError, match=r"probabilities must have shape \(n, c\) and y \(n,\)"):
+        reliability(fine, y[:1])
+    with pytest.raises(ValueError, match="num_bins must be a whole number >= 1, got 0"):
+        reliability(fine, y, num_bins=0)
+    with pytest.raises(ValueError, match="at least one datum"):
+        reliability(fine[:0], y[:0])
+    for bad in (fine.log(), fine / 2, fine * math.nan, fine * 2 - 0.5):
+        with pytest.raises(ValueError, match="nonnegative and sum to 1"):
+            reliability(bad, y)

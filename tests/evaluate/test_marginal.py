@@ -1,4 +1,5 @@
 import math
+import warnings
 
 import pyro
 import pyro.distributions as dist
@@ -9,9 +10,13 @@ from pyro.infer import Trace_ELBO
 
 import ppvae
 from ppvae.distributions import ConditionalNormal, StandardNormal
+from ppvae.evaluate import ParetoWarning, bound_curve, pareto_k
 from ppvae.evaluate.marginal import standard_error
+from ppvae.infer.importance import importance_draws
 from ppvae.models import PPCA, VAE
 from ppvae.nn import MLP
+from tests.models.by_hand import C
+from tests.models.linear_gaussian import LinearGaussian as LabelledLinearGaussian
 from tests.reference import REFERENCES, linear_gaussian, ppca
 
 
@@ -205,6 +210,130 @@ def test_weights_far_from_zero_do_not_overflow():
     assert error.abs().max() < 5
     terms = ppvae.elbo(weighted(lambda z: torch.full_like(z, -1e6)), x, num_samples=3000)
     assert terms.std_error.max() < 1e-9
+
+
+# How far to trust them.
+
+
+def with_guide_scale(factor):
+    """A linear pair whose posterior is N(m, σ²) and whose guide is N(m, (factor σ)²)."""
+    reference = linear_gaussian()
+    with torch.no_grad():
+        reference.pair.log_t.add_(math.log(factor / 1.3))
+    return reference
+
+
+@pytest.mark.parametrize(("factor", "k"), [(0.1, 0.99), (0.3, 0.91)])
+def test_a_guide_with_too_light_tails_is_flagged(factor, k):
+    """Its weights have the tail index k = 1 − factor², which they approach slowly, from below."""
+    reference = with_guide_scale(factor)
+    with pytest.warns(ParetoWarning) as record:
+        estimate = ppvae.log_marginal(reference.pair, *reference.data, num_samples=4000)
+    assert k - 0.15 < float(estimate.pareto_k.mean()) < k
+    flagged = estimate.num_unreliable()
+    assert flagged == int((estimate.pareto_k > 0.7).sum()) >= 8
+    (warning,) = record
+    assert f"k̂ > 0.7 for {flagged} of 11 data" in str(warning.message)
+    assert "guide" in str(warning.message)
+    assert warning.filename == __file__
+    assert str(warning.message) in estimate.summary()
+    assert (estimate.values < reference.log_prob).sum() >= 8  # which is why
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.3, 2.0])
+def test_a_guide_with_heavy_enough_tails_is_not(factor):
+    reference = with_guide_scale(factor)
+    with warnings.catch_warnings(action="error"):
+        estimate = ppvae.log_marginal(reference.pair, *reference.data, num_samples=4000)
+    assert estimate.num_unreliable() == 0
+    assert estimate.pareto_k.max() < 0.5
+    assert f"k̂ ≤ 0.7 for all data, most {float(estimate.pareto_k.max()):.2f}" in estimate.summary()
+
+
+def test_few_samples_say_nothing_about_tails():
+    reference = with_guide_scale(0.3)
+    with warnings.catch_warnings(action="error"):
+        estimate = ppvae.log_marginal(reference.pair, *reference.data, num_samples=99)
+    assert estimate.pareto_k.isnan().all()
+    assert estimate.num_unreliable() == 0
+    assert "no k̂, which takes at least 100 samples" in estimate.summary()
+
+
+def test_weights_that_are_all_zero_are_flagged():
+    with pytest.warns(ParetoWarning, match="k̂ > 0.7 for 6 of 7 data, most inf"):
+        estimate = ppvae.log_marginal(weighted(lambda z: torch.full_like(z, -math.inf)), torch.arange(7))
+    assert estimate.pareto_k.tolist() == [-math.inf] + [math.inf] * 6
+
+
+@pytest.mark.parametrize("name", ["ppca", "hierarchy", "masked_series", "concatenating"])
+def test_diagnostics_are_those_of_all_weights(name):
+    reference = REFERENCES[name]()
+    estimate = ppvae.log_marginal(reference.pair, *reference.data, num_samples=700, seed=5)
+    draws = importance_draws(reference.pair, reference.data, num_samples=700, seed=5)
+    log_weight = torch.cat([block.log_weight() for block in draws]).double()
+    assert log_weight.shape == (700, 11)
+    torch.testing.assert_close(estimate.pareto_k, pareto_k(log_weight))
+    torch.testing.assert_close(estimate.bound, bound_curve(log_weight))
+    assert torch.equal(estimate.bound[700], estimate.values)
+    terms = ppvae.elbo(reference.pair, *reference.data, num_samples=700, seed=5)
+    torch.testing.assert_close(estimate.bound[1], terms.values)
+
+
+def test_bound_is_that_of_fewer_samples():
+    reference = ppca()
+    x, exact = reference.data[0].repeat(100, 1), float(reference.log_prob.mean())
+    estimate = ppvae.log_marginal(reference.pair, x, num_samples=200)
+    assert list(estimate.bound) == [1, 2, 5, 10, 20, 50, 100, 200]
+    means = [float(bound.mean()) for bound in estimate.bound.values()]
+    assert means == sorted(means)
+    assert means[-1] == pytest.approx(exact, abs=0.02)
+    for size in (2, 20):
+        fewer = ppvae.log_marginal(reference.pair, x, num_samples=size, seed=1).values
+        assert float((estimate.bound[size] - fewer).mean()) == pytest.approx(0.0, abs=4 * standard_error(fewer))
+    assert f"{means[-2]:.3f} (K = 100), {means[-1]:.3f} (K = 200)" in estimate.summary()
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_diagnostics_do_not_depend_on_the_chunks(batch_size):
+    reference = REFERENCES["hierarchy"]()
+    one = ppvae.log_marginal(reference.pair, *reference.data, num_samples=300)
+    other = ppvae.log_marginal(reference.pair, *reference.data, num_samples=300, batch_size=batch_size)
+    torch.testing.assert_close(other.pareto_k, one.pareto_k)
+    torch.testing.assert_close(other.bound, one.bound)
+
+
+def test_more_data_than_one_block():
+    """One datum more or less moves no other's diagnostics."""
+    reference = ppca()
+    x = reference.data[0].repeat(30, 1)
+    many = ppvae.log_marginal(reference.pair, x, num_samples=300)
+    assert len(many.values) == len(many.pareto_k) == len(many.bound[1]) == 330
+    torch.testing.assert_close(many.bound[300], many.values)
+    draws = importance_draws(reference.pair, (x,), num_samples=300)
+    blocks = {}
+    for block in draws:
+        blocks.setdefault(block.start, []).append(block.log_weight().double())
+    assert len(blocks) > 1
+    expected = torch.cat([pareto_k(torch.cat(block)) for block in blocks.values()])
+    torch.testing.assert_close(many.pareto_k, expected)
+
+
+def test_a_latent_that_is_summed_over_leaves_one_weight():
+    """The guide's q(z|x, y) is exact, so each sample's Σ_y is p(x) itself."""
+    story = LabelledLinearGaussian(sees_label=True)
+    torch.manual_seed(0)
+    pair = story.pair(alpha=7.0)
+    x = pair.sample(torch.arange(9) % C)
+    estimate = ppvae.log_marginal(pair, x, num_samples=200)
+    exact = story.log_joint(x).logsumexp(-1)
+    for bound in estimate.bound.values():
+        torch.testing.assert_close(bound, exact, rtol=0, atol=1e-4)
+    assert (estimate.pareto_k < 0.7).all()
+
+
+def test_method_is_checked():
+    with pytest.raises(ValueError, match="method must be 'importance', got 'nope'"):
+        ppvae.log_marginal(ppca().pair, *ppca().data, method="nope")
 
 
 # The results.

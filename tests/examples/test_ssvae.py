@@ -15,7 +15,7 @@ from ppvae.examples.ssvae import Args, batches, build, main
 from ppvae.infer import RunFolder
 from ppvae.models import SSVAE, VAE, StackedSSVAE
 
-FIGURES = {"samples", "style_transfer", "latent", "training"}
+FIGURES = {"samples", "style_transfer", "latent", "training", "reliability"}
 SMALL = [
     *["--hidden-dims", "40", "--classifier-dims", "40", "--m1-dims", "60", "--supervised-epochs", "5"],
     *["--num-samples", "10", "--num-eval", "50"],

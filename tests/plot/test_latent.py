@@ -93,3 +93,67 @@ def test_booleans_are_classes():
 def test_bad_input_is_named(z, labels, message):
     with pytest.raises(ValueError, match=message):
         plot.latent_scatter(z, labels)
+
+
+# The aggregated posterior against the prior, and the KL of each dimension.
+
+
+def clouds(figure):
+    """The points of each set by its name in the legend, and their colours."""
+    return {
+        dots.get_label(): (np.asarray(dots.get_offsets()), to_hex(dots.get_facecolors()[0]))
+        for dots in figure.axes[0].collections
+    }
+
+
+def test_prior_and_posterior_are_drawn_in_the_same_plane():
+    z, prior = random_points(30, 2), 3 * random_points(40, 2)
+    drawn_sets = clouds(plot.aggregated_posterior(z, prior))
+    np.testing.assert_allclose(drawn_sets["q(z)"][0], z)
+    np.testing.assert_allclose(drawn_sets["p(z)"][0], prior)
+    assert (drawn_sets["q(z)"][1], drawn_sets["p(z)"][1]) == (PALETTE[0], PALETTE[4])
+
+
+def test_beyond_two_dimensions_both_are_projected_alike():
+    z = torch.stack([torch.tensor([3.0, -3.0, 0, 0]), torch.tensor([0.0, 0, -1, 1]), torch.zeros(4)], dim=1) + 7.0
+    figure = plot.aggregated_posterior(z, torch.tensor([[8.0, 9.0, 100.0]]))
+    np.testing.assert_allclose(clouds(figure)["p(z)"][0], [[1, 2]], atol=1e-5)
+    np.testing.assert_allclose(clouds(figure)["q(z)"][0][:2], [[3, 0], [-3, 0]], atol=1e-5)
+    assert figure.axes[0].get_xlabel() == "principal component 1 (90% of variance)"
+
+
+@pytest.mark.parametrize("shape", [(500,), (500, 1)])
+def test_one_dimension_is_drawn_as_densities(shape):
+    z = torch.randn(500, generator=torch.Generator().manual_seed(0))
+    figure = plot.aggregated_posterior(0.5 * z.reshape(shape), z)
+    prior, posterior = figure.axes[0].containers
+    for bars, values in ((prior, z), (posterior, 0.5 * z)):
+        assert sum(bar.get_height() * bar.get_width() for bar in bars) == pytest.approx(1)
+        mean = sum(bar.get_height() * bar.get_width() * (bar.get_x() + bar.get_width() / 2) for bar in bars)
+        assert mean == pytest.approx(float(values.mean()), abs=0.05)
+    assert legend_of(figure) == ["p(z)", "q(z)"]
+
+
+def test_bars_fall_and_inactive_ones_are_grey():
+    figure = plot.kl_per_dimension(torch.tensor([0.01, 1.5, 0.7]), torch.tensor([False, True, True]))
+    (bars,) = figure.axes[0].containers
+    assert [bar.get_height() for bar in bars] == pytest.approx([1.5, 0.7, 0.01])
+    assert [to_hex(bar.get_facecolor()) for bar in bars] == [PALETTE[0], PALETTE[0], PALETTE[4]]
+    assert figure.axes[0].get_title() == "2 of 3 units active"
+    assert plot.kl_per_dimension(torch.rand(2, 3)).axes[0].get_title() == ""
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda: plot.aggregated_posterior(torch.zeros(0, 2), torch.zeros(3, 2)), r"z: got shape \(0, 2\)"),
+        (lambda: plot.aggregated_posterior(torch.zeros(3, 2), torch.zeros(3, 2, 2)), r"prior: got shape \(3, 2, 2\)"),
+        (lambda: plot.aggregated_posterior(torch.zeros(3, 2), torch.zeros(3, 4)), "prior: got 4 dim.*expected 2"),
+        (lambda: plot.aggregated_posterior(torch.full((3, 2), torch.nan), torch.zeros(3, 2)), "z: got 6 nan"),
+        (lambda: plot.kl_per_dimension(torch.zeros(0)), r"kl: got shape \(0,\)"),
+        (lambda: plot.kl_per_dimension(torch.zeros(3), torch.ones(2)), r"active: got shape \(2,\).*\(3,\)"),
+    ],
+)
+def test_bad_input_of_these_is_named(draw, message):
+    with pytest.raises(ValueError, match=message):
+        draw()

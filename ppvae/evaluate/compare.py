@@ -1,0 +1,79 @@
+"""Several models on the same data: their means, and the differences to the first, datum by datum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ppvae.evaluate.marginal import LogMarginal, standard_error
+
+Comparison = dict[str, dict[str, Any]]
+"""JSON-ready, by model: its `mean` and, but for the first, its `difference`, each as {"mean", "std_error"}."""
+
+
+def compare(estimates: Mapping[str, LogMarginal | Tensor]) -> Comparison:
+    """Compares the log p(x) of several models on the same data.
+
+    The data differ far more from each other than the models do, and a mean's standard error is mostly of that. The
+    standard error of a mean difference over pairs, of one datum under two models, is free of it.
+
+    Args:
+        estimates: by name, what `log_marginal` returned, or values of shape (n,) in nats; of the same data in the same
+            order.
+
+    Returns:
+        For each model {"mean": {"mean", "std_error"}}, and but for the first {"difference": {"mean", "std_error"}} too:
+        its log p(x) minus that of the first, in nats per datum.
+
+    Raises:
+        TypeError: where an estimate is of another kind.
+        ValueError: where there are less than two, the numbers of data differ, or a value is not finite.
+
+    Example:
+        >>> import torch
+        >>> rows = compare({"a": torch.tensor([-90.0, -110.0]), "b": torch.tensor([-88.0, -109.0])})
+        >>> rows["b"]["mean"]["mean"], rows["b"]["difference"]
+        (-98.5, {'mean': 1.5, 'std_error': 0.5})
+    """
+    if len(estimates) < 2:
+        raise ValueError(f"estimates must name at least two models, got {list(estimates)}")
+    values = {name: _values(name, estimate) for name, estimate in estimates.items()}
+    (first, base), *others = values.items()
+    comparison: Comparison = {first: {"mean": _mean(base)}}
+    for name, of_model in others:
+        if len(of_model) != len(base):
+            raise ValueError(
+                f"estimates of the same data are compared, got {len(base)} of {first!r}, {len(of_model)} of {name!r}"
+            )
+        comparison[name] = {"mean": _mean(of_model), "difference": _mean(of_model - base)}
+    return comparison
+
+
+def comparison_table(comparison: Comparison, symbol: str = "log p(x)") -> str:
+    """The comparison as text: a row a model, nats per datum."""
+    first, width = next(iter(comparison)), max(map(len, comparison)) + 2
+    lines = [f"{'':<{width}}{symbol:>10} ± {'s.e.':<8}{'difference':>12} ± s.e., to {first}"]
+    for name, row in comparison.items():
+        line = f"{name:<{width}}{row['mean']['mean']:>10.3f} ± {row['mean']['std_error']:<8.3f}"
+        if "difference" in row:
+            line += f"{row['difference']['mean']:>+12.3f} ± {row['difference']['std_error']:.3f}"
+        lines.append(line.rstrip())
+    return "\n".join(lines)
+
+
+def _values(name: str, estimate: LogMarginal | Tensor) -> Tensor:
+    values = estimate if isinstance(estimate, Tensor) else getattr(estimate, "values", None)
+    if not isinstance(values, Tensor):
+        raise TypeError(f"the estimate of {name!r} must be a LogMarginal or a tensor, got {type(estimate).__name__}")
+    if values.dim() != 1 or not len(values):
+        raise ValueError(f"the estimate of {name!r} must have shape (n,), got {tuple(values.shape)}")
+    bad = (~values.isfinite()).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(f"log p(x) of datum {bad[0]} is {float(values[bad[0]]):g} by {name!r}: it has no difference")
+    return values.detach().double().cpu()
+
+
+def _mean(values: Tensor) -> dict[str, float]:
+    return {"mean": float(values.mean()), "std_error": standard_error(values)}
