@@ -1,0 +1,101 @@
+"""Values of a pair's sites with the datum first, (n, *plates, *event), whatever plates they lie in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from pyro.distributions import ExpandedDistribution, MaskedDistribution
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+from torch.distributions import Independent
+
+from ppvae.infer.conditioned import Conditioned
+from ppvae.infer.drawer import take
+from ppvae.infer.sampler import PROBE_DATA, Latent
+
+Plates = dict[int, str]
+"""Names of the plates inside the data plate, by their dim, from the left."""
+
+
+def once(c: Conditioned) -> Trace:
+    """The model's trace on the data as they are, at one draw from the guide."""
+    latents, _ = c.draw(1)
+    return replace(c.sampler, plate_dim=None).model(c.data, 1, latents, {})
+
+
+def inner_plates(c: Conditioned) -> dict[str, Plates]:
+    """The plates inside the data plate, for every site of the model."""
+    nodes = once(replace(c, data=take(c.data, slice(0, PROBE_DATA)))).nodes
+    frames = {name: nodes[name]["cond_indep_stack"] for name in (*c.latents, *c.observed)}
+    return {
+        name: {frame.dim: frame.name for frame in sorted(stack, key=lambda f: f.dim or 0) if (frame.dim or 0) < -1}
+        for name, stack in frames.items()
+    }
+
+
+def by_datum(latent: Latent, plates: Plates) -> Tensor:
+    """Values (s, *plates, n, *event) as (s, n, *plates, *event), without the places of plates that are not the site's.
+
+    Args:
+        latent: the values.
+        plates: of the site, by their dim.
+    """
+    value, dim = latent.value.movedim(latent.data_dim, 1), latent.data_dim
+    empty = [i + 1 for i in range(1, dim) if i - dim - 1 not in plates and value.shape[i + 1] == 1]
+    return value.squeeze(empty) if empty else value
+
+
+def observed_value(site: Any, plates: Plates) -> Tensor:
+    """What a site of `once` observes, (n, *plates, *event)."""
+    return _of_one(site["value"].expand(site["fn"].shape()), site["fn"].event_dim, plates)
+
+
+def mask_of(site: Any, plates: Plates) -> Tensor:
+    """Which elements of a site of `once` count in its density: true or false, (n, *plates, *event)."""
+    fn = site["fn"]
+    masks = [(site["mask"], fn.event_dim)]
+    while isinstance(fn, Independent | ExpandedDistribution | MaskedDistribution):
+        if isinstance(fn, MaskedDistribution):
+            masks.append((fn._mask, fn.event_dim))
+        fn = fn.base_dist
+    counts = torch.ones(site["fn"].shape(), dtype=torch.bool, device=site["value"].device)
+    for mask, event_dim in masks:
+        if isinstance(mask, Tensor):
+            counts = counts & mask.bool().reshape(mask.shape + (1,) * event_dim)
+        elif mask is not None:
+            counts = counts & mask
+    return _of_one(counts, site["fn"].event_dim, plates)
+
+
+def _of_one(value: Tensor, event_dim: int, plates: Plates) -> Tensor:
+    return by_datum(Latent(value.unsqueeze(0), event_dim), plates)[0]
+
+
+def in_blocks(
+    c: Conditioned, num_samples: int, draw: Callable[[Conditioned, int], dict[Any, Tensor]]
+) -> Iterator[dict[Any, Tensor]]:
+    """Draws for all data, as many samples at a time as the memory budget allows, on the CPU.
+
+    Args:
+        c: the pair on its data.
+        num_samples: s, in all.
+        draw: from some of the data and a number of samples to tensors (samples, data, ...) by name.
+
+    Yields:
+        Tensors of shape (samples, n, ...).
+    """
+    size = max(1, c.sampler.rows // len(c))
+    for start in range(0, num_samples, size):
+        s = min(size, num_samples - start)
+        parts = [{name: value.cpu() for name, value in draw(part, s).items()} for _, part in c.parts(s)]
+        yield {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
+
+
+def elements(name: str, shape: tuple[int, ...]) -> list[str]:
+    """Names of a site's elements in the order in which it is flattened: z, or z[0], z[1], or z[0,0], ..."""
+    if not shape:
+        return [name]
+    return [f"{name}[{','.join(map(str, place))}]" for place in torch.ones(shape).nonzero().tolist()]
