@@ -2,15 +2,25 @@
 
 from ppvae.infer.elbo import JointELBO
 from ppvae.infer.fit import fit
+from ppvae.infer.importance_weighted import CIWAE, IWAE, MIWAE, PIWAE
 from ppvae.infer.nonfinite import NonFiniteError
+from ppvae.infer.regularized import BalancedELBO, CapacityELBO, ConstrainedELBO, FreeBitsELBO, beta_from_norm
 from ppvae.infer.run import Run, RunFolder
 from ppvae.infer.schedule import Cosine, Cyclical, Linear, Schedule, Sigmoid
 from ppvae.infer.svi import SVI
 
 __all__ = [
+    "CIWAE",
+    "IWAE",
+    "MIWAE",
+    "PIWAE",
     "SVI",
+    "BalancedELBO",
+    "CapacityELBO",
+    "ConstrainedELBO",
     "Cosine",
     "Cyclical",
+    "FreeBitsELBO",
     "JointELBO",
     "Linear",
     "NonFiniteError",
@@ -18,5 +28,6 @@ __all__ = [
     "RunFolder",
     "Schedule",
     "Sigmoid",
+    "beta_from_norm",
     "fit",
 ]

@@ -6,6 +6,7 @@ A step knows the traces behind its loss, and reads nothing from the device.
 from __future__ import annotations
 
 import copy
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +61,28 @@ class StepTerms:
         return cls(named["loss"], named.get("reconstruction"), kl)
 
 
+class DifferentiableELBO(ELBO):
+    """An objective that says what is differentiated, and works wherever a Pyro ELBO does."""
+
+    @abstractmethod
+    def differentiable_loss(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """The loss, summed over the batch; its gradient is the estimator's."""
+
+    def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+        """The same as a number, without gradients."""
+        with torch.no_grad():
+            return float(self.differentiable_loss(model, guide, *args, **kwargs))
+
+    def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+        """The same, its gradient added to the parameters: what `pyro.infer.SVI` calls."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward(retain_graph=self.retain_graph)
+        return float(loss.detach())
+
+
 class JointELBO(ELBO):
     r"""The ELBO of several data sets that one pair explains, a minibatch of each at a time.
 
@@ -111,6 +134,11 @@ class JointELBO(ELBO):
         loss = self.differentiable_loss(model, guide, *batches, **kwargs)
         loss.backward(retain_graph=self.retain_graph)
         return float(loss.detach())
+
+    def set_time(self, epoch: float, device: torch.device | None = None) -> None:
+        """Sets the scheduled values of `elbo`, where it has any."""
+        if hasattr(self.elbo, "set_time"):
+            self.elbo.set_time(epoch, device)
 
     def parts(self, batches: Sequence[Batch]) -> list[tuple[float, Any, Batch]]:
         """Each set's weight, ELBO and minibatch.

@@ -130,6 +130,23 @@ def evaluating(
         attach: whether parameters created inside stay with the pair.
     """
     device = device or device_of(pair)
+    with (
+        eval_mode(pair),
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        torch.no_grad(),
+        module_local(),
+        params or LocalParams(pair, attach=attach),
+    ):
+        # torch.manual_seed would seed every device, and not all of them are put back.
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+        yield
+
+
+@contextmanager
+def eval_mode(pair: nn.Module) -> Iterator[None]:
+    """Every module that runs inside is in eval mode, also one that the pair does not own; all modes come back."""
     training = {module: module.training for module in pair.modules()}
 
     def freeze(module: nn.Module, args: Any) -> None:
@@ -140,17 +157,7 @@ def evaluating(
     foreign = register_module_forward_pre_hook(freeze)
     pair.eval()
     try:
-        with (
-            torch.random.fork_rng([device] if device.type == "cuda" else []),
-            torch.no_grad(),
-            module_local(),
-            params or LocalParams(pair, attach=attach),
-        ):
-            # torch.manual_seed would seed every device, and not all of them are put back.
-            torch.default_generator.manual_seed(seed)
-            if device.type == "cuda":
-                torch.cuda.default_generators[device.index or 0].manual_seed(seed)
-            yield
+        yield
     finally:
         foreign.remove()
         for module, mode in training.items():

@@ -36,6 +36,10 @@ class Progress:
     best_epoch: int | None = None
     epoch_rng: dict[str, Any] = field(default_factory=dict)
 
+    def time(self, step: int, steps_per_epoch: int | None) -> float:
+        """The time in epochs at a step, for schedules; whole where the length of an epoch is not known."""
+        return self.epoch + (step / steps_per_epoch if steps_per_epoch else 0.0)
+
     def add(self, name: str, value: float) -> None:
         """Adds to the sum `name`: one value at a time, so that an interruption does not change the rounding."""
         self.sums[name] = self.sums.get(name, 0.0) + value

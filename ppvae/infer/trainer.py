@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -64,18 +65,19 @@ class Trainer:
         self.random = RandomState(self.device, self.train)
         self.progress = Progress()
         self.best_weights: dict[str, Tensor] | None = None
-        self.beta = torch.ones((), device=self.device)
+        self.beta = torch.full((), 0.5, device=self.device)  # no KL weight that could be taken for none
+        self.weighting: Any = nullcontext() if self.kl_weight is None else KLWeight(self.beta)
         self.steps_per_epoch = epoch_length(self.train)
         options: dict[str, Any] = {"compile": self.compile, "autocast": self.autocast, "clip_norm": self.clip_norm}
         self.svi = SVI(self.pair.model, self.pair.guide, self.optim, self.loss, **options)
-        with self.random.kept(), evaluating(self.pair, self.seed, attach=True):
+        with self.random.kept(), evaluating(self.pair, self.seed, attach=True), self.weighting:
             for name, data in (("train", self.train), ("valid", self.valid)):
                 if data is not None:
                     check_fits(self.pair, data, self.device, name=name)
             first = next(self._minibatches(0))
+            check_objective(self.loss, self.pair, first)  # may create a parameter of the objective's own
             for batch in first if isinstance(self.train, JointBatches) else (first,):
                 self.svi.setup(*batch)
-            check_objective(self.loss, self.pair, first)
             self.svi.check_buffers()
         with self.random.forked(self.seed):
             self.rng = self.random.get()
@@ -158,21 +160,20 @@ class Trainer:
     def _step(self, batch: Batch, *, check: bool = False) -> tuple[int, StepTerms]:
         """One step on a minibatch that stands for n data: n, and the terms summed over them."""
         n = size_of(self.train, batch, name="train")
-        time_in_epochs = self._time(self.progress.step)
-        if self.lr is not None:
-            assert self.svi.optimizer is not None
-            lr = self.lr(time_in_epochs)
-            for group in self.svi.optimizer.param_groups:
-                group["lr"] = lr
-        if self.kl_weight is None:
-            return n, self.svi.update(*batch, weight=1 / n, check=check)
-        self.beta.fill_(self.kl_weight(time_in_epochs))
-        with KLWeight(self.beta):
+        self._set_time(self.progress.time(self.progress.step, self.steps_per_epoch))
+        with self.weighting:
             return n, self.svi.update(*batch, weight=1 / n, check=check)
 
-    def _time(self, step: int) -> float:
-        """The time in epochs, for schedules; whole where the length of an epoch is not known."""
-        return self.progress.epoch + (step / self.steps_per_epoch if self.steps_per_epoch else 0.0)
+    def _set_time(self, epoch: float) -> None:
+        """Sets what schedules give: learning rate, KL weight, values of the objective."""
+        if self.lr is not None:
+            assert self.svi.optimizer is not None
+            for group in self.svi.optimizer.param_groups:
+                group["lr"] = self.lr(epoch)
+        if self.kl_weight is not None:
+            self.beta.fill_(self.kl_weight(epoch))
+        if hasattr(self.loss, "set_time"):
+            self.loss.set_time(epoch, self.device)
 
     def _flush(self, pending: list[tuple[int, StepTerms]], start: dict[str, Any], bar: Any) -> None:
         """Reads the waiting terms from the device, all at once, and adds them to the epoch's sums."""
@@ -237,7 +238,7 @@ class Trainer:
             row["elbo"] = mean["reconstruction"] - sum(v for name, v in mean.items() if name.startswith("kl_"))
         row |= mean
         if self.kl_weight is not None:
-            row["kl_weight"] = float(self.kl_weight(self._time(now.step - 1)))
+            row["kl_weight"] = float(self.kl_weight(now.time(now.step - 1, self.steps_per_epoch)))
         row["lr"] = float(self.svi.optimizer.param_groups[0]["lr"])
         return row
 

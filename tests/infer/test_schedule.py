@@ -2,7 +2,9 @@ import math
 
 import pytest
 
+import ppvae
 from ppvae.infer.schedule import Cosine, Cyclical, Linear, Sigmoid, as_schedule
+from tests.infer.pairs import binary, small_vae
 
 
 @pytest.mark.parametrize(("t", "value"), [(0, 0.0), (2.5, 0.25), (10, 1.0), (11, 1.0)])
@@ -57,3 +59,11 @@ def test_as_schedule():
     assert as_schedule(2, name="lr")(123.0) == 2.0
     assert as_schedule(Linear(4), name="lr") == Linear(4)
     assert repr(Linear(4)) == "Linear(epochs=4, start=0.0, end=1.0)"  # what a run's config says
+
+
+@pytest.mark.parametrize("schedule", [Cyclical(2), Sigmoid(1, 0.5), Linear(3), Cosine(3, start=2.0)])
+def test_fit_weighs_the_kl_term_by_any_of_them(schedule):
+    run = ppvae.fit(small_vae(), binary(20), kl_weight=schedule, epochs=4, batch_size=20, progress=False)
+    for epoch, row in enumerate(run.history):  # of one step each
+        assert row["kl_weight"] == pytest.approx(schedule(float(epoch)))
+        assert row["loss"] == pytest.approx(row["kl_weight"] * row["kl_z"] - row["reconstruction"], rel=1e-5)

@@ -1,0 +1,502 @@
+"""Importance-weighted objectives against brute force: every draw by hand, every weight written out."""
+
+import math
+import warnings
+from functools import partial
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import Trace_ELBO
+from torch import nn
+
+import ppvae
+from ppvae.infer import CIWAE, IWAE, MIWAE, PIWAE, SVI, JointELBO, Linear
+from ppvae.params import local_params
+from tests.infer.pairs import Published, binary, same, small_vae, state
+from tests.infer.test_compile import assert_same, compiled_graphs
+from tests.reference import REFERENCES, LinearGaussian, MaskedSeries, linear_gaussian, masked_series, ppca
+
+
+def mean_of_groups(log_w, draws):
+    """Mean over groups of `draws` weights of their bounds, by hand: (n,)."""
+    groups = log_w.split(draws)
+    return sum(group.exp().mean(0).log() for group in groups) / len(groups)
+
+
+OBJECTIVES = {
+    "IWAE": (partial(IWAE, 6), lambda log_w: log_w.exp().mean(0).log()),
+    "MIWAE": (partial(MIWAE, 3, 2), lambda log_w: mean_of_groups(log_w, 2)),
+    "CIWAE": (partial(CIWAE, 6, 0.3), lambda log_w: 0.3 * log_w.exp().mean(0).log() + 0.7 * log_w.mean(0)),
+    "PIWAE": (partial(PIWAE, 3, 2), lambda log_w: log_w.exp().mean(0).log()),
+}
+
+
+class Series(MaskedSeries):
+    """The masked series with learned parameters, and a guide without a factor."""
+
+    def __init__(self):
+        super().__init__()
+        self.loc, self.slope = nn.Parameter(torch.tensor(0.1)), nn.Parameter(torch.tensor(0.7))
+
+    def model(self, x, length):
+        t = torch.arange(x.shape[1]).unsqueeze(-1)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(self.loc, 1.0))
+            with pyro.plate("time", x.shape[1], dim=-2), poutine.mask(mask=t < length):
+                w = pyro.sample("w", dist.Normal(z, 0.5))
+                pyro.sample("x", dist.Normal(w, 1.0), obs=torch.where(t < length, x.T, 0.0))
+
+    def guide(self, x, length):
+        t = torch.arange(x.shape[1]).unsqueeze(-1)
+        total = torch.where(t < length, x.T, 0.0)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(self.slope * total.sum(0) / length, 0.8))
+            with pyro.plate("time", x.shape[1], dim=-2), poutine.mask(mask=t < length):
+                pyro.sample("w", dist.Normal(self.slope * (z + total), 0.7))
+
+
+def series():
+    return Series(), masked_series().data
+
+
+def draws_of(pair, batch, s, seed=0):
+    """Log-weights (s, n) of a pair that broadcasts, in one outer plate written here, with a graph."""
+    torch.manual_seed(seed)
+    with pyro.plate("outer", s, dim=-3):
+        guide_trace = poutine.trace(pair.guide).get_trace(*batch)
+        model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(*batch)
+    n = len(batch[0])
+
+    def total(trace):
+        trace.compute_log_prob()
+        sites = [site for site in trace.nodes.values() if site["type"] == "sample" and "log_prob" in site]
+        log_probs = [site["log_prob"] for site in sites if site["log_prob"].dim() > 0]
+        return sum(lp.expand(s, *lp.shape[-2:]).sum(1) for lp in log_probs if lp.shape[-1] == n)
+
+    return total(model_trace) - total(guide_trace)
+
+
+def gradients(loss, pair):
+    loss.backward()
+    found = {name: p.grad.clone() for name, p in pair.named_parameters() if p.grad is not None}
+    pair.zero_grad(set_to_none=True)
+    return found
+
+
+def evaluate(objective, pair, batch, seed=0):
+    """The loss and its gradient, with a draw that starts from a seed."""
+    objective.loss(pair.model, pair.guide, *batch)  # chooses the form of the pair
+    torch.manual_seed(seed)
+    loss = objective.differentiable_loss(pair.model, pair.guide, *batch)
+    return float(loss.detach()), gradients(loss, pair)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_bounds_against_brute_force_with_nested_plates_and_masks(name):
+    pair, batch = series()
+    make, by_hand = OBJECTIVES[name]
+    loss, gradient = evaluate(make(), pair, batch)
+    expected = -by_hand(draws_of(pair, batch, 6)).sum()
+    assert loss == pytest.approx(float(expected.detach()), rel=1e-5)
+    for parameter, value in gradients(expected, pair).items():
+        if name != "PIWAE" or parameter == "loc":  # the guide's parameter has another target there
+            torch.testing.assert_close(gradient[parameter], value, rtol=1e-4, atol=1e-4)
+
+
+def test_the_encoder_of_piwae_follows_miwae():
+    pair, batch = series()
+    _, partial_ = evaluate(PIWAE(3, 2), pair, batch)
+    _, multiple = evaluate(MIWAE(3, 2), pair, batch)
+    torch.testing.assert_close(partial_["slope"], multiple["slope"], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(partial_["loc"], multiple["loc"], rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["ppca", "factor_analysis", "hierarchy", "published_style_vae", "concatenating"])
+@pytest.mark.parametrize("objective", [partial(IWAE, 1), partial(MIWAE, 1, 1), partial(CIWAE, 1, 0.3)])
+def test_one_sample_is_the_elbo(name, objective):
+    reference = REFERENCES[name]()
+    with local_params(reference.pair):
+        loss, gradient = evaluate(objective(), reference.pair, reference.data)
+        expected, of_elbo = evaluate(Trace_ELBO(), reference.pair, reference.data)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    for parameter, value in of_elbo.items():
+        torch.testing.assert_close(gradient[parameter], value, rtol=1e-4, atol=1e-4)
+
+
+def bounds(reference, objective, repeats=200):
+    """Losses per datum over many seeds."""
+    torch.manual_seed(0)
+    with local_params(reference.pair), pyro.validation_enabled(False), torch.no_grad():
+        losses = [objective.loss(reference.pair.model, reference.pair.guide, *reference.data) for _ in range(repeats)]
+    return -torch.tensor(losses, dtype=torch.float64) / len(reference.log_prob)
+
+
+def test_the_bound_grows_with_the_samples_up_to_log_p():
+    reference = ppca()
+    exact, last = float(reference.log_prob.mean()), -math.inf
+    for k in (1, 2, 8, 64):
+        bound = bounds(reference, IWAE(k))
+        mean, error = float(bound.mean()), float(bound.std() / math.sqrt(len(bound)))
+        assert last < mean < exact + 3 * error
+        last = mean
+    assert last == pytest.approx(exact, abs=0.02)
+
+
+@pytest.mark.parametrize("name", ["concatenating", "wrong_softmax", "pyro_params", "gamma_poisson", "beta_bernoulli"])
+def test_any_pair_loudly_or_silently_unable_to_broadcast(name):
+    reference = REFERENCES[name]()
+    bound = bounds(reference, IWAE(64), repeats=60)
+    error = float(bound.std() / math.sqrt(len(bound)))
+    assert float(bound.mean()) == pytest.approx(float(reference.log_prob.mean()), abs=0.02 + 3 * error)
+
+
+def test_latents_and_networks_run_as_often_as_said():
+    pair, drawn, encoded = small_vae(), [], []
+    pair.q_z_given_x.register_forward_hook(lambda module, args, out: encoded.append(args[0].shape[:-1]))
+    pair.p_x_given_z.register_forward_hook(lambda module, args, out: drawn.append(args[0].shape[:-1]))
+    for objective, s in ((IWAE(7), 7), (MIWAE(3, 4), 12), (PIWAE(2, 5), 10), (CIWAE(6, 0.5), 6)):
+        objective.loss(pair.model, pair.guide, binary(9))
+        drawn.clear()
+        encoded.clear()
+        objective.loss(pair.model, pair.guide, binary(9))
+        assert (drawn, encoded) == ([(s, 9)], [(9,)])
+
+
+# Gradient estimators.
+
+
+def many_gradients(pair, batch, objective, repeats):
+    """Gradients of every parameter, (repeats, parameters)."""
+    rows = []
+    with pyro.validation_enabled(False):
+        for _ in range(repeats):
+            loss = objective.differentiable_loss(pair.model, pair.guide, *batch)
+            gradient = torch.autograd.grad(loss, list(pair.parameters()), materialize_grads=True)
+            rows.append(torch.cat([value.flatten() for value in gradient]))
+    return torch.stack(rows).double()
+
+
+class Chain(nn.Module):
+    """z2 ~ N(0, 1), z1 ~ N(a z2, 1), x ~ N(z1, s²); guide q(z1|x) q(z2|z1), all scalar: draws depend on draws."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.log_s, self.b, self.c, self.log_t = (
+            nn.Parameter(torch.tensor(v)) for v in (0.8, -0.2, 0.5, 0.3, -0.4)
+        )
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z2 = pyro.sample("z2", dist.Normal(x.new_zeros(()), 1.0))
+            z1 = pyro.sample("z1", dist.Normal(self.a * z2, 1.0))
+            pyro.sample("x", dist.Normal(z1, self.log_s.exp()), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            z1 = pyro.sample("z1", dist.Normal(self.b * x, 0.7))
+            pyro.sample("z2", dist.Normal(self.c * z1, self.log_t.exp()))
+
+
+class Flow(LinearGaussian):
+    """A guide with a flow: learned splines, which can be inverted, or a planar one, which cannot."""
+
+    def __init__(self, flow=dist.transforms.Spline):
+        super().__init__()
+        self.flow = flow(1)
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.c * z[..., 0] + self.d, self.log_s.exp()), obs=x)
+
+    def guide(self, x):
+        base = dist.Normal((self.a * x + self.b).unsqueeze(-1), self.log_t.exp()).to_event(1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.TransformedDistribution(base, [self.flow]))
+
+
+@pytest.mark.parametrize("make", [LinearGaussian, Chain, Flow])
+@pytest.mark.parametrize("objective", [partial(IWAE, 5), partial(PIWAE, 3, 2), partial(CIWAE, 4, 0.4)])
+def test_estimators_agree_in_mean(make, objective):
+    torch.manual_seed(0)
+    pair = make()
+    x = (torch.randn(400),)
+    means, errors = [], []
+    for gradient in ("standard", "dreg"):
+        rows = many_gradients(pair, x, objective(gradient=gradient), 60)
+        means.append(rows.mean(0))
+        errors.append(rows.std(0) / math.sqrt(len(rows)))
+    difference = (means[0] - means[1]) / (errors[0].square() + errors[1].square()).sqrt()
+    assert float(difference.abs().max()) < 4
+
+
+def test_sticking_the_landing_is_unbiased_for_the_elbo_alone_and_vanishes_at_the_posterior():
+    torch.manual_seed(0)
+    x = (torch.randn(400),)
+    pair = Chain()
+    standard = many_gradients(pair, x, IWAE(1), 60)
+    stl = many_gradients(pair, x, IWAE(1, gradient="stl"), 60)
+    error = (standard.var(0) / 60 + stl.var(0) / 60).sqrt()
+    assert float(((standard - stl).mean(0) / error).abs().max()) < 4
+    dreg = many_gradients(pair, x, IWAE(1, gradient="dreg"), 1)
+    assert dreg.shape == stl[:1].shape  # of one sample the two are one estimator
+    biased = many_gradients(pair, x, IWAE(5, gradient="stl"), 60)
+    right = many_gradients(pair, x, IWAE(5, gradient="dreg"), 60)
+    error = (biased.var(0) / 60 + right.var(0) / 60).sqrt()
+    assert float(((biased - right).mean(0) / error)[2:].abs().max()) > 10
+    reference = LinearGaussian()
+    with torch.no_grad():
+        reference.log_t += math.log(1 / 1.3)  # the exact posterior
+    for gradient in ("dreg", "stl"):
+        rows = many_gradients(reference, x, IWAE(5, gradient=gradient), 3)
+        assert float(rows[:, 3:].abs().max()) < 1e-2
+    assert float(many_gradients(reference, x, IWAE(5), 3)[:, 3:].abs().max()) > 1
+
+
+def test_signal_to_noise_of_the_guides_gradient():
+    torch.manual_seed(0)
+    pair, x = LinearGaussian(), (torch.randn(20),)
+    ratio = {}
+    for gradient in ("standard", "dreg"):
+        for k in (1, 100):
+            rows = many_gradients(pair, x, IWAE(k, gradient=gradient), 300)[:, 5]  # of log_t
+            ratio[gradient, k] = float(rows.mean().abs() / rows.std())
+    assert ratio["standard", 100] < 0.5 * ratio["standard", 1]
+    assert ratio["dreg", 100] > ratio["dreg", 1]
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        partial(IWAE, 3),
+        partial(IWAE, 3, gradient="dreg"),
+        partial(IWAE, 3, gradient="stl"),
+        partial(PIWAE, 2, 2),
+        partial(MIWAE, 2, 2),
+        partial(CIWAE, 2, 0.5),
+    ],
+)
+def test_compiled_equals_eager(objective):
+    assert compiled_graphs(assert_same(Chain, objective, [(torch.randn(6),)], steps=6)) == 1
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_pyros_svi_takes_the_same_steps(name):
+    results = []
+    for kind in (pyro.infer.SVI, SVI):
+        with pyro.get_param_store().scope():
+            pair, objective = Published(), OBJECTIVES[name][0]()
+            svi = kind(pair.model, pair.guide, pyro.optim.Adam({"lr": 1e-2}), objective)
+            torch.manual_seed(0)
+            losses = [svi.step(binary(8)) for _ in range(5)]
+            losses.append(svi.evaluate_loss(binary(8)))
+            results.append((losses, state(pair)["encoder.0.weight"]))
+    (theirs, a), (ours, b) = results
+    assert ours == pytest.approx(theirs, rel=1e-5)
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+# Scales and what else an objective has.
+
+
+class Subsampled(LinearGaussian):
+    """A minibatch of 100 data, told by their indices."""
+
+    def model(self, x):
+        with pyro.plate("data", 100, subsample=torch.arange(len(x)), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros_like(self.c), 1.0))
+            pyro.sample("x", dist.Normal(self.c * z + self.d, self.log_s.exp()), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", 100, subsample=torch.arange(len(x)), dim=-1):
+            pyro.sample("z", dist.Normal(self.a * x + self.b, self.log_t.exp()))
+
+
+class Scaled(LinearGaussian):
+    """Everything scaled alike: by a number, or each datum by its own."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = scale
+
+    def model(self, x):
+        with poutine.scale(scale=self.scale(x)):
+            super().model(x)
+
+    def guide(self, x):
+        with poutine.scale(scale=self.scale(x)):
+            super().guide(x)
+
+
+@pytest.mark.parametrize(
+    ("pair", "scale"),
+    [
+        (Subsampled(), lambda x: 10.0),
+        (Scaled(lambda x: 0.25), lambda x: 0.25),
+        (Scaled(lambda x: torch.tensor(0.25)), lambda x: 0.25),
+        (Scaled(torch.exp), torch.exp),
+    ],
+    ids=["subsampled", "scaled", "by a tensor", "datum by datum"],
+)
+@pytest.mark.parametrize("gradient", ["standard", "dreg"])
+def test_scales_multiply_the_bound_and_not_the_weights(pair, scale, gradient):
+    x = (torch.randn(10),)
+    loss, gradient_ = evaluate(IWAE(8, gradient=gradient), pair, x)
+    plain = LinearGaussian()
+    torch.manual_seed(0)
+    with pyro.plate("outer", 8, dim=-2):
+        guide_trace = poutine.trace(plain.guide).get_trace(*x)
+        z = guide_trace.nodes["z"]["value"]
+    log_w = dist.Normal(0.0, 1.0).log_prob(z) + dist.Normal(plain.c * z + plain.d, plain.log_s.exp()).log_prob(x[0])
+    log_w = log_w - guide_trace.nodes["z"]["fn"].log_prob(z)
+    expected = -(scale(x[0]) * (log_w.logsumexp(0) - math.log(8))).sum()
+    assert loss == pytest.approx(float(expected.detach()), rel=1e-5)
+    by_hand = gradients(expected, plain)
+    for parameter in ("c", "d", "log_s") if gradient == "dreg" else by_hand:
+        torch.testing.assert_close(gradient_[parameter], by_hand[parameter], rtol=1e-4, atol=1e-3)
+
+
+class Classified(LinearGaussian):
+    """With a term of the objective beside p(x, z), and a factor in the guide."""
+
+    def model(self, x):
+        super().model(x)
+        with pyro.plate("data2", len(x), dim=-1):
+            pyro.sample("side", dist.Normal(self.d, 1.0), obs=x, infer={"is_auxiliary": True})
+
+    def guide(self, x):
+        super().guide(x)
+        with pyro.plate("data2", len(x), dim=-1):
+            pyro.factor("penalty", 0.3 * self.a * x, has_rsample=True)
+
+
+@pytest.mark.parametrize("gradient", ["standard", "dreg"])
+def test_terms_of_the_objective_alone_stay_outside(gradient):
+    x, pair = torch.randn(10), Classified()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*'penalty' is ignored in log q")
+        loss, found = evaluate(IWAE(8, gradient=gradient), pair, (x,))
+    expected, without = evaluate(IWAE(8, gradient=gradient), LinearGaussian(), (x,))
+    outside = -dist.Normal(pair.d, 1.0).log_prob(x).sum() + (0.3 * pair.a * x).sum()
+    assert loss == pytest.approx(expected + float(outside.detach()), rel=1e-5)
+    for parameter, value in gradients(outside, pair).items():
+        torch.testing.assert_close(found[parameter], without[parameter] + value, rtol=1e-4, atol=1e-4)
+
+
+def test_history_has_the_terms_of_the_elbo():
+    x = binary(64)
+    run = ppvae.fit(small_vae(), x, loss=IWAE(5, gradient="dreg"), epochs=2, batch_size=32, progress=False)
+    row = run.history[-1]
+    assert row.keys() >= {"loss", "elbo", "reconstruction", "kl_z"}
+    assert row["elbo"] < -row["loss"]
+    pair = small_vae()
+    svi = SVI(pair.model, pair.guide, partial(torch.optim.SGD, lr=0.0), IWAE(400))
+    torch.manual_seed(0)
+    with svi.running():
+        terms = svi.update(x)
+    elbo = ppvae.elbo(pair, x, num_samples=400)
+    assert float(terms.reconstruction - terms.kl["z"]) == pytest.approx(float(elbo.values.sum()), rel=5e-3)
+
+
+def test_the_data_sets_of_a_joint_objective():
+    pair, x = LinearGaussian(), torch.randn(12)
+    joint = JointELBO(IWAE(3), [2.0, 1.0])
+    joint.loss(pair.model, pair.guide, (x[:4],), (x[4:],))
+    torch.manual_seed(0)
+    loss = joint.loss(pair.model, pair.guide, (x[:4],), (x[4:],))
+    torch.manual_seed(0)
+    parts = [IWAE(3).loss(pair.model, pair.guide, part) for part in (x[:4], x[4:])]
+    assert loss == pytest.approx(2 * parts[0] + parts[1], rel=1e-5)
+
+
+def test_choosing_the_form_changes_nothing():
+    pair = small_vae(dropout=0.3, norm="batch")
+    pair.train()
+    before, random = state(pair), torch.get_rng_state()
+    objective = IWAE(4)
+    objective._sampler(pair.model, pair.guide, (binary(9),), {})
+    assert objective._samplers
+    assert same(before, state(pair))
+    assert torch.equal(random, torch.get_rng_state())
+    assert all(module.training for module in pair.modules())
+
+
+# Errors.
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (partial(IWAE, 0), "num_samples must be a whole number >= 1, got 0"),
+        (partial(IWAE, 2.0), "num_samples must be a whole number >= 1, got 2.0"),
+        (partial(MIWAE, 0, 2), "num_groups must be a whole number >= 1, got 0"),
+        (partial(PIWAE, 2, 0), "num_samples must be .* got 0"),
+        (partial(CIWAE, 2, 1.5), r"beta must be a number between 0 \(the ELBO\) and 1 \(IWAE\), got 1.5"),
+        (partial(IWAE, 2, gradient="path"), "gradient must be one of .*'dreg'.*, got 'path'"),
+    ],
+)
+def test_options_are_checked(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_pairs_that_do_not_go_with_it_are_named(tmp_path):
+    def fit(pair, x, **options):
+        options = {"loss": IWAE(3), "out": tmp_path / "run", **options}
+        ppvae.fit(pair, x, epochs=1, progress=False, **options)
+
+    mixture = REFERENCES["mixture"]()
+    with pytest.raises(ValueError, match=r"IWAE does not go with this pair: .* site 'y' are not \(Categorical\)"):
+        fit(mixture.pair, *mixture.data)
+    with pytest.raises(ValueError, match=r"needs log q.* at a given z.*flow without an inverse"):
+        fit(Flow(dist.transforms.Planar), torch.randn(20), loss=IWAE(3, gradient="dreg"))
+    fit(Flow(dist.transforms.Planar), torch.randn(20), out=None)
+    with pytest.raises(ValueError, match=r"site 'z' of the model has the scale 2 .* KL weight"):
+        fit(small_vae(beta=2.0), binary(9))
+    for kl_weight in (0.5, Linear(epochs=5, start=1.0, end=2.0)):
+        with pytest.raises(ValueError, match=r"site 'z' of the model has the scale 0.5 .* KL weight"):
+            fit(small_vae(), binary(9), kl_weight=kl_weight)
+    with pytest.raises(ValueError, match="outermost plate must be the data plate"):
+        IWAE(2).loss(lambda x: _no_plate(x, x), lambda x: _no_plate(x, None), torch.randn(7))
+    assert not (tmp_path / "run").exists()
+
+
+def _no_plate(x, obs):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    if obs is not None:
+        pyro.sample("x", dist.Normal(z, 1.0).expand([len(x)]).to_event(1), obs=obs)
+
+
+def test_enumerated_latents_are_named():
+    class Marked(type(REFERENCES["mixture"]().pair)):
+        def guide(self, x):
+            with pyro.plate("data", len(x)):
+                q = dist.Categorical(self.joint(x).softmax(-1))
+                pyro.sample("y", q, infer={"enumerate": "parallel"})
+
+    pair = Marked()
+    with pytest.raises(NotImplementedError, match=r"\['y'\] are marked to be summed over: train with TraceEnum_ELBO"):
+        IWAE(2).loss(pair.model, pair.guide, torch.randn(7, 2))
+
+
+def test_a_subsampled_plate_and_code_that_does_not_broadcast():
+    class Both(Subsampled):
+        def model(self, x):
+            torch.cat([x, x.new_zeros(len(x))]).view(2, len(x))
+            with pyro.plate("data", 100, subsample=torch.arange(len(x)), dim=-1):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([len(x)]))
+                rows = torch.stack([z, torch.ones(len(x))])
+                pyro.sample("x", dist.Normal(rows.sum(0), 1.0), obs=x)
+
+    pair = Both()
+    assert IWAE(1).loss(pair.model, pair.guide, torch.randn(7)) > 0
+    with pytest.raises(NotImplementedError, match="lies in a subsampled plate, and the pair's code does not broadcast"):
+        IWAE(3).loss(pair.model, pair.guide, torch.randn(7))
+
+
+def test_linear_gaussian_is_the_pair_it_says():
+    reference = linear_gaussian()
+    torch.testing.assert_close(reference.pair.exact(*reference.data), reference.log_prob)
