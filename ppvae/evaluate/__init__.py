@@ -1,22 +1,49 @@
-"""What a trained pair is worth: its ELBO, its marginal likelihood and the labels it gives, per datum, for any pair."""
+"""What a trained pair is worth: likelihoods, posteriors and labels, each with its evidence, for any pair."""
 
+from ppvae.evaluate.anomaly import AnomalyScores, anomaly_scores, auroc
+from ppvae.evaluate.calibration import SBCRanks, SBCVerdict, check_sbc, ecdf_band, run_sbc
 from ppvae.evaluate.compare import compare, comparison_table
 from ppvae.evaluate.diagnostics import ParetoWarning, bound_curve, pareto_k
+from ppvae.evaluate.gap import InferenceGap, inference_gap
+from ppvae.evaluate.inference_data import to_arviz
 from ppvae.evaluate.labels import Reliability, error_rate, label_posterior, reliability
+from ppvae.evaluate.latent import LatentReport, LatentSite, latent_report
 from ppvae.evaluate.marginal import Elbo, LogMarginal, elbo, log_marginal
+from ppvae.evaluate.nuts import NUTSComparison, compare_with_nuts
+from ppvae.evaluate.predictive import PosteriorPredictive, PredictiveCheck, posterior_predictive, ppc
 
 __all__ = [
+    "AnomalyScores",
     "Elbo",
+    "InferenceGap",
+    "LatentReport",
+    "LatentSite",
     "LogMarginal",
+    "NUTSComparison",
     "ParetoWarning",
+    "PosteriorPredictive",
+    "PredictiveCheck",
     "Reliability",
+    "SBCRanks",
+    "SBCVerdict",
+    "anomaly_scores",
+    "auroc",
     "bound_curve",
+    "check_sbc",
     "compare",
+    "compare_with_nuts",
     "comparison_table",
+    "ecdf_band",
     "elbo",
     "error_rate",
+    "inference_gap",
     "label_posterior",
+    "latent_report",
     "log_marginal",
     "pareto_k",
+    "posterior_predictive",
+    "ppc",
     "reliability",
+    "run_sbc",
+    "to_arviz",
 ]

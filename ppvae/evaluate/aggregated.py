@@ -1,0 +1,188 @@
+"""Draws of every latent over a set of data, their densities and means, and the aggregated posterior.
+
+    q(z) = (1/n) Σ_j q(z|x_j)
+
+Every tensor here has the data in front: (n, ...).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from pyro.distributions import Delta, ExpandedDistribution
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor
+from torch.distributions import Independent
+
+from ppvae.infer.conditioned import Conditioned
+from ppvae.infer.drawer import blocks, take
+from ppvae.infer.sampler import Latent
+
+PROBES = 64
+"""Data on which it is tried whether a site depends on other latents."""
+
+
+@dataclass(frozen=True)
+class SiteDraws:
+    """Draws of a latent site.
+
+    Attributes:
+        value: shape (n, s, *plates, *event).
+        event_dim: how many dims the event has.
+        log_q: log q of each draw, (n, s), nats.
+        log_p: log p of each draw, (n, s), nats; zero for a site that only the guide has.
+        log_ratio_per_dim: mean over the draws of log q − log p of each dimension, (n, *event), nats; None where q or p
+            does not factorise over the dimensions, or the site lies in a plate within the data plate.
+        mean: mean over the draws of the site's mean (of the draw itself where that is not known), (n, *event); None
+            where there is none, and in such a plate.
+        mean_error: its variance as an estimate, (n, *event).
+        prior: one draw from the model, (n, *plates, *event); of the value for a site that only the guide has.
+        is_function: whether the guide's site is a `Delta`: a function of another site, which holds its density.
+    """
+
+    value: Tensor
+    event_dim: int
+    log_q: Tensor
+    log_p: Tensor
+    log_ratio_per_dim: Tensor | None
+    mean: Tensor | None
+    mean_error: Tensor | None
+    prior: Tensor
+    is_function: bool
+
+    def latent(self, index: slice) -> Latent:
+        """The draws of some of the data, as a pair is given them."""
+        value = self.value[index]
+        return Latent(value.movedim(0, value.dim() - 1 - self.event_dim), self.event_dim)
+
+
+def draw_sites(c: Conditioned, s: int) -> dict[str, SiteDraws]:
+    """`s` draws of every site of the guide for every datum, those of the model in its order, then the others."""
+    parts = [_draw(part, s) for _, part in c.parts(s)]
+    sites = {}
+    for name in parts[0]:
+        of_part = [vars(part[name]) for part in parts]
+        joined: dict[str, Any] = {
+            key: torch.cat([values[key] for values in of_part]) if isinstance(first, Tensor) else first
+            for key, first in of_part[0].items()
+        }
+        sites[name] = SiteDraws(**joined)
+    return sites
+
+
+def independent_sites(c: Conditioned, sites: dict[str, SiteDraws]) -> tuple[set[str], set[str]]:
+    """The sites whose q, and those whose p, is the same whatever the other latents are.
+
+    Tried out: each site is scored with its own draws, and with those of the others taken from other data.
+    """
+    index = slice(None, None, -(-len(c) // PROBES))
+    c = replace(c, data=take(c.data, index))
+    latents = {name: site.latent(index) for name, site in sites.items()}
+    others = {name: Latent(z.value.roll((1, 1), (0, z.data_dim)), z.event_dim) for name, z in latents.items()}
+    alone: tuple[set[str], set[str]] = set(), set()
+    scores = c.log_posterior, lambda latents: c.log_joint(latents)[1]
+    for score, found in zip(scores, alone, strict=True):
+        expected = score(latents)
+        for name, z in latents.items():
+            same = name in expected and torch.allclose(
+                score({**others, name: z})[name], expected[name], rtol=1e-4, atol=1e-4, equal_nan=True
+            )
+            found |= {name} if same else set()
+    return alone
+
+
+def log_aggregated(c: Conditioned, sites: dict[str, SiteDraws]) -> dict[str | None, Tensor]:
+    """Log q(z) = log (1/n) Σ_j q(z|x_j) at the draws of all data, (n, s): of each site, and of all together as None.
+
+    Of a site that depends on others it is (1/n) Σ_j q(z|x_j, others), which is no aggregated posterior.
+    """
+    n, s = next(iter(sites.values())).log_q.shape
+    draws = {name: site.value.flatten(0, 1) for name, site in sites.items()}
+    size = max(1, math.isqrt(c.sampler.rows))
+    total: dict[str | None, Tensor] = {}
+    for _, part in c.parts(size):
+        for start, stop in blocks(n * s, size):
+            latents = {}
+            for name, site in sites.items():
+                value = draws[name][start:stop]
+                dim = value.dim() - site.event_dim
+                expanded = value.unsqueeze(dim).expand(*value.shape[:dim], len(part), *value.shape[dim:])
+                latents[name] = Latent(expanded, site.event_dim)
+            log_q: dict[str | None, Tensor] = {name: q.double() for name, q in part.log_posterior(latents).items()}
+            log_q[None] = torch.stack(list(log_q.values())).sum(0)
+            for key, q in log_q.items():
+                so_far = total.setdefault(key, torch.full((n * s,), -math.inf, dtype=q.dtype, device=q.device))
+                so_far[start:stop] = torch.logaddexp(so_far[start:stop], q.logsumexp(1))
+    return {key: value.view(n, s) - math.log(n) for key, value in total.items()}
+
+
+def _draw(c: Conditioned, s: int) -> dict[str, SiteDraws]:
+    guide = c.sampler.guide(c.data, s, {}, {})
+    latents, log_q = c.sampler.posterior(guide, s)
+    model = c.model_trace(latents)
+    _, log_p = c.sampler.joint(model, s)
+    prior = c.sampler.model(c.data, 1, {}, {})
+    sites = {}
+    for name in dict.fromkeys([*c.latents, *latents]):
+        z, in_model = latents[name], name in log_p
+        nested = math.prod(z.value.shape[1 : z.data_dim]) > 1
+        mean = None if nested else _mean(c, guide.nodes[name], s)
+        q = p = None
+        is_function = isinstance(_leaf(guide.nodes[name]["fn"]), Delta)
+        if in_model and not nested and not is_function:
+            q, p = (_per_dim(c, trace.nodes[name], s) for trace in (guide, model))
+        sites[name] = SiteDraws(
+            value=_data_first(z),
+            event_dim=z.event_dim,
+            log_q=log_q[name].T.double(),
+            log_p=(log_p[name] if in_model else torch.zeros_like(log_q[name])).T.double(),
+            log_ratio_per_dim=None if q is None or p is None else (q - p).mean(1),
+            mean=None if mean is None else mean.mean(1),
+            mean_error=None if mean is None else mean.var(1) / s,
+            prior=_data_first(c.sampler.value(prior.nodes[name], 1) if in_model else z)[:, 0],
+            is_function=is_function,
+        )
+    return sites
+
+
+def _leaf(fn: Any) -> Any:
+    """The distribution of each dimension, where `fn` takes them together."""
+    while isinstance(fn, Independent | ExpandedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
+def _per_dim(c: Conditioned, site: Any, s: int) -> Tensor | None:
+    """Log-density of each dimension of a site's draws, (n, s, *event)."""
+    fn, value, mask = _leaf(site["fn"]), site["value"], site["mask"]
+    if fn.event_dim > 0:
+        return None
+    if isinstance(mask, Tensor):
+        mask = mask[(..., *[None] * site["fn"].event_dim)]
+    log_prob = scale_and_mask(fn.log_prob(value), mask=mask).expand_as(value)
+    return _alone(c, site, log_prob, s)
+
+
+def _mean(c: Conditioned, site: Any, s: int) -> Tensor | None:
+    """The mean of a site given the draws before it, (n, s, *event); where it is not known, the site's draws."""
+    try:
+        mean = site["fn"].mean.expand_as(site["value"])
+        known = bool(mean.isfinite().all())
+    except NotImplementedError:
+        known = False
+    if not known and site["fn"].support.is_discrete:
+        return None
+    return _alone(c, site, mean if known else site["value"], s)
+
+
+def _alone(c: Conditioned, site: Any, values: Tensor, s: int) -> Tensor:
+    """Values of the shape of a site's, that lies in no plate but the data's: (n, s, *event)."""
+    z = c.sampler.value({**site, "value": values}, s)
+    return _data_first(z).reshape(len(c), s, *site["fn"].event_shape).double()
+
+
+def _data_first(z: Latent) -> Tensor:
+    return z.value.movedim(z.data_dim, 0)
