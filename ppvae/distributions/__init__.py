@@ -7,16 +7,26 @@ from ppvae.distributions.conditional import (
 )
 from ppvae.distributions.continuous_bernoulli import ConditionalContinuousBernoulli, ContinuousBernoulli
 from ppvae.distributions.discretized_logistic import ConditionalDiscretizedLogistic, DiscretizedLogistic
+from ppvae.distributions.flow import FlowPosterior, FlowPrior
+from ppvae.distributions.mixture import MixturePrior, VampPrior
+from ppvae.distributions.multivariate_normal import ConditionalMultivariateNormal
 from ppvae.distributions.prior import StandardNormal, UniformCategorical
+from ppvae.distributions.product import precision_weighted
 
 __all__ = [
     "ConditionalBernoulli",
     "ConditionalCategorical",
     "ConditionalContinuousBernoulli",
     "ConditionalDiscretizedLogistic",
+    "ConditionalMultivariateNormal",
     "ConditionalNormal",
     "ContinuousBernoulli",
     "DiscretizedLogistic",
+    "FlowPosterior",
+    "FlowPrior",
+    "MixturePrior",
     "StandardNormal",
     "UniformCategorical",
+    "VampPrior",
+    "precision_weighted",
 ]

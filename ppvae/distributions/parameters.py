@@ -42,7 +42,7 @@ def resolve_event_dim(net: nn.Module, *, num_params: int | None, event_dim: int 
         raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}")
     if event_dim is not None and (type(event_dim) is not int or event_dim < 0):
         raise ValueError(f"event_dim must be None or an int of at least 0, got {event_dim!r}")
-    declared = _declared_out_shape(net)
+    declared = declared_out_shape(net)
     if declared is None:
         return 1 if event_dim is None else event_dim
     dims = 0 if num_params is None else 1
@@ -61,7 +61,8 @@ def resolve_event_dim(net: nn.Module, *, num_params: int | None, event_dim: int 
     return event_dim
 
 
-def _declared_out_shape(net: nn.Module) -> tuple[int, ...] | None:
+def declared_out_shape(net: nn.Module) -> tuple[int, ...] | None:
+    """The event shape that a net says it returns, of a `Sequential` that of its last module; None where none does."""
     while not hasattr(net, "out_shape") and isinstance(net, nn.Sequential) and len(net):
         net = net[-1]
     declared: Any = getattr(net, "out_shape", None)

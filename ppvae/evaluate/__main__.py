@@ -20,9 +20,11 @@ import tyro
 from torch import Tensor
 
 from ppvae import plot
+from ppvae.evaluate.annealed import annealed_log_marginal
 from ppvae.evaluate.compare import compare, comparison_table
 from ppvae.evaluate.diagnostics import PARETO_SAMPLES, ParetoWarning
-from ppvae.evaluate.marginal import LogMarginal, elbo, log_marginal
+from ppvae.evaluate.estimates import AnnealedLogMarginal, Estimate, LogMarginal
+from ppvae.evaluate.marginal import elbo, log_marginal
 from ppvae.evaluate.report import Report, by_class, describe, first, strict_json, table
 from ppvae.examples.experiment import Trained, restore
 from ppvae.storage import save_state, write_json
@@ -34,10 +36,14 @@ class Args:
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Folders that examples wrote; several are compared with the first, on the same data."""
-    method: Literal["importance"] = "importance"
-    """How log p(x) is estimated."""
-    num_samples: int = 1000
-    """Importance samples per datum."""
+    method: Literal["importance", "annealed"] = "importance"
+    """How log p(x) is estimated: annealed is far slower, and right where the guide misses part of the posterior."""
+    num_samples: int | None = None
+    """Importance samples per datum, by default 1000, or annealed chains, by default 16."""
+    num_temperatures: int = 1000
+    """Steps of each annealed chain."""
+    start: Literal["guide", "prior"] = "guide"
+    """Where annealed chains start."""
     limit: int | None = None
     """Evaluate only the first data of the test set."""
     by_class: bool = False
@@ -69,7 +75,7 @@ def _run(args: Args) -> int:
     """Evaluates the runs one after another, and prints the tables or their JSON."""
     runs = _restored(args)
     figures: dict[str, Report] = {}
-    estimates: dict[str, LogMarginal] = {}
+    estimates: dict[str, Estimate] = {}
     for name, run in runs.items():
         figures[name], estimates[name] = _evaluate(run, Path(name), args)
         if not args.json:
@@ -110,41 +116,62 @@ def _equal(a: Tensor | None, b: Tensor | None) -> bool:
     return a is b or (a is not None and b is not None and torch.equal(a, b))
 
 
-def _evaluate(run: Trained, folder: Path, args: Args) -> tuple[Report, LogMarginal]:
+def _evaluate(run: Trained, folder: Path, args: Args) -> tuple[Report, Estimate]:
     """Evaluates one run and writes what it found into its folder."""
-    terms = elbo(run.pair, *run.test, num_samples=min(args.num_samples, 100), seed=args.seed)
-    with warnings.catch_warnings(action="ignore", category=ParetoWarning):  # the table counts these data
-        estimate = log_marginal(
-            run.pair, *run.test, num_samples=args.num_samples, seed=args.seed, progress=sys.stderr.isatty()
-        )
-    figures: Report = {"num_samples": args.num_samples, "seed": args.seed, "symbol": run.symbol}
+    estimate = _estimate(run, args)
+    terms = elbo(run.pair, *run.test, num_samples=min(args.num_samples or 100, 100), seed=args.seed)
+    chains = isinstance(estimate, AnnealedLogMarginal)
+    figures: Report = {"method": args.method, "seed": args.seed, "symbol": run.symbol}
+    if isinstance(estimate, AnnealedLogMarginal):
+        figures |= {"num_samples": estimate.num_chains, "num_temperatures": estimate.num_temperatures}
+    if isinstance(estimate, LogMarginal):
+        figures |= {"num_samples": estimate.num_samples}
     figures |= {"num_dims": estimate.num_dims, "test": describe(terms, estimate)}
     if args.by_class:
         figures["test"]["by_class"] = by_class(terms, estimate, run.labels)
     write_json(folder / "evaluation.json", strict_json(figures))
-    of_datum = {name: getattr(estimate, name) for name in ("std_error", "ess", "pareto_k", "bound")}
+    evidence = ("std_error", "ess", "acceptance") if chains else ("std_error", "ess", "pareto_k", "bound")
+    of_datum = {name: getattr(estimate, name) for name in evidence}
     state = {"log_marginal": estimate.values, **of_datum, "elbo": terms.values, "labels": run.labels}
     save_state(folder / "evaluation.safetensors", state)
     _draw(estimate, folder / "figures", run.symbol)
     return figures, estimate
 
 
-def _draw(estimate: LogMarginal, folder: Path, symbol: str) -> None:
-    """Writes the bound against the number of samples, the values per datum, and k̂."""
+def _estimate(run: Trained, args: Args) -> Estimate:
+    """Log p(x) by the method that was asked for."""
+    options: dict[str, Any] = {"seed": args.seed, "progress": sys.stderr.isatty()}
+    if args.method == "annealed":
+        chains = {} if args.num_samples is None else {"num_chains": args.num_samples}
+        options |= {"num_temperatures": args.num_temperatures, "start": args.start, **chains}
+        return annealed_log_marginal(run.pair, *run.test, **options)
+    with warnings.catch_warnings(action="ignore", category=ParetoWarning):  # the table counts these data
+        return log_marginal(run.pair, *run.test, num_samples=args.num_samples, **options)
+
+
+def _draw(estimate: Estimate, folder: Path, symbol: str) -> None:
+    """Writes the values per datum, and of importance samples the bound against their number, and k̂."""
     folder.mkdir(exist_ok=True)
     figures: dict[str, Any] = {}
+    values = estimate.values[estimate.values.isfinite()]
+    if len(values):
+        figures["log_prob"] = plot.log_prob_histogram(values, xlabel=f"{symbol}, nats")
+    if isinstance(estimate, LogMarginal):
+        figures |= _of_weights(estimate)
+    for name, figure in figures.items():
+        plot.save(figure, folder / f"{name}.png")
+
+
+def _of_weights(estimate: LogMarginal) -> dict[str, Any]:
+    figures = {}
     known = {size: bound for size, bound in estimate.bound.items() if bound.isfinite().all()}
     if known:
         sizes, bounds = torch.tensor(list(known)), torch.stack(list(known.values()))
         error = (bounds - bounds[-1]).std(-1) / math.sqrt(bounds.shape[-1]) if bounds.shape[-1] > 1 else None
         figures["bound"] = plot.bound_curve(sizes, bounds.mean(-1), error)
-    values = estimate.values[estimate.values.isfinite()]
-    if len(values):
-        figures["log_prob"] = plot.log_prob_histogram(values, xlabel=f"{symbol}, nats")
     if estimate.num_samples >= PARETO_SAMPLES:
         figures["pareto_k"] = plot.pareto_k(estimate.pareto_k)
-    for name, figure in figures.items():
-        plot.save(figure, folder / f"{name}.png")
+    return figures
 
 
 if __name__ == "__main__":

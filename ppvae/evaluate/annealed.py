@@ -15,14 +15,15 @@ bidirectional Monte Carlo", 1511.02543).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-from ppvae.evaluate.marginal import standard_error
+from ppvae.evaluate.estimates import AnnealedLogMarginal, standard_error
 from ppvae.infer.annealing import Annealing, Chains
 from ppvae.infer.bridge import Bridge, Start
 from ppvae.infer.conditioned import Conditioned, conditioned, simulate
@@ -31,53 +32,6 @@ from ppvae.infer.importance import check_count
 
 COMPILE_FROM = 5_000
 """Gradients from which compiling repays itself."""
-
-
-@dataclass(frozen=True)
-class AnnealedLogMarginal:
-    """An estimate of log p(x) for each datum.
-
-    Attributes:
-        values: log p̂(x), shape (n,), nats.
-        std_error: standard error of `values` by the delta method over the chains, (n,), nats; NaN for a single chain.
-        ess: effective number of chains (Σw)² / Σw², (n,), between 1 and `num_chains`. Where every weight is zero,
-            `values` is −inf, and `std_error` and `ess` are NaN.
-        acceptance: mean probability with which a move was accepted, (n,); NaN for a single temperature.
-        num_chains: per datum.
-        num_temperatures: steps from the start to the posterior.
-        num_dims: elements of one datum, for bits per dimension.
-    """
-
-    values: Tensor
-    std_error: Tensor
-    ess: Tensor
-    acceptance: Tensor
-    num_chains: int
-    num_temperatures: int
-    num_dims: int
-
-    def mean(self) -> float:
-        """The mean over the data, nats per datum."""
-        return float(self.values.mean())
-
-    def mean_std_error(self) -> float:
-        """Standard error of the mean: the spread over the data, which includes that of the estimates."""
-        return standard_error(self.values)
-
-    def bits_per_dim(self) -> float:
-        """−mean log p(x) / (d ln 2), bits per element of a datum."""
-        return -self.mean() / (self.num_dims * math.log(2.0))
-
-    def summary(self) -> str:
-        """One paragraph for a person: the mean, its error, and how well the chains behaved."""
-        return (
-            f"log p(x) = {self.mean():.3f} ± {self.mean_std_error():.3f} nats "
-            f"({self.bits_per_dim():.4f} bits per dimension), mean ± standard error over {len(self.values)} data; "
-            f"{self.num_chains} chains of {self.num_temperatures} temperatures per datum, of which effective: "
-            f"median {float(self.ess.median()):.1f}, least {float(self.ess.min()):.1f}; moves accepted: "
-            f"mean {float(self.acceptance.mean()):.2f}, least {float(self.acceptance.min()):.2f}; standard error per "
-            f"datum: median {float(self.std_error.median()):.3f}, most {float(self.std_error.max()):.3f} nats"
-        )
 
 
 @dataclass(frozen=True)
@@ -123,6 +77,7 @@ def annealed_log_marginal(
     batch_size: int | None = None,
     seed: int = 0,
     compile: bool | Literal["auto"] = "auto",
+    given: Sequence[str] = (),
     progress: bool = False,
 ) -> AnnealedLogMarginal:
     """Estimates log p(x) of each datum by annealed importance sampling; all latents must be continuous.
@@ -143,6 +98,7 @@ def annealed_log_marginal(
         batch_size: the most data at once; by default what a memory budget allows.
         seed: of the draws; the global random state is left alone.
         compile: whether to compile the gradients, see `ppvae.infer.compile`; "auto" does where that repays itself.
+        given: observed sites to condition on, as in `ppvae.log_marginal`.
         progress: whether to show a progress bar.
 
     Returns:
@@ -155,7 +111,7 @@ def annealed_log_marginal(
 
     Example:
         >>> import torch
-        >>> from ppvae.evaluate.annealed import annealed_log_marginal
+        >>> from ppvae.evaluate import annealed_log_marginal
         >>> from ppvae.models import PPCA
         >>> estimate = annealed_log_marginal(PPCA(8, 2), torch.randn(10, 8), num_chains=4, num_temperatures=5)
         >>> estimate.values.shape
@@ -163,7 +119,7 @@ def annealed_log_marginal(
     """
     annealing = Annealing(num_chains, num_temperatures, num_leapfrog)
     chains = []
-    with conditioned(pair, data, seed=seed) as c, _bar(len(c), annealing, 1, progress) as bar:
+    with conditioned(pair, data, seed=seed, given=given) as c, _bar(len(c), annealing, 1, progress) as bar:
         parts = _parts(c, annealing, batch_size)
         bridge = Bridge(c, start, compile=_compiles(compile, annealing, len(parts)))
         for first, part in parts:
@@ -212,7 +168,7 @@ def bidirectional(
 
     Example:
         >>> import torch
-        >>> from ppvae.evaluate.annealed import bidirectional
+        >>> from ppvae.evaluate import bidirectional
         >>> from ppvae.models import PPCA
         >>> sandwich = bidirectional(PPCA(8, 2), torch.zeros(10, 8), num_chains=4, num_temperatures=5)
         >>> sandwich.upper.values.shape

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ppvae.evaluate.marginal import standard_error
+from ppvae.evaluate.estimates import standard_error
 from ppvae.evaluate.offsets import Offsets
 from ppvae.infer.conditioned import Conditioned, Latents, conditioned
 from ppvae.infer.drawer import blocks

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ppvae.evaluate.diagnostics import PARETO_GOOD, ParetoWarning
-from ppvae.evaluate.marginal import log_marginal, standard_error
+from ppvae.evaluate.estimates import standard_error
+from ppvae.evaluate.marginal import log_marginal
 from ppvae.infer.importance import check_count
 
 

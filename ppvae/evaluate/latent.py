@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ppvae.evaluate.aggregated import SiteDraws, draw_sites, independent_sites, log_aggregated
-from ppvae.evaluate.marginal import standard_error
+from ppvae.evaluate.estimates import standard_error
 from ppvae.infer.conditioned import conditioned
 from ppvae.infer.importance import check_count, validation
 from ppvae.pair import check_batch

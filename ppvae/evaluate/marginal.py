@@ -13,110 +13,19 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ppvae.evaluate.accumulate import Moments
-from ppvae.evaluate.diagnostics import PARETO_GOOD, PARETO_SAMPLES, ParetoWarning, bound_curve, pareto_k
+from ppvae.evaluate.diagnostics import ParetoWarning, bound_curve, pareto_k
+from ppvae.evaluate.estimates import AnnealedLogMarginal, Elbo, Estimate, LogMarginal
 from ppvae.infer.draws import Draws
 from ppvae.infer.importance import check_count, importance_draws
 from ppvae.pair import check_batch
-
-
-@dataclass(frozen=True)
-class Elbo:
-    """The evidence lower bound of each datum, and its two terms.
-
-    Attributes:
-        values: E_q[log p(x, z) − log q(z|x)], shape (n,), nats.
-        reconstruction: E_q[log p(x|z)], (n,), nats.
-        kl: E_q[log q(z|x) − log p(z)] of each latent site, (n,), nats.
-        std_error: standard error of `values` from the draws, (n,), nats; NaN for a single draw, or where a draw has
-            weight zero (`values` is then −inf).
-        num_samples: draws per datum.
-    """
-
-    values: Tensor
-    reconstruction: Tensor
-    kl: dict[str, Tensor]
-    std_error: Tensor
-    num_samples: int
-
-    def mean(self) -> float:
-        """The mean over the data, nats per datum."""
-        return float(self.values.mean())
-
-
-@dataclass(frozen=True)
-class LogMarginal:
-    """An estimate of log p(x) for each datum, and the evidence for it.
-
-    Attributes:
-        values: log p̂(x), shape (n,), nats.
-        std_error: standard error of `values` by the delta method, (n,), nats; NaN for a single draw.
-        ess: effective sample size (Σw)² / Σw², (n,), between 1 and `num_samples`. Where every weight is zero,
-            `values` is −inf, and `std_error` and `ess` are NaN.
-        pareto_k: k̂, (n,): beyond 0.7 `values` is too low and `std_error` too small, by how much is unknown. −inf
-            where the weights are all alike, NaN for less than 100 samples, see `ppvae.evaluate.pareto_k`.
-        bound: the lower bound with K samples in place of all of them, (n,), nats, for K = 1, 2, 5, 10, 20, ... and
-            `num_samples`, where it is `values`. Where it still rises at the end, so would `values` with more samples.
-        num_samples: draws per datum.
-        num_dims: elements of one datum, for bits per dimension.
-    """
-
-    values: Tensor
-    std_error: Tensor
-    ess: Tensor
-    pareto_k: Tensor
-    bound: dict[int, Tensor]
-    num_samples: int
-    num_dims: int
-
-    def mean(self) -> float:
-        """The mean over the data, nats per datum."""
-        return float(self.values.mean())
-
-    def mean_std_error(self) -> float:
-        """Standard error of the mean: the spread over the data, which includes that of the estimates."""
-        return standard_error(self.values)
-
-    def bits_per_dim(self) -> float:
-        """−mean log p(x) / (d ln 2), bits per element of a datum."""
-        return -self.mean() / (self.num_dims * math.log(2.0))
-
-    def num_unreliable(self) -> int:
-        """How many data have k̂ > 0.7."""
-        return int((self.pareto_k > PARETO_GOOD).sum())
-
-    def summary(self) -> str:
-        """One paragraph for a person: the mean, its error, and how well the weights behaved."""
-        n, s = len(self.values), self.num_samples
-        bound = ", ".join(f"{float(self.bound[k].mean()):.3f} (K = {k})" for k in list(self.bound)[-4:])
-        return (
-            f"log p(x) = {self.mean():.3f} ± {self.mean_std_error():.3f} nats "
-            f"({self.bits_per_dim():.4f} bits per dimension), mean ± standard error over {n} data; "
-            f"{s} importance samples per datum, of which effective: median {float(self.ess.median()):.1f}, "
-            f"least {float(self.ess.min()):.1f}; standard error per datum: "
-            f"median {float(self.std_error.median()):.3f}, most {float(self.std_error.max()):.3f} nats; "
-            f"bound with K samples: {bound}; {self._verdict()}"
-        )
-
-    def _verdict(self) -> str:
-        if self.num_samples < PARETO_SAMPLES:
-            return f"no k̂, which takes at least {PARETO_SAMPLES} samples"
-        n, bad, most = len(self.values), self.num_unreliable(), float(self.pareto_k.max())
-        if not bad:
-            return f"k̂ ≤ {PARETO_GOOD} for all data, most {most:.2f}"
-        return (
-            f"k̂ > {PARETO_GOOD} for {bad} of {n} data, most {most:.2f}: the guide's tails are too light for "
-            "them, so that their log p(x) is likely too low and its standard error too small; a guide that is wider or "
-            'closer to the posterior helps, and so does method="annealed"'
-        )
 
 
 def elbo(
@@ -181,29 +90,62 @@ def elbo(
     )
 
 
+@overload
 def log_marginal(
     pair: nn.Module,
     *data: Any,
-    num_samples: int = 1000,
+    num_samples: int | None = None,
     method: Literal["importance"] = "importance",
     batch_size: int | None = None,
     seed: int = 0,
     compile: bool | Literal["auto"] = "auto",
     given: Sequence[str] = (),
     progress: bool = False,
-) -> LogMarginal:
-    """Estimates log p(x) of each datum by importance sampling from the guide, and says how far to trust it.
+) -> LogMarginal: ...
 
-    log p̂(x) = log (1/s) Σ_i p(x, z_i) / q(z_i|x), z_i ~ q(z|x): a lower bound in expectation that rises to
-    log p(x) with s (Burda et al. 2016, arXiv 1509.00519). Latents may be continuous or discrete. Those that the guide
-    (or the model alone) marks with `infer={"enumerate": "parallel"}` are summed over exactly, and s samples of the
-    others are drawn for each of their values: log p̂(x) = log Σ_y (1/s) Σ_i p(x, y, z_i) / q(z_i|x, y).
+
+@overload
+def log_marginal(
+    pair: nn.Module,
+    *data: Any,
+    num_samples: int | None = None,
+    method: Literal["annealed"],
+    batch_size: int | None = None,
+    seed: int = 0,
+    compile: bool | Literal["auto"] = "auto",
+    given: Sequence[str] = (),
+    progress: bool = False,
+) -> AnnealedLogMarginal: ...
+
+
+def log_marginal(
+    pair: nn.Module,
+    *data: Any,
+    num_samples: int | None = None,
+    method: Literal["importance", "annealed"] = "importance",
+    batch_size: int | None = None,
+    seed: int = 0,
+    compile: bool | Literal["auto"] = "auto",
+    given: Sequence[str] = (),
+    progress: bool = False,
+) -> Estimate:
+    """Estimates log p(x) of each datum, and says how far to trust it.
+
+    By importance sampling from the guide, log p̂(x) = log (1/s) Σ_i p(x, z_i) / q(z_i|x), z_i ~ q(z|x): a lower bound in
+    expectation that rises to log p(x) with s (Burda et al. 2016, arXiv 1509.00519). Latents may be continuous or
+    discrete. Those that the guide (or the model alone) marks with `infer={"enumerate": "parallel"}` are summed over
+    exactly, and s samples of the others are drawn for each of their values:
+    log p̂(x) = log Σ_y (1/s) Σ_i p(x, y, z_i) / q(z_i|x, y).
+
+    With `method="annealed"` by `ppvae.evaluate.annealed_log_marginal`, which has further options: s chains that move
+    from the guide to the posterior. Slower, and right where the guide misses part of the posterior.
 
     Args:
         pair: any model/guide pair.
         data: its arguments, tensors of shape (n, ...), on any device.
-        num_samples: s, draws from the guide per datum; exactly that many, whatever the chunking.
-        method: "importance".
+        num_samples: s, draws from the guide per datum, by default 1,000, or chains, by default 16; exactly that many,
+            whatever the chunking.
+        method: "importance" or "annealed".
         batch_size: the most data scored at once; by default what a memory budget allows.
         seed: of the draws; the global random state is left alone.
         compile: whether to run the draws as one compiled graph, see `ppvae.infer.compile`; "auto" does where the
@@ -213,7 +155,8 @@ def log_marginal(
         progress: whether to show a progress bar.
 
     Returns:
-        The estimates with their standard errors, effective sample sizes, k̂ and bounds, as float64 tensors on the CPU.
+        The estimates with their standard errors and effective sample sizes, and k̂ and bounds or the acceptance of the
+        chains, as float64 tensors on the CPU.
 
     Raises:
         TypeError: where an argument is of the wrong kind.
@@ -230,9 +173,22 @@ def log_marginal(
         >>> estimate.values.shape
         torch.Size([100])
     """
-    if method != "importance":
-        raise ValueError(f"method must be 'importance', got {method!r}")
     options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "compile": compile, "given": given}
+    if method == "annealed":
+        from ppvae.evaluate.annealed import annealed_log_marginal
+
+        num_chains = 16 if num_samples is None else num_samples
+        return annealed_log_marginal(pair, *data, num_chains=num_chains, progress=progress, **options)
+    if method != "importance":
+        raise ValueError(f"method must be 'importance' or 'annealed', got {method!r}")
+    num_samples = 1000 if num_samples is None else num_samples
+    estimate = _by_importance(pair, data, num_samples, options, progress)
+    if estimate.num_unreliable():
+        warnings.warn(estimate.verdict(), ParetoWarning, stacklevel=2)
+    return estimate
+
+
+def _by_importance(pair: nn.Module, data: Any, num_samples: int, options: Any, progress: bool) -> LogMarginal:
     draws_of = importance_draws(pair, data, num_samples=num_samples, **options)
     blocks: list[dict[str, Tensor]] = []
     bounds: list[dict[int, Tensor]] = []
@@ -244,23 +200,15 @@ def log_marginal(
     log_sum, log_sum_squares, k = (_cat([block[name] for block in blocks]) for name in blocks[0])
     ess = torch.exp(2 * log_sum - log_sum_squares).clamp(1, num_samples)
     unbiased = num_samples / (num_samples - 1) if num_samples > 1 else math.nan
-    estimate = LogMarginal(
+    return LogMarginal(
         values=log_sum - math.log(num_samples),
         std_error=((1 / ess - 1 / num_samples) * unbiased).sqrt(),
         ess=ess,
+        num_dims=next(t for t in data if t is not None)[0].numel(),
         pareto_k=k,
         bound={size: _cat([bound[size] for bound in bounds]) for size in bounds[0]},
         num_samples=num_samples,
-        num_dims=next(t for t in data if t is not None)[0].numel(),
     )
-    if estimate.num_unreliable():
-        warnings.warn(estimate._verdict(), ParetoWarning, stacklevel=2)
-    return estimate
-
-
-def standard_error(values: Tensor) -> float:
-    """Standard error of the mean of `values`, shape (n,); NaN for a single one."""
-    return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
 def _checked(draws_of: Iterator[Draws], data: Any, num_samples: int, progress: bool) -> Iterator[Draws]:

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ppvae.evaluate.diagnostics import PARETO_GOOD, PARETO_SAMPLES, ParetoWarning
-from ppvae.evaluate.marginal import Elbo, LogMarginal, elbo, log_marginal, standard_error
+from ppvae.evaluate.estimates import AnnealedLogMarginal, Elbo, Estimate, LogMarginal, standard_error
+from ppvae.evaluate.marginal import elbo, log_marginal
 from ppvae.pair import Batch
 
 Report = dict[str, Any]
@@ -66,7 +67,7 @@ def first(data: Batch, limit: int | None) -> Batch:
     return tuple(t if t is None else t[:limit] for t in data)
 
 
-def describe(terms: Elbo, estimate: LogMarginal | None = None) -> Report:
+def describe(terms: Elbo, estimate: Estimate | None = None) -> Report:
     """One split of the report: each quantity as {"mean", "std_error"}, and the diagnostics of log p(x).
 
     Args:
@@ -74,8 +75,9 @@ def describe(terms: Elbo, estimate: LogMarginal | None = None) -> Report:
         estimate: their log p(x), where it is known.
 
     Returns:
-        `num_data`, the quantities by name; with `estimate` also `log_marginal`, its `ess` ("median", "min"), its
-        `bound` by the number of samples, and, from 100 samples, `k_hat` ("median", and "above_0.7", a count).
+        `num_data`, the quantities by name; with `estimate` also `log_marginal`, its `ess` ("median", "min"), and of
+        importance samples its `bound` by their number, and, from 100, `k_hat` ("median", and "above_0.7", a count); of
+        annealed chains their `acceptance` ("average", "min").
     """
     quantities = {"elbo": terms.values, "reconstruction": terms.reconstruction}
     quantities |= {f"kl_{site}": value for site, value in terms.kl.items()}
@@ -83,6 +85,10 @@ def describe(terms: Elbo, estimate: LogMarginal | None = None) -> Report:
     if estimate is not None:
         quantities["log_marginal"] = estimate.values
         figures["ess"] = {"median": float(estimate.ess.median()), "min": float(estimate.ess.min())}
+    if isinstance(estimate, AnnealedLogMarginal):
+        accepted = estimate.acceptance
+        figures["acceptance"] = {"average": float(accepted.mean()), "min": float(accepted.min())}
+    if isinstance(estimate, LogMarginal):
         figures["bound"] = {str(size): _mean(bound) for size, bound in estimate.bound.items()}
         if estimate.num_samples >= PARETO_SAMPLES:
             k_hat = {f"above_{PARETO_GOOD}": estimate.num_unreliable(), "median": float(estimate.pareto_k.median())}
@@ -90,7 +96,7 @@ def describe(terms: Elbo, estimate: LogMarginal | None = None) -> Report:
     return figures | {name: _mean(values) for name, values in quantities.items()}
 
 
-def by_class(terms: Elbo, estimate: LogMarginal, labels: Tensor) -> Report:
+def by_class(terms: Elbo, estimate: Estimate, labels: Tensor) -> Report:
     """The ELBO and log p(x) of the data of each class, with the number of data and of those with k̂ > 0.7.
 
     Args:
@@ -99,7 +105,8 @@ def by_class(terms: Elbo, estimate: LogMarginal, labels: Tensor) -> Report:
         labels: their classes, integers of shape (n,).
 
     Returns:
-        By class, in order: `num_data`, `elbo` and `log_marginal` as {"mean", "std_error"}, `above_0.7`.
+        By class, in order: `num_data`, `elbo` and `log_marginal` as {"mean", "std_error"}; of importance samples
+        `above_0.7`.
 
     Raises:
         ValueError: where there is not one integer for each datum.
@@ -116,8 +123,9 @@ def by_class(terms: Elbo, estimate: LogMarginal, labels: Tensor) -> Report:
             "num_data": int(index.sum()),
             "elbo": _mean(terms.values[index]),
             "log_marginal": _mean(estimate.values[index]),
-            f"above_{PARETO_GOOD}": int((estimate.pareto_k[index] > PARETO_GOOD).sum()),
         }
+        if isinstance(estimate, LogMarginal):
+            figures[str(c)][f"above_{PARETO_GOOD}"] = int((estimate.pareto_k[index] > PARETO_GOOD).sum())
     return figures
 
 
@@ -155,8 +163,14 @@ def _mean(values: Tensor) -> dict[str, float]:
 
 def _label(key: str, figures: Report) -> str:
     if key == "log_marginal":
-        return f"{figures['symbol']}, K={figures['num_samples']}"
+        return f"{figures['symbol']}, {_draws(figures)}"
     return f"KL {key.removeprefix('kl_')}" if key.startswith("kl_") else {"elbo": "ELBO"}.get(key, key)
+
+
+def _draws(figures: Report) -> str:
+    """What log p(x) was estimated with."""
+    temperatures = figures.get("num_temperatures")
+    return f"K={figures['num_samples']}" if temperatures is None else f"{figures['num_samples']} chains"
 
 
 def _diagnostics(split: Report, figures: Report) -> list[str]:
@@ -164,9 +178,16 @@ def _diagnostics(split: Report, figures: Report) -> list[str]:
     lines = []
     if "ess" in split:
         ess = split["ess"]
+        draws = "importance samples" if "num_temperatures" not in figures else "chains"
         lines.append(
-            f"{split['num_data']} data; effective importance samples: median {ess['median']:.1f}, "
+            f"{split['num_data']} data; effective {draws}: median {ess['median']:.1f}, "
             f"least {ess['min']:.1f} of {figures['num_samples']}"
+        )
+    if "acceptance" in split:
+        accepted = split["acceptance"]
+        lines.append(
+            f"annealed over {figures['num_temperatures']} temperatures; moves accepted: "
+            f"mean {accepted['average']:.2f}, least {accepted['min']:.2f}"
         )
     if "bound" in split:
         last = list(split["bound"].items())[-4:]
@@ -184,11 +205,12 @@ def _class_rows(classes: Report, figures: Report) -> list[str]:
     if not classes:
         return []
     above = f"above_{PARETO_GOOD}"
-    title = f"{'class':<8}{'data':<8}{'ELBO':>10} ± {'s.e.':<8}{figures['symbol']:>10} ± {'s.e.':<8}k̂ > {PARETO_GOOD}"
+    title = f"{'class':<8}{'data':<8}{'ELBO':>10} ± {'s.e.':<8}{figures['symbol']:>10} ± {'s.e.':<8}"
+    title += f"k̂ > {PARETO_GOOD}" if all(above in row for row in classes.values()) else ""
     rows = []
     for name, row in classes.items():
         numbers = "".join(
             f"{row[key]['mean']:>10.3f} ± {row[key]['std_error']:<8.3f}" for key in ("elbo", "log_marginal")
         )
-        rows.append(f"{name:<8}{row['num_data']:<8}{numbers}{row[above]}")
-    return [title, *rows]
+        rows.append(f"{name:<8}{row['num_data']:<8}{numbers}{row.get(above, '')}".rstrip())
+    return [title.rstrip(), *rows]

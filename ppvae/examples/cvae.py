@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from ppvae.data import Batches, Binarize
 from ppvae.distributions import ConditionalNormal, StandardNormal
+from ppvae.evaluate.estimates import standard_error
 from ppvae.evaluate.labels import error_rate, label_posterior
-from ppvae.evaluate.marginal import log_marginal, standard_error
+from ppvae.evaluate.marginal import log_marginal
 from ppvae.evaluate.report import Report
 from ppvae.examples.experiment import Experiment, InterruptedTraining, elbo_of_flag, fit_options
 from ppvae.examples.figures import write_completion_figures, write_label_figures

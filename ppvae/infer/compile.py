@@ -166,7 +166,8 @@ class _Graph:
         self.code = self._code(self.traced)  # before the compiler works on it
         inputs: list[Any] = [*tensors_of(args), *self.inputs]
         spare = GraphModule(nn.Module(), copy.deepcopy(self.traced.module.graph))
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`?torch._prims_common.check", FutureWarning)  # torch about itself
             try:  # without Inductor's trial builds for the CPU's vector instructions, which take seconds
                 self.function = torch._inductor.compile(spare, inputs, options | {"cpp.vec_isa_ok": True})
             except Exception:  # a C++ compiler that is older than the CPU: Inductor then finds out what it can do

@@ -7,7 +7,7 @@ drawn like any other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -99,13 +99,14 @@ class Conditioned:
 
 
 @contextmanager
-def conditioned(pair: nn.Module, data: Batch, *, seed: int = 0) -> Iterator[Conditioned]:
+def conditioned(pair: nn.Module, data: Batch, *, seed: int = 0, given: Sequence[str] = ()) -> Iterator[Conditioned]:
     """A pair on its data, in eval mode and without gradients, with its own parameters and random numbers.
 
     Args:
         pair: any model/guide pair.
         data: its arguments, tensors of shape (n, ...), or None.
         seed: of all draws inside; the global random state is restored on leaving.
+        given: observed sites whose density is left out of the joint; they must depend on no latent.
 
     Raises:
         TypeError: where an argument is of the wrong kind.
@@ -118,7 +119,7 @@ def conditioned(pair: nn.Module, data: Batch, *, seed: int = 0) -> Iterator[Cond
     data = take(data, everywhere, device)
     with evaluating(pair, seed, device=device, params=LocalParams(pair, attach=False)):
         probe = take(data, slice(0, PROBE_DATA), device)
-        sampler = choose_sampler(pair, probe, PROBE_SAMPLES)
+        sampler = choose_sampler(pair, probe, PROBE_SAMPLES, (given,) if isinstance(given, str) else given)
         if sampler.enumeration.model:
             raise ValueError(
                 f"the model has latents that the guide does not sample, {list(sampler.enumeration.model)}: "

@@ -10,7 +10,7 @@ from torch import nn
 
 import ppvae
 from ppvae.evaluate.annealed import annealed_log_marginal, bidirectional
-from ppvae.evaluate.marginal import standard_error
+from ppvae.evaluate.estimates import standard_error
 from ppvae.infer.bridge import Bridge
 from tests.reference import (
     LinearGaussian,
@@ -61,6 +61,36 @@ def test_annealed_is_exact_within_its_error(make, start):
     assert bool((estimate.std_error < 0.3).all())
     assert float((estimate.acceptance - 0.8).abs().max()) < (0.1 if start == "guide" else 0.2)
     assert bool(((estimate.ess >= 1) & (estimate.ess <= 128)).all())
+
+
+def test_log_marginal_with_this_method():
+    reference = linear_gaussian()
+    estimate = ppvae.log_marginal(reference.pair, *reference.data, method="annealed", num_samples=3, seed=2)
+    own = annealed_log_marginal(reference.pair, *reference.data, num_chains=3, seed=2)
+    assert torch.equal(estimate.values, own.values)
+    assert (estimate.num_chains, estimate.num_temperatures) == (3, 1000)
+
+
+class Labelled(LinearGaussian):
+    """y ~ Bernoulli(0.3), z ~ N(0, 1), x ~ N(cz + dy, s²), both x and y observed."""
+
+    def model(self, x, y):
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Bernoulli(0.3), obs=y)
+            z = pyro.sample("z", dist.Normal(torch.zeros_like(self.c), 1.0))
+            pyro.sample("x", dist.Normal(self.c * z + self.d * y, self.log_s.exp()), obs=x)
+
+    def guide(self, x, y):
+        super().guide(x)
+
+
+def test_given_leaves_out_what_is_conditioned_on():
+    torch.manual_seed(0)
+    pair, x, y = Labelled(), torch.randn(11), torch.bernoulli(torch.full((11,), 0.3))
+    variance = pair.c.double() ** 2 + (2 * pair.log_s.double()).exp()
+    exact = dist.Normal(pair.d.double() * y, variance.sqrt()).log_prob(x).detach()
+    check(annealed_log_marginal(pair, x, y, given=["y"], **QUICK), exact)
+    check(annealed_log_marginal(pair, x, y, **QUICK), exact + dist.Bernoulli(0.3).log_prob(y))
 
 
 def test_an_autoguide_from_the_prior():

@@ -58,6 +58,19 @@ def test_one_run_leaves_table_values_and_figures(runs, capsys):
     assert {"bound", "log_prob", "pareto_k"} <= names
 
 
+def test_annealed(runs, capsys):
+    flags = ["--method", "annealed", "--num-samples", "2", "--num-temperatures", "3", "--limit", "20", "--by-class"]
+    assert main([runs["a"], *flags]) == 0
+    printed = capsys.readouterr().out
+    figures = figures_of(runs["a"])
+    assert (figures["method"], figures["num_samples"], figures["num_temperatures"]) == ("annealed", 2, 3)
+    assert "log p(x), 2 chains" in printed
+    assert "annealed over 3 temperatures" in printed
+    assert "k̂" not in printed
+    assert {"bound", "k_hat"} & figures["test"].keys() == set()
+    assert load_state(Path(runs["a"]) / "evaluation.safetensors")["acceptance"].shape == (20,)
+
+
 def test_several_runs_are_compared(runs, capsys):
     flags = ["--num-samples", "20", "--limit", "60"]
     assert main([runs["a"], runs["b"], *flags]) == 0

@@ -11,7 +11,7 @@ from pyro.infer import Trace_ELBO
 import ppvae
 from ppvae.distributions import ConditionalNormal, StandardNormal
 from ppvae.evaluate import ParetoWarning, bound_curve, pareto_k
-from ppvae.evaluate.marginal import standard_error
+from ppvae.evaluate.estimates import standard_error
 from ppvae.infer.importance import importance_draws
 from ppvae.models import PPCA, VAE
 from ppvae.nn import MLP
@@ -332,7 +332,7 @@ def test_a_latent_that_is_summed_over_leaves_one_weight():
 
 
 def test_method_is_checked():
-    with pytest.raises(ValueError, match="method must be 'importance', got 'nope'"):
+    with pytest.raises(ValueError, match="method must be 'importance' or 'annealed', got 'nope'"):
         ppvae.log_marginal(ppca().pair, *ppca().data, method="nope")
 
 

@@ -1,0 +1,161 @@
+"""Mixture priors: of learned normals, and of an encoder's own posteriors."""
+
+from collections.abc import Sequence
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+from torch.nn import functional as F
+
+from ppvae.distributions.parameters import full_precision
+from ppvae.nn import as_shape
+from ppvae.nn.shapes import as_size
+
+
+class MixturePrior(nn.Module):
+    r"""A mixture of diagonal normals with learned weights, means and scales, the same for every context.
+
+    .. math:: p(z) = \sum_j \pi_j\, \mathcal{N}\big(z;\, \mu_j,\, \mathrm{diag}\, \sigma_j^2\big), \qquad
+        \sigma_j = \sigma_{\min} + \mathrm{softplus}(\rho_j)
+
+    The weights start equal, the means as draws from N(0, I), the scales at one. With one component it is a learned
+    normal.
+
+    Args:
+        num_components: Number of components.
+        event_shape: Shape of one ``z``; an int means one dimension.
+        min_scale: σ_min, the least scale.
+
+    Raises:
+        ValueError: If a size is not a positive int, or ``min_scale`` is not in (0, 1).
+
+    References:
+        VAE with a VampPrior (Tomczak & Welling 2018), arXiv 1705.07120: the mixture of Gaussians prior.
+
+    Example:
+        >>> p_z = MixturePrior(10, 20)
+        >>> p_z().log_prob(torch.zeros(5, 128, 20)).shape
+        torch.Size([5, 128])
+    """
+
+    def __init__(self, num_components: int, event_shape: int | Sequence[int], *, min_scale: float = 1e-4) -> None:
+        super().__init__()
+        self.event_shape = as_shape(event_shape, "event_shape")
+        if not isinstance(min_scale, int | float) or not 0 < min_scale < 1:
+            raise ValueError(f"min_scale must be a number in (0, 1), got {min_scale!r}")
+        self.min_scale = min_scale
+        size = (as_size(num_components, "num_components"), *self.event_shape)
+        self.logits = nn.Parameter(torch.zeros(num_components))
+        self.loc = nn.Parameter(torch.randn(size))
+        # The inverse of softplus, so that the scales start at one.
+        self.raw_scale = nn.Parameter(torch.full(size, 1.0 - min_scale).expm1().log())
+
+    def forward(self, *context: Tensor) -> dist.TorchDistribution:
+        """Returns p(z), of batch shape ``()`` and event shape ``event_shape``, whatever the context."""
+        scale = F.softplus(self.raw_scale) + self.min_scale
+        components = dist.Normal(self.loc, scale).to_event(len(self.event_shape))
+        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), components)
+
+    def extra_repr(self) -> str:
+        """Describes the sizes."""
+        return f"num_components={len(self.logits)}, event_shape={self.event_shape}, min_scale={self.min_scale:g}"
+
+
+class VampPrior(nn.Module):
+    r"""The average of an encoder's posteriors at pseudo-inputs u, the same for every context.
+
+    .. math:: p(z) = \frac{1}{K} \sum_{j=1}^K q(z \mid u_j)
+
+    It is a prior for the pair that the encoder belongs to, whose parameters it shares: they are trained and saved
+    once, with the encoder. The encoder runs once a call, on the K pseudo-inputs, whatever the number of particles. In
+    training mode its batch normalisation normalises them by their own statistics, which enter the running ones as a
+    batch would, and its dropout makes the prior a random one; in evaluation mode the density is exact.
+
+    Args:
+        q_z_given_x: The encoder, a module from ``(K, *x_shape)`` to a distribution of batch shape ``(K,)`` of any
+            family.
+        pseudo_inputs: Where they start, ``(K, *x_shape)``: K of the data, ``x[torch.randperm(len(x))[:K]]``, or, as in
+            the paper, ``0.05 + 0.01 * torch.randn(K, *x_shape)``.
+        learned: Whether they are parameters, or stay as they are.
+        bounds: The range that learned pseudo-inputs are cut to (hard tanh), that of the data; None for data without
+            bounds. What starts on a bound or beyond is moved inside by a hundredth of the range: there the cut has
+            no gradient.
+
+    Raises:
+        ValueError: If ``pseudo_inputs`` is empty or not finite, or ``bounds`` are not two finite numbers in order; on
+            a call, if the encoder's batch shape is not ``(K,)``.
+        TypeError: If ``q_z_given_x`` is not a module, or ``pseudo_inputs`` not a tensor.
+
+    References:
+        VAE with a VampPrior (Tomczak & Welling 2018), arXiv 1705.07120.
+
+    Example:
+        >>> from ppvae.distributions import ConditionalNormal
+        >>> from ppvae.nn import MLP
+        >>> q_z_given_x = ConditionalNormal(MLP(784, (300,), (2, 40)))
+        >>> p_z = VampPrior(q_z_given_x, torch.rand(500, 784))
+        >>> p_z().log_prob(torch.zeros(128, 40)).shape
+        torch.Size([128])
+    """
+
+    pseudo: Tensor
+
+    def __init__(
+        self,
+        q_z_given_x: nn.Module,
+        pseudo_inputs: Tensor,
+        *,
+        learned: bool = True,
+        bounds: tuple[float, float] | None = (0.0, 1.0),
+    ) -> None:
+        super().__init__()
+        if not isinstance(q_z_given_x, nn.Module):
+            raise TypeError(f"q_z_given_x must be a torch.nn.Module, got {type(q_z_given_x).__name__}")
+        if not isinstance(pseudo_inputs, Tensor):
+            raise TypeError(f"pseudo_inputs must be a tensor (K, *x_shape), got {type(pseudo_inputs).__name__}")
+        if not pseudo_inputs.dim() or not pseudo_inputs.numel():
+            raise ValueError(f"pseudo_inputs must be of shape (K, *x_shape), got {tuple(pseudo_inputs.shape)}")
+        if not pseudo_inputs.isfinite().all():
+            raise ValueError("pseudo_inputs must be finite, got NaN or infinite values")
+        self._q_z_given_x = (q_z_given_x,)  # in a tuple: its parameters belong to the pair's encoder
+        self.bounds = _check_bounds(bounds) if learned else None
+        start = pseudo_inputs.detach().clone()
+        if not learned:
+            self.register_buffer("pseudo", start)
+            return
+        start = start if start.is_floating_point() else start.to(torch.get_default_dtype())
+        if self.bounds is not None:
+            (low, high), margin = self.bounds, 0.01 * (self.bounds[1] - self.bounds[0])
+            start = start.clamp(low + margin, high - margin)
+        self.pseudo = nn.Parameter(start)
+
+    @property
+    def pseudo_inputs(self) -> Tensor:
+        """The pseudo-inputs u, ``(K, *x_shape)``."""
+        return self.pseudo if self.bounds is None else F.hardtanh(self.pseudo, *self.bounds)
+
+    def forward(self, *context: Tensor) -> dist.TorchDistribution:
+        """Returns p(z), of batch shape ``()``, whatever the context."""
+        components = self._q_z_given_x[0](self.pseudo_inputs)
+        if not isinstance(components, Distribution) or components.batch_shape != self.pseudo.shape[:1]:
+            got = tuple(components.batch_shape) if isinstance(components, Distribution) else type(components).__name__
+            raise ValueError(
+                f"q_z_given_x must return a distribution of batch shape ({len(self.pseudo)},) for as many "
+                f"pseudo-inputs, got {got}"
+            )
+        logits = full_precision(self.pseudo).new_zeros(len(self.pseudo))
+        return dist.MixtureSameFamily(dist.Categorical(logits=logits), components)
+
+    def extra_repr(self) -> str:
+        """Describes the pseudo-inputs."""
+        return f"pseudo_inputs={tuple(self.pseudo.shape)}, bounds={self.bounds}"
+
+
+def _check_bounds(bounds: tuple[float, float] | None) -> tuple[float, float] | None:
+    if bounds is None:
+        return None
+    numbers = isinstance(bounds, tuple | list) and all(isinstance(bound, int | float) for bound in bounds)
+    if not numbers or len(bounds) != 2 or not 0 < bounds[1] - bounds[0] < float("inf"):
+        raise ValueError(f"bounds must be None or two finite numbers (low, high) with low < high, got {bounds!r}")
+    return float(bounds[0]), float(bounds[1])
