@@ -20,12 +20,12 @@ import tyro
 from torch import Tensor
 
 from ppvae import plot
-from ppvae.evaluate.annealed import annealed_log_marginal
+from ppvae.evaluate.annealed import annealed_log_marginal, bidirectional
 from ppvae.evaluate.compare import compare, comparison_table
 from ppvae.evaluate.diagnostics import PARETO_SAMPLES, ParetoWarning
 from ppvae.evaluate.estimates import AnnealedLogMarginal, Estimate, LogMarginal
 from ppvae.evaluate.marginal import elbo, log_marginal
-from ppvae.evaluate.report import Report, by_class, describe, first, strict_json, table
+from ppvae.evaluate.report import Report, by_class, describe, first, sandwich, strict_json, table
 from ppvae.examples.experiment import Trained, restore
 from ppvae.storage import save_state, write_json
 
@@ -44,6 +44,8 @@ class Args:
     """Steps of each annealed chain."""
     start: Literal["guide", "prior"] = "guide"
     """Where annealed chains start."""
+    bidirectional: bool = False
+    """With annealed, also bound log p(x) from both sides, on as many data drawn from the model itself."""
     limit: int | None = None
     """Evaluate only the first data of the test set."""
     by_class: bool = False
@@ -73,6 +75,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(args: Args) -> int:
     """Evaluates the runs one after another, and prints the tables or their JSON."""
+    if args.bidirectional and args.method != "annealed":
+        raise ValueError(f"--bidirectional goes with --method annealed, got --method {args.method}")
     runs = _restored(args)
     figures: dict[str, Report] = {}
     estimates: dict[str, Estimate] = {}
@@ -129,6 +133,8 @@ def _evaluate(run: Trained, folder: Path, args: Args) -> tuple[Report, Estimate]
     figures |= {"num_dims": estimate.num_dims, "test": describe(terms, estimate)}
     if args.by_class:
         figures["test"]["by_class"] = by_class(terms, estimate, run.labels)
+    if args.bidirectional:
+        figures["sandwich"] = sandwich(bidirectional(run.pair, *run.test, **_annealing(args)))
     write_json(folder / "evaluation.json", strict_json(figures))
     evidence = ("std_error", "ess", "acceptance") if chains else ("std_error", "ess", "pareto_k", "bound")
     of_datum = {name: getattr(estimate, name) for name in evidence}
@@ -140,13 +146,17 @@ def _evaluate(run: Trained, folder: Path, args: Args) -> tuple[Report, Estimate]
 
 def _estimate(run: Trained, args: Args) -> Estimate:
     """Log p(x) by the method that was asked for."""
-    options: dict[str, Any] = {"seed": args.seed, "progress": sys.stderr.isatty()}
     if args.method == "annealed":
-        chains = {} if args.num_samples is None else {"num_chains": args.num_samples}
-        options |= {"num_temperatures": args.num_temperatures, "start": args.start, **chains}
-        return annealed_log_marginal(run.pair, *run.test, **options)
+        return annealed_log_marginal(run.pair, *run.test, **_annealing(args))
+    options: dict[str, Any] = {"num_samples": args.num_samples, "seed": args.seed, "progress": sys.stderr.isatty()}
     with warnings.catch_warnings(action="ignore", category=ParetoWarning):  # the table counts these data
-        return log_marginal(run.pair, *run.test, num_samples=args.num_samples, **options)
+        return log_marginal(run.pair, *run.test, **options)
+
+
+def _annealing(args: Args) -> dict[str, Any]:
+    chains = {} if args.num_samples is None else {"num_chains": args.num_samples}
+    options = {"num_temperatures": args.num_temperatures, "start": args.start, "seed": args.seed}
+    return {**options, **chains, "progress": sys.stderr.isatty()}
 
 
 def _draw(estimate: Estimate, folder: Path, symbol: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ppvae.evaluate.annealed import Sandwich
 from ppvae.evaluate.diagnostics import PARETO_GOOD, PARETO_SAMPLES, ParetoWarning
 from ppvae.evaluate.estimates import AnnealedLogMarginal, Elbo, Estimate, LogMarginal, standard_error
 from ppvae.evaluate.marginal import elbo, log_marginal
@@ -129,6 +130,12 @@ def by_class(terms: Elbo, estimate: Estimate, labels: Tensor) -> Report:
     return figures
 
 
+def sandwich(found: Sandwich) -> Report:
+    """Both bounds on log p(x) of data drawn from the model, and their gap, each as {"mean", "std_error"}."""
+    gap = {"mean": found.gap(), "std_error": found.gap_std_error()}
+    return {"lower": _mean(found.lower.values), "upper": _mean(found.upper.values), "gap": gap}
+
+
 def strict_json(figures: Any) -> Any:
     """The figures with null for what JSON has no number: NaN and the infinities."""
     if isinstance(figures, dict):
@@ -141,9 +148,10 @@ def strict_json(figures: Any) -> Any:
 def table(figures: Report) -> str:
     """The report as text: a row a quantity, nats and bits per dimension of one datum; what is known of the weights."""
     lines = [f"{'':<8}{'':<22}{'nats':>10} ± {'s.e.':<8}{'bits/dim':>10}"]
+    both = figures.get("sandwich")
     scale = 1 / (figures["num_dims"] * math.log(2.0))
     for name, split in figures.items():
-        if not isinstance(split, dict):
+        if not isinstance(split, dict) or split is both:
             continue
         for key, value in split.items():
             if not (isinstance(value, dict) and value.keys() == {"mean", "std_error"}):
@@ -154,6 +162,11 @@ def table(figures: Report) -> str:
             lines.append(f"{name:<8}{label:<22}{value['mean']:>10.3f} ± {value['std_error']:<8.3f}{bits:>10.4f}")
         lines += [f"{name:<8}{line}" for line in _diagnostics(split, figures)]
         lines += _class_rows(split.get("by_class", {}), figures)
+    if both:
+        lines.append(
+            f"on data drawn from the model {both['lower']['mean']:.3f} ≤ mean {figures['symbol']} ≤ "
+            f"{both['upper']['mean']:.3f} nats, a gap of {both['gap']['mean']:.3f} ± {both['gap']['std_error']:.3f}"
+        )
     return "\n".join(lines)
 
 

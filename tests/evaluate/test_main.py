@@ -60,12 +60,15 @@ def test_one_run_leaves_table_values_and_figures(runs, capsys):
 
 def test_annealed(runs, capsys):
     flags = ["--method", "annealed", "--num-samples", "2", "--num-temperatures", "3", "--limit", "20", "--by-class"]
-    assert main([runs["a"], *flags]) == 0
+    assert main([runs["a"], *flags, "--bidirectional"]) == 0
     printed = capsys.readouterr().out
     figures = figures_of(runs["a"])
     assert (figures["method"], figures["num_samples"], figures["num_temperatures"]) == ("annealed", 2, 3)
     assert "log p(x), 2 chains" in printed
     assert "annealed over 3 temperatures" in printed
+    both = figures["sandwich"]
+    assert both["gap"]["mean"] == pytest.approx(both["upper"]["mean"] - both["lower"]["mean"])
+    assert f"on data drawn from the model {both['lower']['mean']:.3f} ≤" in printed
     assert "k̂" not in printed
     assert {"bound", "k_hat"} & figures["test"].keys() == set()
     assert load_state(Path(runs["a"]) / "evaluation.safetensors")["acceptance"].shape == (20,)
@@ -134,6 +137,7 @@ def test_restore_gives_the_labels_of_the_test_images(runs):
         (["a", "given"], [], "or conditions on other data"),
         (["a"], ["--num-samples", "0"], "num_samples must be a whole number >= 1"),
         (["a"], ["--limit", "0"], "empty"),
+        (["a"], ["--bidirectional"], "--bidirectional goes with --method annealed"),
     ],
 )
 def test_errors_come_before_any_work(names, flags, message, runs, capsys):
