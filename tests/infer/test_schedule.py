@@ -3,7 +3,7 @@ import math
 import pytest
 
 import ppvae
-from ppvae.infer.schedule import Cosine, Cyclical, Linear, Sigmoid, as_schedule
+from ppvae.infer.schedule import Cosine, Cyclical, Linear, Sigmoid, Stages, as_schedule
 from tests.infer.pairs import binary, small_vae
 
 
@@ -31,6 +31,22 @@ def test_cosine(t, value):
     assert Cosine(10, start=3.0, end=1.0)(t) == pytest.approx(1.0 + 2.0 * value)
 
 
+def test_stages_of_burda_et_al():
+    lr, start = Stages(3280, start=1e-3), 0
+    for i in range(8):
+        for t in (start, start + 0.5, start + 3**i - 1e-6):
+            assert lr(t) == pytest.approx(1e-3 * 10 ** (-i / 7), rel=1e-12), (i, t)
+        start += 3**i
+    assert start == 3280
+    assert lr(3280.0) == lr(1e6) == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize(("t", "value"), [(0, 8.0), (0.99, 8.0), (1, 4.0), (2.99, 4.0), (3, 2.0), (7, 2.0)])
+def test_stages(t, value):
+    assert Stages(7, start=8.0, num_stages=3, growth=2.0, fall=4.0)(t) == value
+    assert Stages(70, start=8.0, num_stages=3, growth=2.0, fall=4.0)(10 * t) == value
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -40,6 +56,10 @@ def test_cosine(t, value):
         (lambda: Cyclical(-2), "period must be > 0, got -2"),
         (lambda: Cyclical(2, ramp=0.0), r"ramp must be a fraction in \(0, 1\], got 0.0"),
         (lambda: Cosine(0, 1.0), "epochs must be > 0, got 0"),
+        (lambda: Stages(0, 1.0), "epochs must be > 0, got 0"),
+        (lambda: Stages(1, 1.0, growth=0), "growth must be > 0, got 0"),
+        (lambda: Stages(1, 1.0, fall=-1), "fall must be > 0, got -1"),
+        (lambda: Stages(1, 1.0, num_stages=1), "num_stages must be a whole number of at least 2, got 1"),
         (lambda: as_schedule(-1.0, name="lr"), "lr must be finite and >= 0, got -1.0"),
         (lambda: as_schedule(math.inf, name="lr"), "lr must be finite and >= 0, got inf"),
     ],

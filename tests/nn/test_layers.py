@@ -47,6 +47,12 @@ def test_every_net_checks_its_options(make, options, message):
         make(**options)
 
 
+@pytest.mark.parametrize("make", NETS[1:])
+def test_only_the_mlp_has_gates(make):
+    with pytest.raises(ValueError, match=r"activation must be one of .*; got 'gated'"):
+        make(activation="gated")
+
+
 @pytest.mark.parametrize("make", NETS)
 def test_dropout_acts_in_training_only(make):
     torch.manual_seed(0)

@@ -14,6 +14,22 @@ def test_is_the_formula():
     torch.testing.assert_close(net(x), h @ last.weight.T + last.bias)
 
 
+@pytest.mark.parametrize("norm", [None, "layer"])
+def test_gated_is_the_formula(norm):
+    torch.manual_seed(0)
+    net = MLP(4, (5, 6), 3, activation="gated", norm=norm, dropout=0.2).eval()
+    linear = [layer for layer in net if isinstance(layer, nn.Linear)]
+    h = x = torch.randn(2, 7, 4)
+    for layer in linear[:-1]:
+        features = layer(h)
+        if norm:
+            features = nn.functional.layer_norm(features, features.shape[-1:])
+        a, b = features.chunk(2, -1)
+        h = a * torch.sigmoid(b)
+    torch.testing.assert_close(net(x), linear[-1](h))
+    assert [tuple(layer.weight.shape) for layer in linear] == [(10, 4), (12, 5), (3, 6)]
+
+
 def test_without_hidden_layers_is_one_affine_map():
     net = MLP(4, (), 3)
     assert [type(layer) for layer in net] == [nn.Linear]

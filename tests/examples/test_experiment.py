@@ -1,0 +1,34 @@
+"""What the shared flags say to `fit`."""
+
+import pytest
+
+from ppvae.examples import vae
+from ppvae.examples.experiment import lr_of, warmup_of
+from ppvae.examples.flags import ExperimentArgs
+from ppvae.infer import Cosine, Cyclical, Linear, RunFolder, Sigmoid, Stages
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("constant", 0.1), ("cosine", Cosine(7, 0.1, 0.001)), ("burda", Stages(7, 0.1))]
+)
+def test_learning_rates(name, expected):
+    assert lr_of(ExperimentArgs(lr=0.1, lr_schedule=name), 7) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("linear", Linear(20)), ("cyclical", Cyclical(20)), ("sigmoid", Sigmoid(10, 2))]
+)
+def test_warmups(name, expected):
+    assert warmup_of(ExperimentArgs(warmup=20, warmup_shape=name)) == expected
+    assert warmup_of(ExperimentArgs(warmup=0, warmup_shape=name)) is None
+
+
+def test_schedules_reach_the_training(tmp_path):
+    flags = ["--epochs", "4", "--lr-schedule", "burda", "--warmup", "4", "--warmup-shape", "cyclical"]
+    small = ["--hidden-dims", "4", "--num-samples", "1", "--num-eval", "50"]
+    assert vae.main([*flags, *small, "--out", str(tmp_path / "run")]) == 0
+    rows = RunFolder(tmp_path / "run").read_history()
+    last = [epoch - 1 / 11 for epoch in (1, 2, 3, 4)]  # when the last of 11 steps begins
+    assert [row["lr"] for row in rows] == pytest.approx([Stages(4, 1e-3)(t) for t in last])
+    assert rows[-1]["lr"] == pytest.approx(1e-4)
+    assert [row["kl_weight"] for row in rows] == pytest.approx([min(t / 2, 1) for t in last], abs=1e-6)

@@ -1,0 +1,63 @@
+import json
+
+import pytest
+
+from ppvae.distributions import ConditionalMultivariateNormal, ConditionalNormal, FlowPosterior
+from ppvae.evaluate.__main__ import main as evaluate
+from ppvae.examples.flow_vae import Args, build, main
+from ppvae.examples.images import load_images
+
+FIGURES = {"reconstructions", "samples", "latent", "interpolation", "training", "traversal"}
+POSTERIORS = {
+    "iaf": (FlowPosterior, 3 * 4),
+    "planar": (FlowPosterior, 3 * 4),
+    "householder": (FlowPosterior, 3 * 4),
+    "spline": (FlowPosterior, 3 * 4),
+    "full-covariance": (ConditionalMultivariateNormal, 4 + 10),
+    "none": (ConditionalNormal, 2 * 4),
+}
+
+
+@pytest.mark.parametrize("flow", [flow for flow in POSTERIORS if flow != "none"])
+def test_run_folder_is_complete(flow, tmp_path, capsys):
+    out = tmp_path / "run"
+    small = ["--smoke", "--latent-dim", "3", "--hidden-dims", "8", "--flow-dims", "6"]
+    assert main([*small, "--flow", flow, "--out", str(out)]) == 0
+    assert {path.stem for path in (out / "figures").glob("*.png")} == FIGURES
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["test"]["elbo"]["mean"] <= metrics["test"]["log_marginal"]["mean"]
+    capsys.readouterr()
+    assert evaluate([str(out), "--num-samples", "10", "--limit", "1000"]) == 0
+    assert f"{metrics['test']['log_marginal']['mean']:.3f}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flow", POSTERIORS)
+def test_build_follows_the_flags(flow):
+    data = load_images(Args())
+    pair = build(Args(flow=flow, latent_dim=4, hidden_dims=(7,), num_flows=3, flow_dims=(6,)), data)
+    kind, size = POSTERIORS[flow]
+    assert type(pair.q_z_given_x) is kind
+    weights = [tuple(p.shape) for n, p in pair.q_z_given_x.net.named_parameters() if n.endswith("weight")]
+    assert weights == [(7, 64), (size, 7)]
+    if kind is FlowPosterior:
+        assert len(pair.q_z_given_x.flow.transforms) == 3
+        assert any(len(p) == 6 for p in pair.q_z_given_x.flow.parameters())
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "categorical"])
+def test_other_likelihoods(likelihood, tmp_path):
+    flags = ["--smoke", "--likelihood", likelihood, "--hidden-dims", "8", "--latent-dim", "3"]
+    assert main([*flags, "--out", str(tmp_path / "run")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--flow-dims", "3"], "hidden_dims must be widths of at least 16"),
+        (["--flow-dims"], "hidden_dims must be widths of at least 16"),
+        (["--num-flows", "0"], "num_flows must be a positive int, got 0"),
+    ],
+)
+def test_wrong_flags_exit_with_2_and_say_why(flags, message, tmp_path, capsys):
+    assert main(["--smoke", *flags, "--out", str(tmp_path / "run")]) == 2
+    assert message in capsys.readouterr().err
