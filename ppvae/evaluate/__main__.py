@@ -21,10 +21,12 @@ from torch import Tensor
 
 from ppvae import plot
 from ppvae.evaluate.annealed import annealed_log_marginal, bidirectional
+from ppvae.evaluate.calibration import ecdf_band
 from ppvae.evaluate.compare import compare, comparison_table
 from ppvae.evaluate.diagnostics import PARETO_SAMPLES, ParetoWarning
 from ppvae.evaluate.estimates import AnnealedLogMarginal, Estimate, LogMarginal
 from ppvae.evaluate.marginal import elbo, log_marginal
+from ppvae.evaluate.posterior import PosteriorChecks, check_posterior
 from ppvae.evaluate.report import Report, by_class, describe, first, sandwich, strict_json, table
 from ppvae.examples.experiment import Trained, restore
 from ppvae.storage import save_state, write_json
@@ -48,6 +50,8 @@ class Args:
     """With annealed, also bound log p(x) from both sides, on as many data drawn from the model itself."""
     limit: int | None = None
     """Evaluate only the first data of the test set."""
+    posterior: bool = False
+    """Also check the posterior on the same data: the inference gap, what the latents hold, calibration."""
     by_class: bool = False
     """Also a row for each class of the test set."""
     json: bool = False
@@ -135,6 +139,11 @@ def _evaluate(run: Trained, folder: Path, args: Args) -> tuple[Report, Estimate]
         figures["test"]["by_class"] = by_class(terms, estimate, run.labels)
     if args.bidirectional:
         figures["sandwich"] = sandwich(bidirectional(run.pair, *run.test, **_annealing(args)))
+    if args.posterior:
+        annealed = estimate.values if isinstance(estimate, AnnealedLogMarginal) else None
+        checks = check_posterior(run.pair, *run.test, log_marginal=annealed, seed=args.seed)
+        figures |= {"posterior": checks.figures(), "summary": checks.summary()}
+        _draw_posterior(checks, folder / "figures")
     write_json(folder / "evaluation.json", strict_json(figures))
     evidence = ("std_error", "ess", "acceptance") if chains else ("std_error", "ess", "pareto_k", "bound")
     of_datum = {name: getattr(estimate, name) for name in evidence}
@@ -182,6 +191,26 @@ def _of_weights(estimate: LogMarginal) -> dict[str, Any]:
     if estimate.num_samples >= PARETO_SAMPLES:
         figures["pareto_k"] = plot.pareto_k(estimate.pareto_k)
     return figures
+
+
+def _draw_posterior(checks: PosteriorChecks, folder: Path) -> None:
+    """Writes the KL of each dimension, the aggregated posterior over the prior, and the ranks in their band."""
+    folder.mkdir(exist_ok=True)
+    figures: dict[str, Any] = {}
+    for name, site in checks.latents.sites.items() if checks.latents else ():
+        if site.kl_per_dim is not None and bool(site.kl_per_dim.isfinite().all()):
+            figures[f"kl_{name}"] = plot.kl_per_dimension(site.kl_per_dim, site.active)
+        if site.posterior.is_floating_point():
+            points = [z.reshape(len(z), -1) for z in (site.posterior, site.prior)]
+            figures[f"aggregated_{name}"] = plot.aggregated_posterior(*points)
+    if checks.ranks and checks.verdict:
+        level = checks.verdict.level / len(checks.verdict.p_values)
+        for name, ranks in checks.ranks.ranks.items():
+            band = ecdf_band(len(ranks), checks.ranks.num_samples, level=level)
+            if bool((ranks >= 0).all()):  # none is masked
+                figures[f"sbc_{name}"] = plot.sbc_ecdf(ranks.reshape(len(ranks), -1), *band)
+    for name, figure in figures.items():
+        plot.save(figure, folder / f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -151,7 +151,7 @@ def table(figures: Report) -> str:
     both = figures.get("sandwich")
     scale = 1 / (figures["num_dims"] * math.log(2.0))
     for name, split in figures.items():
-        if not isinstance(split, dict) or split is both:
+        if not isinstance(split, dict) or "num_data" not in split:
             continue
         for key, value in split.items():
             if not (isinstance(value, dict) and value.keys() == {"mean", "std_error"}):
@@ -167,7 +167,7 @@ def table(figures: Report) -> str:
             f"on data drawn from the model {both['lower']['mean']:.3f} ≤ mean {figures['symbol']} ≤ "
             f"{both['upper']['mean']:.3f} nats, a gap of {both['gap']['mean']:.3f} ± {both['gap']['std_error']:.3f}"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *([figures["summary"]] if "summary" in figures else [])])
 
 
 def _mean(values: Tensor) -> dict[str, float]:

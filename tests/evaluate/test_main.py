@@ -74,6 +74,24 @@ def test_annealed(runs, capsys):
     assert load_state(Path(runs["a"]) / "evaluation.safetensors")["acceptance"].shape == (20,)
 
 
+def test_posterior_checks(runs, capsys):
+    assert main([runs["a"], "--num-samples", "10", "--limit", "30", "--posterior"]) == 0
+    printed = capsys.readouterr().out
+    found = figures_of(runs["a"])["posterior"]
+    gap = found["inference_gap"]
+    assert gap["total"]["mean"] == pytest.approx(gap["approximation"]["mean"] + gap["amortization"]["mean"])
+    assert found["latents"]["sites"]["z"]["num_units"] == len(found["calibration"]["p_values"]) == 3
+    for words in ("inference gap ", "all latents: KL ", "calibration: "):
+        assert words in printed
+    names = {path.stem for path in (Path(runs["a"]) / "figures").glob("*.png")}
+    assert {"kl_z", "aggregated_z", "sbc_z"} <= names
+
+
+def test_posterior_checks_that_do_not_apply_say_why(runs, capsys):
+    assert main([runs["labels"], "--num-samples", "10", "--limit", "30", "--posterior"]) == 0
+    assert "inference_gap: not of this pair: " in capsys.readouterr().out
+
+
 def test_several_runs_are_compared(runs, capsys):
     flags = ["--num-samples", "20", "--limit", "60"]
     assert main([runs["a"], runs["b"], *flags]) == 0
