@@ -21,7 +21,18 @@ from ppvae.evaluate.diagnostics import ParetoWarning
 from ppvae.evaluate.report import Report, report, strict_json, table
 from ppvae.examples.flags import ExperimentArgs, from_json, to_json
 from ppvae.examples.images import ImageData, load_images
-from ppvae.infer import Cosine, Linear, NonFiniteError, Run, RunFolder, fit
+from ppvae.infer import (
+    Cosine,
+    Cyclical,
+    Linear,
+    NonFiniteError,
+    Run,
+    RunFolder,
+    Schedule,
+    Sigmoid,
+    Stages,
+    fit,
+)
 from ppvae.infer.fit import usable_device
 from ppvae.pair import Batch
 from ppvae.storage import restore_weights
@@ -66,7 +77,8 @@ class Experiment:
         objective: from flags to the ELBO.
         first: trains what has to be trained before the pair.
         symbol: what the table calls the pair's marginal likelihood.
-        measure: what the table shows besides likelihoods, by name: each {"mean", "std_error"} in its own unit.
+        measure: what the table shows besides likelihoods, by name: each {"mean", "std_error"} in its own unit; the
+            error of a count is None.
     """
 
     name: str
@@ -128,7 +140,7 @@ class Experiment:
             valid,
             loss=self.objective(args),
             patience=args.patience,
-            kl_weight=Linear(args.warmup) if args.warmup else None,
+            kl_weight=warmup_of(args),
             out=out,
             resume=args.resume and RunFolder(out).config.is_file(),
             config={"module": f"ppvae.examples.{self.name}", "args": to_json(args)},
@@ -149,7 +161,8 @@ class Experiment:
             measured = self.measure(pair, args, data)
         print(table(result))
         for name, value in measured.items():
-            print(f"{name}: {value['mean']:.2f} ± {value['std_error']:.2f}")
+            error = value["std_error"]  # a count has none
+            print(f"{name}: {value['mean']:g}" if error is None else f"{name}: {value['mean']:.2f} ± {error:.2f}")
         metrics = {**result, "measured": measured, "best_epoch": run.best_epoch, "seconds": round(run.seconds, 2)}
         RunFolder(run.folder).write_metrics(strict_json(metrics))
         (run.folder / "figures").mkdir(exist_ok=True)
@@ -165,12 +178,28 @@ def fit_options(args: ExperimentArgs, device: torch.device, epochs: int) -> dict
     """What the shared flags say to `ppvae.fit`, whatever is trained for so many epochs."""
     return {
         "epochs": epochs,
-        "lr": Cosine(epochs, args.lr, args.lr / 100) if args.lr_schedule == "cosine" else args.lr,
+        "lr": lr_of(args, epochs),
         "optim": partial(torch.optim.Adam, eps=args.adam_eps, fused=True),
         "compile": "auto" if args.compile == "auto" else args.compile == "always",
         "device": device,
         "seed": args.seed,
     }
+
+
+def lr_of(args: ExperimentArgs, epochs: int) -> float | Schedule:
+    """The learning rate that the flags describe, over so many epochs."""
+    if args.lr_schedule == "constant":
+        return args.lr
+    return Cosine(epochs, args.lr, args.lr / 100) if args.lr_schedule == "cosine" else Stages(epochs, args.lr)
+
+
+def warmup_of(args: ExperimentArgs) -> Schedule | None:
+    """The weight of the KL term that the flags describe; None leaves the pair's own."""
+    if not args.warmup:
+        return None
+    if args.warmup_shape == "sigmoid":  # from 0.007 to 0.993
+        return Sigmoid(midpoint=args.warmup / 2, width=args.warmup / 10)
+    return Cyclical(args.warmup) if args.warmup_shape == "cyclical" else Linear(args.warmup)
 
 
 @dataclass(frozen=True)
@@ -238,9 +267,9 @@ def _check_same_experiment(folder: RunFolder, args: ExperimentArgs) -> None:
     started = (folder.read_config().get("experiment") or {}).get("args", {})
     free = {"epochs", "cuda", "out", "resume", "tensorboard", "data_root", "num_samples", "num_eval"}
     changed = [
-        f"--{key.replace('_', '-')} was {started.get(key)!r}, is {value!r}"
+        f"--{key.replace('_', '-')} was {started[key]!r}, is {value!r}"
         for key, value in to_json(args).items()
-        if key not in free and started.get(key) != value
+        if key not in free and key in started and started[key] != value  # a flag that came later has no other value
     ]
     if changed:
         raise ValueError(f"cannot resume {folder.path} with other flags: " + "; ".join(changed))

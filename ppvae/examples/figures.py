@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ppvae import plot
@@ -31,7 +32,7 @@ def write_figures(pair: VAEQueries, args: ExperimentArgs, data: ImageData, run: 
     x = x.to(device)
 
     torch.manual_seed(0)
-    codes = pair.encode(x).mean
+    codes, (centre, scale) = code_of(pair.encode(x)), _spread_of(pair.p_z())
     figures = {
         "reconstructions": plot.reconstructions(pixels(data, x[:20]), pixels(data, pair.reconstruct(x[:20]))),
         "samples": plot.samples(pixels(data, pair.sample(64, mean=True))),
@@ -42,9 +43,8 @@ def write_figures(pair: VAEQueries, args: ExperimentArgs, data: ImageData, run: 
     spread = torch.linspace(-3, 3, 9)
     active = max(1, min(8, int((codes.var(0) > 0.01).sum())))  # Burda et al. 2016; the others show nothing
     order = codes.var(0).argsort(descending=True)[:active]
-    grid = torch.zeros(len(order), len(spread), codes.shape[-1], device=device)
-    grid[torch.arange(len(order)), :, order] = spread.to(device)
-    figures["traversal"] = plot.traversal(pixels(data, mean_of(pair.decode(grid))), spread)
+    values = centre[order, None] + scale[order, None] * spread.to(device)
+    figures["traversal"] = plot.traversal(pixels(data, mean_of(pair.decode(swept(centre, order, values)))), spread)
     for name, figure in figures.items():
         plot.save(figure, run.folder / "figures" / f"{name}.png")
 
@@ -125,6 +125,31 @@ def write_completion_figures(columns: dict[str, Tensor], run: Run) -> None:
     }
     for name, figure in figures.items():
         plot.save(figure, run.folder / "figures" / f"{name}.png")
+
+
+def swept(z: Tensor, units: Tensor, values: Tensor) -> Tensor:
+    """Copies of a code, each with another value of one of its units.
+
+    Args:
+        z: the code, (k,).
+        units: numbers of the units, (r,).
+        values: what each takes in turn, (steps,) or (r, steps).
+
+    Returns:
+        A row for each unit, (r, steps, k).
+    """
+    grid = z.expand(len(units), values.shape[-1], -1).clone()
+    grid[torch.arange(len(units)), :, units] = values
+    return grid
+
+
+def _spread_of(p_z: TorchDistribution) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of a prior, (k,) each; of draws where they are not known."""
+    try:
+        return p_z.mean, p_z.variance.sqrt()
+    except NotImplementedError:
+        draws = p_z.sample((1000,))
+        return draws.mean(0), draws.std(0)
 
 
 def pixels(data: ImageData, images: Tensor) -> Tensor:

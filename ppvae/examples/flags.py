@@ -25,12 +25,16 @@ class ExperimentArgs:
     """Data per minibatch."""
     lr: float = 1e-3
     """Learning rate of Adam."""
-    lr_schedule: Literal["constant", "cosine"] = "constant"
-    """Whether the learning rate falls along half a cosine to a hundredth of --lr over the epochs."""
+    lr_schedule: Literal["constant", "cosine", "burda"] = "constant"
+    """Whether the learning rate falls over the epochs: along half a cosine to a hundredth of --lr, or to a tenth in
+    eight stages, each three times as long as the one before (Burda et al. 2016, who have 3280 epochs)."""
     adam_eps: float = 1e-8
     """ε of Adam (Burda et al. 2016 use 1e-4)."""
     warmup: float = 0.0
-    """Epochs over which the weight of the KL term rises linearly from 0 to its value."""
+    """Epochs over which the weight of the KL term rises from 0 to its value."""
+    warmup_shape: Literal["linear", "sigmoid", "cyclical"] = "linear"
+    """How it rises: in a line, along a sigmoid, or again and again: over half of --warmup epochs, then constant for as
+    many."""
     patience: int | None = None
     """Stop after this many epochs without a better validation ELBO."""
     dataset: Literal["digits", "mnist", "fashion", "kmnist", "cifar10"] = "digits"

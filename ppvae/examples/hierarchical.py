@@ -1,7 +1,8 @@
 """A VAE with several levels of latents: `python -m ppvae.examples.hierarchical` (Burda et al. 2016, arXiv 1509.00519).
 
 Trains two levels on scikit-learn's embedded digits in under a minute. The two-level model of the paper is
-`--dataset mnist --cuda --latent-dims 100 50 --hidden-dims 200 100 --warmup 0 --batch-size 20 --adam-eps 1e-4`.
+`--dataset mnist --cuda --latent-dims 100 50 --hidden-dims 200 100 --warmup 0 --batch-size 20 --adam-eps 1e-4
+--epochs 3280 --lr-schedule burda`.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ from torch import nn
 
 from ppvae.distributions import ConditionalNormal, StandardNormal
 from ppvae.examples.flags import ExperimentArgs
-from ppvae.examples.images import ImageData, likelihood, start_at_mean
+from ppvae.examples.images import ImageData
+from ppvae.examples.nets import observed
 from ppvae.infer.importance import check_count
 from ppvae.nn import MLP, Joined, as_shape
 
@@ -69,13 +70,9 @@ def model_pieces(args: LevelArgs, data: ImageData) -> dict[str, Any]:
     p_z: list[nn.Module] = [
         ConditionalNormal(args.net(above[i + 1], widths[i + 1], (2, dims[i]))) for i in range(len(dims) - 1)
     ]
-    parameters = {"categorical": (data.levels,)}.get(args.likelihood, ())
-    decoder = args.net(above[0], widths[0], (*parameters, *data.event_shape))
-    if args.likelihood == "bernoulli":
-        start_at_mean(decoder, data.train[0])
     return {
         "p_z": [*p_z, StandardNormal(dims[-1])],
-        "p_x_given_z": likelihood(args, decoder, data.levels),
+        "p_x_given_z": observed(args, data, lambda shape: args.net(above[0], widths[0], shape)),
         "skip": args.skip,
         "beta": args.beta,
     }

@@ -6,7 +6,7 @@ from ppvae.infer.importance_weighted import CIWAE, IWAE, MIWAE, PIWAE
 from ppvae.infer.nonfinite import NonFiniteError
 from ppvae.infer.regularized import BalancedELBO, CapacityELBO, ConstrainedELBO, FreeBitsELBO, beta_from_norm
 from ppvae.infer.run import Run, RunFolder
-from ppvae.infer.schedule import Cosine, Cyclical, Linear, Schedule, Sigmoid
+from ppvae.infer.schedule import Cosine, Cyclical, Linear, Schedule, Sigmoid, Stages
 from ppvae.infer.svi import SVI
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "RunFolder",
     "Schedule",
     "Sigmoid",
+    "Stages",
     "beta_from_norm",
     "fit",
 ]

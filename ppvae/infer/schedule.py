@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 
 Schedule = Callable[[float], float]
 """From the time in epochs to a value."""
@@ -103,6 +104,39 @@ class Cosine:
         """The value at time `epoch`."""
         phase = min(epoch / self.epochs, 1.0)
         return self.end + (self.start - self.end) * 0.5 * (1.0 + math.cos(math.pi * phase))
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Constant in each stage, which is `growth` times as long as the one before; from `start` down by equal factors.
+
+    The defaults are the learning rate of Burda et al. 2016 (arXiv 1509.00519): stages of 3^i epochs with start ·
+    10^(−i/7), i = 0 … 7, in all 3280.
+
+    Example:
+        >>> lr = Stages(epochs=3280, start=1e-3)
+        >>> lr(0.5), lr(3279.5)
+        (0.001, 0.0001)
+    """
+
+    epochs: float
+    start: float
+    num_stages: int = 8
+    growth: float = 3.0
+    fall: float = 10.0
+
+    def __post_init__(self) -> None:
+        _check_positive("epochs", self.epochs)
+        _check_positive("growth", self.growth)
+        _check_positive("fall", self.fall)
+        if isinstance(self.num_stages, bool) or not isinstance(self.num_stages, int) or self.num_stages < 2:
+            raise ValueError(f"num_stages must be a whole number of at least 2, got {self.num_stages!r}")
+
+    def __call__(self, epoch: float) -> float:
+        """The value at time `epoch`."""
+        ends = list(accumulate(self.growth**i for i in range(self.num_stages)))
+        stage = sum(epoch * ends[-1] >= self.epochs * end for end in ends[:-1])
+        return self.start * self.fall ** (-stage / (self.num_stages - 1))
 
 
 def as_schedule(value: float | Schedule, *, name: str) -> Schedule:

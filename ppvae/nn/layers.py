@@ -11,6 +11,9 @@ from ppvae.nn.shapes import Batched
 
 Norm = Literal["batch", "layer"]
 
+GATED = "gated"
+"""One half of the features is multiplied by the sigmoid of the other."""
+
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "leaky_relu": nn.LeakyReLU,
@@ -54,6 +57,7 @@ class Layers:
         norm: ``"batch"``, ``"layer"`` (for images: over channels and pixels, per image) or None.
         dropout: Probability of dropping a feature (for images: a channel), in [0, 1).
         spectral_norm: Whether each weight is divided by its largest singular value.
+        gates: Whether the net asks `before` how wide its layers are to be, so that the activation may be "gated".
 
     Raises:
         ValueError: If an option is none of the above.
@@ -67,9 +71,10 @@ class Layers:
     norm: Norm | None = None
     dropout: float = 0.0
     spectral_norm: bool = False
+    gates: bool = False
 
     def __post_init__(self) -> None:
-        activation(self.activation)
+        self._activation()
         if self.norm not in (None, "batch", "layer"):
             raise ValueError(f"norm must be None, 'batch' or 'layer', got {self.norm!r}")
         if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
@@ -82,12 +87,17 @@ class Layers:
         """Whether hidden layers have a bias: batch normalisation would only take it off again."""
         return self.norm != "batch"
 
+    def before(self, size: int) -> int:
+        """Returns how many features a layer gives for a hidden layer of this size: a gate takes as many again."""
+        return 2 * size if self.activation == GATED else size
+
     def weight(self, layer: nn.Module) -> nn.Module:
         """Returns a layer with weights, its spectral norm held at one if so asked."""
         return parametrizations.spectral_norm(layer) if self.spectral_norm else layer
 
     def vector(self, size: int) -> list[nn.Module]:
-        """Returns norm, activation and dropout for vectors ``(..., size)``."""
+        """Returns norm, activation and dropout, from vectors ``(..., before(size))`` to ``(..., size)``."""
+        size = self.before(size)
         norms: dict[str, Callable[[], nn.Module]] = {
             "batch": lambda: Batched(nn.BatchNorm1d(size), size, size),
             "layer": lambda: nn.LayerNorm(size),
@@ -107,6 +117,9 @@ class Layers:
     ) -> list[nn.Module]:
         return [
             *([norms[self.norm]()] if self.norm else []),
-            activation(self.activation),
+            self._activation(),
             *([dropout(self.dropout)] if self.dropout else []),
         ]
+
+    def _activation(self) -> nn.Module:
+        return nn.GLU() if self.gates and self.activation == GATED else activation(self.activation)

@@ -22,7 +22,8 @@ class MLP(nn.Sequential):
         in_shape: Event shape of the input, flattened before the first layer; an int means one dimension.
         hidden_dims: Widths of the hidden layers; with none the net is one affine map.
         out_shape: Event shape of the output; an int means one dimension.
-        activation: Name of the activation after each hidden layer, see :func:`ppvae.nn.activation`.
+        activation: Name of the activation after each hidden layer, see :func:`ppvae.nn.activation`; or ``"gated"``,
+            :math:`h_{i+1} = (A_i h_i + a_i) \odot \mathrm{sigmoid}(B_i h_i + b_i)`.
         norm: Normalisation before each activation: ``"batch"``, ``"layer"`` or None.
         dropout: Probability of dropping a hidden unit, in [0, 1).
         spectral_norm: Whether each weight matrix is divided by its largest singular value, which bounds the
@@ -32,6 +33,7 @@ class MLP(nn.Sequential):
         ValueError: If a shape, a width or an option is not one of the above.
 
     References:
+        Language Modeling with Gated Convolutional Networks (Dauphin et al. 2017), arXiv 1612.08083: the gate.
         Batch Normalization (Ioffe & Szegedy 2015), arXiv 1502.03167.
         Layer Normalization (Ba et al. 2016), arXiv 1607.06450.
         Spectral Normalization for Generative Adversarial Networks (Miyato et al. 2018), arXiv 1802.05957.
@@ -55,11 +57,11 @@ class MLP(nn.Sequential):
         spectral_norm: bool = False,
     ) -> None:
         in_shape, out_shape = as_shape(in_shape, "in_shape"), as_shape(out_shape, "out_shape")
-        make = Layers(activation, norm, dropout, spectral_norm)
+        make = Layers(activation, norm, dropout, spectral_norm, gates=True)
         dims = (math.prod(in_shape), *as_shape(hidden_dims, "hidden_dims"))
         layers: list[nn.Module] = []
         for d_in, d_out in pairwise(dims):
-            layers += [make.weight(nn.Linear(d_in, d_out, bias=make.hidden_bias)), *make.vector(d_out)]
+            layers += [make.weight(nn.Linear(d_in, make.before(d_out), bias=make.hidden_bias)), *make.vector(d_out)]
         layers.append(make.weight(nn.Linear(dims[-1], math.prod(out_shape))))
         super().__init__(*between(in_shape, layers, out_shape))
         self.in_shape, self.out_shape = in_shape, out_shape

@@ -1,0 +1,72 @@
+"""What the examples of models with one latent share: the flags of their nets, and the nets that these describe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from ppvae.examples.flags import ExperimentArgs
+from ppvae.examples.images import ImageData, likelihood, start_at_mean
+from ppvae.nn import MLP, ConvDecoder, ConvEncoder, Rescale
+
+
+@dataclass(frozen=True)
+class NetArgs(ExperimentArgs):
+    """The flags of a model with one latent z."""
+
+    encoder: Literal["mlp", "conv"] = "mlp"
+    """Kind of the networks: fully connected, or convolutional."""
+    latent_dim: int = 16
+    """Dimensions of z."""
+    hidden_dims: tuple[int, ...] | None = None
+    """Widths of the encoder's hidden layers (the decoder's are reversed), or channels where it is convolutional,
+    each of which halves the image; by default 200 200, or 32 64."""
+    activation: str = "relu"
+    """Activation of the hidden layers: relu, tanh, gelu, ..., or gated (fully connected only)."""
+    norm: Literal["batch", "layer"] | None = None
+    """Normalisation before each activation."""
+    dropout: float = 0.0
+    """Probability with which a hidden unit is dropped while training."""
+
+    def widths(self) -> tuple[int, ...]:
+        """The hidden layers of the encoder."""
+        default = (200, 200) if self.encoder == "mlp" else (32, 64)
+        return default if self.hidden_dims is None else self.hidden_dims
+
+    def layers(self) -> dict[str, Any]:
+        """The options of both nets."""
+        return {"activation": self.activation, "norm": self.norm, "dropout": self.dropout}
+
+
+def encoder(args: NetArgs, data: ImageData, out_shape: int | tuple[int, ...]) -> nn.Module:
+    """The net from an image to what a posterior is made of, of shape `out_shape`."""
+    kind = MLP if args.encoder == "mlp" else ConvEncoder
+    net = kind(data.event_shape, args.widths(), out_shape, **args.layers())
+    return of_intensities(args, data, net)
+
+
+def of_intensities(args: ExperimentArgs, data: ImageData, net: nn.Module) -> nn.Module:
+    """The net as one of what the data hold: where pixels are integer levels it sees them in [0, 1]."""
+    if args.likelihood != "categorical":
+        return net
+    whole = nn.Sequential(Rescale(1 / (data.levels - 1)), net)
+    whole.out_shape = net.out_shape  # what distributions read the size off
+    return whole
+
+
+def decoder(args: NetArgs, data: ImageData) -> nn.Module:
+    """p(x|z), of the family that `--likelihood` names."""
+    kind = MLP if args.encoder == "mlp" else ConvDecoder
+    return observed(args, data, lambda shape: kind(args.latent_dim, args.widths()[::-1], shape, **args.layers()))
+
+
+def observed(args: ExperimentArgs, data: ImageData, make: Callable[[tuple[int, ...]], nn.Module]) -> nn.Module:
+    """p(x|·), by the net that `make` gives for the shape of its parameters; logits start at those of the mean image."""
+    parameters = (data.levels,) if args.likelihood == "categorical" else ()
+    net = make((*parameters, *data.event_shape))
+    if args.likelihood == "bernoulli" and not isinstance(net, ConvDecoder):
+        start_at_mean(net, data.train[0])
+    return likelihood(args, net, data.levels)
