@@ -465,8 +465,9 @@ def test_bad_data(data, error, message):
 def test_bad_counts(count):
     reference = linear_gaussian()
     for estimate in (ppvae.elbo, ppvae.log_marginal):
-        with pytest.raises(ValueError, match="num_samples must be a whole number >= 1"):
-            estimate(reference.pair, *reference.data, num_samples=count)
+        if count is not None or estimate is ppvae.elbo:
+            with pytest.raises(ValueError, match="num_samples must be a whole number >= 1"):
+                estimate(reference.pair, *reference.data, num_samples=count)
         if count is not None:
             with pytest.raises(ValueError, match="batch_size must be a whole number >= 1"):
                 estimate(reference.pair, *reference.data, batch_size=count)
