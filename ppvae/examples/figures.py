@@ -44,7 +44,8 @@ def write_figures(pair: VAEQueries, args: ExperimentArgs, data: ImageData, run: 
     active = max(1, min(8, int((codes.var(0) > 0.01).sum())))  # Burda et al. 2016; the others show nothing
     order = codes.var(0).argsort(descending=True)[:active]
     values = centre[order, None] + scale[order, None] * spread.to(device)
-    figures["traversal"] = plot.traversal(pixels(data, mean_of(pair.decode(swept(centre, order, values)))), spread)
+    images = pixels(data, mean_of(pair.decode(swept(centre, order, values))))
+    figures["traversal"] = plot.traversal(images, spread, units=order.tolist())
     for name, figure in figures.items():
         plot.save(figure, run.folder / "figures" / f"{name}.png")
 

@@ -50,6 +50,6 @@ def write_unit_figures(pair: VAE, args: ExperimentArgs, data: ImageData, run: Ru
     figures = {"kl": plot.kl_per_dimension(site.kl_per_dim, site.active)}
     for i, z in enumerate(code_of(pair.encode(x[:NUM_TRAVERSED])), 1):
         images = mean_of(pair.decode(swept(z, order.to(z.device), spread.to(z))))
-        figures[f"traversal_x{i}"] = plot.traversal(pixels(data, images), spread)
+        figures[f"traversal_x{i}"] = plot.traversal(pixels(data, images), spread, units=order.tolist())
     for name, figure in figures.items():
         plot.save(figure, run.folder / "figures" / f"{name}.png")

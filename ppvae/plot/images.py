@@ -115,19 +115,20 @@ def interpolation(rows: Array) -> Figure:
     return _draw(_tile(grid, gap=_gap(grid)), scale=_scale(grid), columns=ends)
 
 
-def traversal(images: Array, values: Array) -> Figure:
+def traversal(images: Array, values: Array, *, units: Sequence[int] | None = None) -> Figure:
     """Draws what each latent dimension does when it alone is swept.
 
     Args:
         images: Decoded images of shape (k, steps, h, w), (k, steps, 1, h, w) or (k, steps, 3, h, w) with at
-            least two steps, clipped to [0, 1]; row j sweeps latent dimension j.
+            least two steps, clipped to [0, 1]; a row sweeps one latent dimension.
         values: The values swept, of shape (steps,), in prior standard deviations.
+        units: Which dimension each row sweeps, k numbers from 0; by default the first k.
 
     Returns:
         A figure with one axes: rows are labelled z_1 … z_k, and columns by their value where there is room.
 
     Raises:
-        ValueError: If a shape is none of those above, the numbers of steps differ, or a value is not finite.
+        ValueError: If a shape is none of those above, the numbers of steps or rows differ, or a value is not finite.
 
     Example:
         >>> import torch
@@ -141,13 +142,16 @@ def traversal(images: Array, values: Array) -> Figure:
         raise ValueError(f"images: got {steps} step, expected at least 2: a sweep")
     if swept.shape != (steps,):
         raise ValueError(f"values: got shape {swept.shape}, expected one value per step, {(steps,)}")
+    names = range(len(grid)) if units is None else units
+    if len(names) != len(grid):
+        raise ValueError(f"units: got {len(names)}, expected one per row, {len(grid)}")
     labels = [f"{round(float(value), 2) + 0.0:g}".replace("-", "−") for value in swept]
     scale = _scale(grid)
     # As many labels as have room, evenly spaced, with both ends among them.
     needed = (_text_width(labels) + 0.05) * DPI / scale / (grid.shape[3] + _gap(grid))
     stride = next(i for i in range(1, steps) if (steps - 1) % i == 0 and i >= min(needed, steps - 1))
     columns = _centres(grid, axis=1)[::stride], labels[::stride]
-    rows = _centres(grid, axis=0), [f"$z_{{{j + 1}}}$" for j in range(len(grid))]
+    rows = _centres(grid, axis=0), [f"$z_{{{j + 1}}}$" for j in names]
     figure = _draw(_tile(grid, gap=_gap(grid)), scale=scale, rows=rows, columns=columns, foot=0.3)
     figure.axes[0].set_xlabel("prior standard deviations", labelpad=1)
     return figure

@@ -110,6 +110,8 @@ def test_traversal_names_dimensions_and_values():
     (axes,) = figure.axes
     np.testing.assert_array_equal(image_of(figure)[9:, 36:, 0], images[1, 4, 0])
     assert texts(axes.get_yticklabels()) == ["$z_{1}$", "$z_{2}$"]
+    named = plot.traversal(images, torch.linspace(-3, 3, 5), units=[11, 4])
+    assert texts(named.axes[0].get_yticklabels()) == ["$z_{12}$", "$z_{5}$"]
     assert texts(axes.get_xticklabels()) == ["−3", "−1.5", "0", "1.5", "3"]
     np.testing.assert_array_equal(axes.get_xticks(), [3.5, 12.5, 21.5, 30.5, 39.5])
     np.testing.assert_array_equal(axes.get_yticks(), [3.5, 12.5])
@@ -178,6 +180,7 @@ def test_traversal_labels_as_many_columns_as_have_room_evenly(steps, expected):
         (lambda: plot.interpolation(torch.zeros(3, 8, 8)), r"rows: got shape .* expected \(r, steps, h, w\)"),
         (lambda: plot.interpolation(torch.zeros(3, 1, 8, 8)), "rows: got 1 step, expected at least 2"),
         (lambda: plot.traversal(torch.zeros(3, 1, 8, 8), torch.zeros(1)), "images: got 1 step"),
+        (lambda: plot.traversal(torch.zeros(3, 5, 8, 8), torch.zeros(5), units=[0]), "units: got 1, expected one per"),
         (
             lambda: plot.traversal(torch.zeros(3, 5, 8, 8), torch.zeros(4)),
             r"values: got shape \(4,\), expected one value per step, \(5,\)",
