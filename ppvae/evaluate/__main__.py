@@ -127,8 +127,8 @@ def _equal(a: Tensor | None, b: Tensor | None) -> bool:
 def _evaluate(run: Trained, folder: Path, args: Args) -> tuple[Report, Estimate]:
     """Evaluates one run and writes what it found into its folder."""
     estimate = _estimate(run, args)
-    terms = elbo(run.pair, *run.test, num_samples=min(args.num_samples or 100, 100), seed=args.seed)
-    chains = isinstance(estimate, AnnealedLogMarginal)
+    num_draws = min(estimate.num_samples, 100) if isinstance(estimate, LogMarginal) else 100
+    terms = elbo(run.pair, *run.test, num_samples=num_draws, seed=args.seed)
     figures: Report = {"method": args.method, "seed": args.seed, "symbol": run.symbol}
     if isinstance(estimate, AnnealedLogMarginal):
         figures |= {"num_samples": estimate.num_chains, "num_temperatures": estimate.num_temperatures}
@@ -145,8 +145,8 @@ def _evaluate(run: Trained, folder: Path, args: Args) -> tuple[Report, Estimate]
         figures |= {"posterior": checks.figures(), "summary": checks.summary()}
         _draw_posterior(checks, folder / "figures")
     write_json(folder / "evaluation.json", strict_json(figures))
-    evidence = ("std_error", "ess", "acceptance") if chains else ("std_error", "ess", "pareto_k", "bound")
-    of_datum = {name: getattr(estimate, name) for name in evidence}
+    own = ("pareto_k", "bound") if isinstance(estimate, LogMarginal) else ("acceptance",)
+    of_datum = {name: getattr(estimate, name) for name in ("std_error", "ess", *own)}
     state = {"log_marginal": estimate.values, **of_datum, "elbo": terms.values, "labels": run.labels}
     save_state(folder / "evaluation.safetensors", state)
     _draw(estimate, folder / "figures", run.symbol)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ppvae.evaluate.estimates import Estimate, standard_error
+from ppvae.evaluate.estimates import Estimate, mean_over_data
 
 Comparison = dict[str, dict[str, Any]]
 """JSON-ready, by model: its `mean` and, but for the first, its `difference`, each as {"mean", "std_error"}."""
@@ -41,13 +41,13 @@ def compare(estimates: Mapping[str, Estimate | Tensor]) -> Comparison:
         raise ValueError(f"estimates must name at least two models, got {list(estimates)}")
     values = {name: _values(name, estimate) for name, estimate in estimates.items()}
     (first, base), *others = values.items()
-    comparison: Comparison = {first: {"mean": _mean(base)}}
+    comparison: Comparison = {first: {"mean": mean_over_data(base)}}
     for name, of_model in others:
         if len(of_model) != len(base):
             raise ValueError(
                 f"estimates of the same data are compared, got {len(base)} of {first!r}, {len(of_model)} of {name!r}"
             )
-        comparison[name] = {"mean": _mean(of_model), "difference": _mean(of_model - base)}
+        comparison[name] = {"mean": mean_over_data(of_model), "difference": mean_over_data(of_model - base)}
     return comparison
 
 
@@ -73,7 +73,3 @@ def _values(name: str, estimate: Estimate | Tensor) -> Tensor:
     if bad:
         raise ValueError(f"log p(x) of datum {bad[0]} is {float(values[bad[0]]):g} by {name!r}: it has no difference")
     return values.detach().double().cpu()
-
-
-def _mean(values: Tensor) -> dict[str, float]:
-    return {"mean": float(values.mean()), "std_error": standard_error(values)}

@@ -146,3 +146,8 @@ class AnnealedLogMarginal(Estimate):
 def standard_error(values: Tensor) -> float:
     """Standard error of the mean of `values`, shape (n,); NaN for a single one."""
     return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
+def mean_over_data(values: Tensor) -> dict[str, float]:
+    """The mean of `values`, shape (n,), and its standard error, as the tables and JSON hold them."""
+    return {"mean": float(values.mean()), "std_error": standard_error(values)}

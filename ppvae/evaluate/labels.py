@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ppvae.evaluate.diagnostics import PARETO_GOOD, ParetoWarning
-from ppvae.evaluate.estimates import standard_error
+from ppvae.evaluate.estimates import mean_over_data, standard_error
 from ppvae.evaluate.marginal import log_marginal
 from ppvae.infer.importance import check_count
 
@@ -84,7 +84,7 @@ def error_rate(probabilities: Tensor, y: Tensor) -> dict[str, float]:
     """
     _check_shapes(probabilities, y)
     wrong = 100 * (probabilities.argmax(-1).cpu() != y.cpu()).double()
-    return {"mean": float(wrong.mean()), "std_error": standard_error(wrong)}
+    return mean_over_data(wrong)
 
 
 @dataclass(frozen=True)

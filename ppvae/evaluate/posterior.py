@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ppvae.evaluate.calibration import SBCRanks, SBCVerdict, check_sbc, run_sbc
-from ppvae.evaluate.estimates import standard_error
+from ppvae.evaluate.estimates import mean_over_data
 from ppvae.evaluate.gap import InferenceGap, inference_gap
 from ppvae.evaluate.latent import LatentReport, latent_report
 
@@ -44,7 +44,7 @@ class PosteriorChecks:
         figures: dict[str, Any] = dict(self.reasons)
         if self.gap is not None:
             terms = ("log_marginal", "best_elbo", "elbo", "total", "approximation", "amortization")
-            figures["inference_gap"] = {name: _mean(getattr(self.gap, name)) for name in terms}
+            figures["inference_gap"] = {name: mean_over_data(getattr(self.gap, name)) for name in terms}
         if self.latents is not None:
             figures["latents"] = _of_latents(self.latents)
         if self.verdict is not None:
@@ -84,12 +84,10 @@ def check_posterior(pair: nn.Module, *data: Any, log_marginal: Tensor | None = N
 def _of_latents(report: LatentReport) -> dict[str, Any]:
     sites = {}
     for name, site in report.sites.items():
-        units = {} if site.active is None else {"num_active": int(site.active.sum()), "num_units": site.active.numel()}
+        units: dict[str, Any] = {}
+        if site.active is not None:
+            units = {"active": site.active.flatten().nonzero().flatten().tolist(), "num_units": site.active.numel()}
         information = {"mutual_information": site.mutual_information, "marginal_kl": site.marginal_kl}
-        sites[name] = {"kl": _mean(site.kl), **units, **information, "collapsed": site.collapsed}
+        sites[name] = {"kl": mean_over_data(site.kl), **units, **information, "collapsed": site.collapsed}
     together = {"mutual_information": report.mutual_information, "marginal_kl": report.marginal_kl}
-    return {"kl": _mean(report.kl), **together, "sites": sites}
-
-
-def _mean(values: Tensor) -> dict[str, float]:
-    return {"mean": float(values.mean()), "std_error": standard_error(values)}
+    return {"kl": mean_over_data(report.kl), **together, "sites": sites}

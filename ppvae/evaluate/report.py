@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ppvae.evaluate.annealed import Sandwich
 from ppvae.evaluate.diagnostics import PARETO_GOOD, PARETO_SAMPLES, ParetoWarning
-from ppvae.evaluate.estimates import AnnealedLogMarginal, Elbo, Estimate, LogMarginal, standard_error
+from ppvae.evaluate.estimates import AnnealedLogMarginal, Elbo, Estimate, LogMarginal, mean_over_data
 from ppvae.evaluate.marginal import elbo, log_marginal
 from ppvae.pair import Batch
 
@@ -90,11 +90,11 @@ def describe(terms: Elbo, estimate: Estimate | None = None) -> Report:
         accepted = estimate.acceptance
         figures["acceptance"] = {"average": float(accepted.mean()), "min": float(accepted.min())}
     if isinstance(estimate, LogMarginal):
-        figures["bound"] = {str(size): _mean(bound) for size, bound in estimate.bound.items()}
+        figures["bound"] = {str(size): mean_over_data(bound) for size, bound in estimate.bound.items()}
         if estimate.num_samples >= PARETO_SAMPLES:
             k_hat = {f"above_{PARETO_GOOD}": estimate.num_unreliable(), "median": float(estimate.pareto_k.median())}
             figures["k_hat"] = k_hat
-    return figures | {name: _mean(values) for name, values in quantities.items()}
+    return figures | {name: mean_over_data(values) for name, values in quantities.items()}
 
 
 def by_class(terms: Elbo, estimate: Estimate, labels: Tensor) -> Report:
@@ -122,8 +122,8 @@ def by_class(terms: Elbo, estimate: Estimate, labels: Tensor) -> Report:
         index = labels.cpu() == c
         figures[str(c)] = {
             "num_data": int(index.sum()),
-            "elbo": _mean(terms.values[index]),
-            "log_marginal": _mean(estimate.values[index]),
+            "elbo": mean_over_data(terms.values[index]),
+            "log_marginal": mean_over_data(estimate.values[index]),
         }
         if isinstance(estimate, LogMarginal):
             figures[str(c)][f"above_{PARETO_GOOD}"] = int((estimate.pareto_k[index] > PARETO_GOOD).sum())
@@ -133,7 +133,7 @@ def by_class(terms: Elbo, estimate: Estimate, labels: Tensor) -> Report:
 def sandwich(found: Sandwich) -> Report:
     """Both bounds on log p(x) of data drawn from the model, and their gap, each as {"mean", "std_error"}."""
     gap = {"mean": found.gap(), "std_error": found.gap_std_error()}
-    return {"lower": _mean(found.lower.values), "upper": _mean(found.upper.values), "gap": gap}
+    return {"lower": mean_over_data(found.lower.values), "upper": mean_over_data(found.upper.values), "gap": gap}
 
 
 def strict_json(figures: Any) -> Any:
@@ -168,10 +168,6 @@ def table(figures: Report) -> str:
             f"{both['upper']['mean']:.3f} nats, a gap of {both['gap']['mean']:.3f} ± {both['gap']['std_error']:.3f}"
         )
     return "\n".join([*lines, *([figures["summary"]] if "summary" in figures else [])])
-
-
-def _mean(values: Tensor) -> dict[str, float]:
-    return {"mean": float(values.mean()), "std_error": standard_error(values)}
 
 
 def _label(key: str, figures: Report) -> str:

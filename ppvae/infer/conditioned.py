@@ -185,7 +185,7 @@ def simulate(template: Conditioned) -> Simulated:
         if not torch.allclose(before, after, rtol=1e-3, atol=1e-3, equal_nan=True):
             raise ValueError(
                 f"the density of the observed site {name!r} depends on the data that the model is given besides: it "
-                "cannot be drawn in one pass (an autoregressive likelihood?)"
+                "cannot be drawn in one pass (an autoregressive likelihood, or a mask that is made of the data?)"
             )
     return Simulated(latents, drawn)
 

@@ -17,7 +17,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from ppvae.models.pieces import check_pieces, check_weight
-from ppvae.models.queries import code_of, mean_of
+from ppvae.models.queries import code_of, line_between, mean_of
 from ppvae.pair import KLWeight
 
 
@@ -121,15 +121,8 @@ class Levels(nn.Module, ABC):
         Returns:
             Data of shape (..., num_steps, *event).
         """
-        if num_steps < 2:
-            raise ValueError(f"num_steps must be at least 2, for the two ends, got {num_steps!r}")
         q_from, q_to = self.encode(x_from), self.encode(x_to)
-        path = {}
-        for name, q_z in q_from.items():
-            dims = len(q_z.event_shape)
-            z_from, z_to = (code_of(q[name]).unsqueeze(-1 - dims) for q in (q_from, q_to))
-            t = torch.linspace(0, 1, num_steps, device=z_from.device, dtype=z_from.dtype).reshape(-1, *[1] * dims)
-            path[name] = torch.lerp(z_from, z_to, t)
+        path = {name: line_between(q_z, q_to[name], num_steps) for name, q_z in q_from.items()}
         return mean_of(self.decode(path))
 
 

@@ -58,12 +58,7 @@ class VAEQueries(nn.Module):
         Returns:
             Data of shape (..., num_steps, *event).
         """
-        if num_steps < 2:
-            raise ValueError(f"num_steps must be at least 2, for the two ends, got {num_steps!r}")
-        dims = len(self.p_z().event_shape)
-        z_from, z_to = (code_of(self.encode(x)).unsqueeze(-1 - dims) for x in (x_from, x_to))
-        t = torch.linspace(0, 1, num_steps, device=z_from.device, dtype=z_from.dtype).reshape(-1, *[1] * dims)
-        return mean_of(self.decode(torch.lerp(z_from, z_to, t)))
+        return mean_of(self.decode(line_between(self.encode(x_from), self.encode(x_to), num_steps)))
 
 
 def code_of(q_z: TorchDistribution) -> Tensor:
@@ -83,3 +78,13 @@ def mean_of(distribution: TorchDistribution) -> Tensor:
         return distribution.mean
     levels = torch.arange(base.probs.shape[-1], device=base.probs.device, dtype=base.probs.dtype)
     return base.probs @ levels
+
+
+def line_between(q_from: TorchDistribution, q_to: TorchDistribution, num_steps: int) -> Tensor:
+    """Points on the straight line between two codes, both ends included: (..., num_steps, *event)."""
+    if num_steps < 2:
+        raise ValueError(f"num_steps must be at least 2, for the two ends, got {num_steps!r}")
+    dims = len(q_from.event_shape)
+    z_from, z_to = (code_of(q).unsqueeze(-1 - dims) for q in (q_from, q_to))
+    t = torch.linspace(0, 1, num_steps, device=z_from.device, dtype=z_from.dtype).reshape(-1, *[1] * dims)
+    return torch.lerp(z_from, z_to, t)

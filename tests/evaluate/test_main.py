@@ -80,6 +80,7 @@ def test_posterior_checks(runs, capsys):
     found = figures_of(runs["a"])["posterior"]
     gap = found["inference_gap"]
     assert gap["total"]["mean"] == pytest.approx(gap["approximation"]["mean"] + gap["amortization"]["mean"])
+    assert set(found["latents"]["sites"]["z"]["active"]) <= {0, 1, 2}
     assert found["latents"]["sites"]["z"]["num_units"] == len(found["calibration"]["p_values"]) == 3
     for words in ("inference gap ", "all latents: KL ", "calibration: "):
         assert words in printed
