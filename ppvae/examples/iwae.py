@@ -19,7 +19,7 @@ from ppvae.examples.figures import write_level_figures
 from ppvae.examples.images import ImageData
 from ppvae.examples.latents import active_units
 from ppvae.infer import CIWAE, IWAE, MIWAE, PIWAE
-from ppvae.models import HierarchicalVAE
+from ppvae.models.levels import Levels
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Args(hierarchical.Args):
     """Dimensions of z1, z2, ..., as many as there are to be levels."""
 
 
-def build(args: Args, data: ImageData) -> HierarchicalVAE:
+def build(args: Args, data: ImageData) -> Levels:
     """The pair that the flags describe."""
     if args.warmup:
         raise ValueError(

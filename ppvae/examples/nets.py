@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
+from ppvae.distributions import VampPrior
 from ppvae.examples.flags import ExperimentArgs
 from ppvae.examples.images import ImageData, likelihood, start_at_mean
 from ppvae.nn import MLP, ConvDecoder, ConvEncoder, Rescale
@@ -70,3 +72,20 @@ def observed(args: ExperimentArgs, data: ImageData, make: Callable[[tuple[int, .
     if args.likelihood == "bernoulli" and not isinstance(net, ConvDecoder):
         start_at_mean(net, data.train[0])
     return likelihood(args, net, data.levels)
+
+
+def vamp_prior(args: ExperimentArgs, data: ImageData, q_z_given_x: nn.Module, num: int, *, start_at: str) -> VampPrior:
+    """The mixture of an encoder's posteriors at so many pseudo-inputs, which start at training images or near zero.
+
+    Raises:
+        ValueError: where there are not so many training images.
+    """
+    x = data.train[0]
+    highest = float(data.levels - 1) if args.likelihood == "categorical" else 1.0
+    if start_at == "random":
+        start = highest * (0.05 + 0.01 * torch.randn(num, *data.event_shape))
+    elif num > len(x):
+        raise ValueError(f"--num-components {num} is more than the {len(x)} training images that they start at")
+    else:
+        start = x[torch.randperm(len(x))[:num]].float()
+    return VampPrior(q_z_given_x, start, bounds=(0.0, highest))

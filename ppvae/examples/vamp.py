@@ -2,6 +2,7 @@
 
 Trains on scikit-learn's embedded digits in under a minute. The one-level model of the paper is `--dataset mnist --cuda
 --batch-size 100 --lr 5e-4 --warmup 100 --epochs 2000 --patience 50`; `--prior standard` is what it is compared with.
+`python -m ppvae.examples.hierarchical --guide top-down --prior vamp` has several levels.
 """
 
 from __future__ import annotations
@@ -10,14 +11,13 @@ import sys
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ppvae.distributions import ConditionalNormal, FlowPrior, MixturePrior, StandardNormal, VampPrior
+from ppvae.distributions import ConditionalNormal, FlowPrior, MixturePrior, StandardNormal
 from ppvae.examples.experiment import Experiment
 from ppvae.examples.figures import write_figures
 from ppvae.examples.images import ImageData
-from ppvae.examples.nets import NetArgs, decoder, encoder
+from ppvae.examples.nets import NetArgs, decoder, encoder, vamp_prior
 from ppvae.infer.importance import check_count
 from ppvae.models import VAE
 
@@ -61,28 +61,12 @@ def build(args: Args, data: ImageData) -> VAE:
     q_z_given_x = ConditionalNormal(encoder(args, data, (2, k)))
     p_z: nn.Module = StandardNormal(k)
     if args.prior == "vamp":
-        highest = float(data.levels - 1) if args.likelihood == "categorical" else 1.0
-        start = first_pseudo_inputs(args, data, args.num_components, highest)
-        p_z = VampPrior(q_z_given_x, start, bounds=(0.0, highest))
+        p_z = vamp_prior(args, data, q_z_given_x, args.num_components, start_at=args.pseudo_inputs)
     elif args.prior == "mixture":
         p_z = MixturePrior(args.num_components, k)
     elif args.prior == "flow":
         p_z = FlowPrior(k, hidden_dims=max(128, k))
     return VAE(p_z, decoder(args, data), q_z_given_x)
-
-
-def first_pseudo_inputs(args: Args, data: ImageData, num: int, highest: float) -> Tensor:
-    """Where so many pseudo-inputs start, (num, *event), for data from 0 to `highest`.
-
-    Raises:
-        ValueError: where there are not so many training images.
-    """
-    x = data.train[0]
-    if args.pseudo_inputs == "random":
-        return highest * (0.05 + 0.01 * torch.randn(num, *data.event_shape))
-    if num > len(x):
-        raise ValueError(f"--num-components {num} is more than the {len(x)} training images that they start at")
-    return x[torch.randperm(len(x))[:num]].float()
 
 
 EXPERIMENT = Experiment("vamp", Args, build, write_figures)

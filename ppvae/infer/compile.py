@@ -8,6 +8,8 @@ What the graph reads besides the batch (parameters, buffers, a KL weight that a 
 input that is passed by reference, so its new values count. What Python decided while tracing is guarded: numbers and
 flags on the modules, and values that were asked of tensors. Where a guard fails, or tracing does, the computation runs
 eagerly, after one warning that says why: slower, never wrong.
+
+On a GPU the kernels of the graph, and of what finishes it (the optimizer's step), are recorded as one CUDA graph.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import copy
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from pyro.poutine.runtime import _PYRO_STACK
@@ -24,6 +26,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from ppvae.infer.guards import Contents, fingerprint, state_unchanged
+from ppvae.infer.recording import Recording, recordable
 from ppvae.infer.tracing import Computation, Traced, UncompilableError, check_same, tensors_of, trace
 
 MAX_GRAPHS = 4
@@ -36,6 +39,16 @@ MAX_MISSES = 20
 """How often a computation may run eagerly because Python would have decided otherwise than it did while tracing."""
 
 
+class Finish(Protocol):
+    """What is done with the outputs of a computation each time, e.g. an optimizer's step."""
+
+    def __call__(self, outputs: Sequence[Tensor], layout: Any) -> Sequence[Tensor]:
+        """What the caller gets in place of the outputs."""
+
+    def held(self, layout: Any) -> Any:
+        """What it takes for granted, compared by `==`; None where a CUDA graph cannot hold it."""
+
+
 class Compiled:
     """A computation that is compiled for each kind of arguments that it meets.
 
@@ -44,6 +57,7 @@ class Compiled:
         modules: what they hold is guarded; the list may grow before the first compilation.
         parameters: gives the tensors that it leaves gradients on.
         guarded: gives what else the computation depends on, hashable.
+        finish: what is done with the outputs.
     """
 
     def __init__(
@@ -53,31 +67,37 @@ class Compiled:
         *,
         parameters: Callable[[], list[Tensor]] = list,
         guarded: Callable[[], Any] = tuple,
+        finish: Finish | None = None,
     ) -> None:
         self._compute = compute
         self._modules = modules
         self._parameters = parameters
         self._guarded = guarded
+        self._finish = finish
         self._graphs: dict[Any, _Graph] = {}
         self._retraces = 0
         self._misses = 0
         self._eager = False
 
     def __call__(self, args: tuple[Any, ...]) -> tuple[Sequence[Tensor], Any]:
-        """What the computation gives."""
+        """What the computation gives, finished; the next call may write over tensors on a GPU."""
+        graph, outputs = None, None
         if not self._eager:
             try:
                 graph = self._graph(args)
-                outputs = None if graph is None else graph.run(args)
-                if graph is not None and outputs is not None:
-                    return outputs, graph.traced.layout
-                if graph is not None:
+                outputs = None if graph is None else graph.run(args, self._finish)
+                if graph is not None and outputs is None:
                     self._count_a_miss()
             except Exception as error:  # a compiler can fail in many ways, and the eager way is always there
                 self._eager = True
-                reason = str(error).strip().split("\n")[0] or type(error).__name__
-                warnings.warn(f"not compiled, runs eagerly: {reason}", stacklevel=5)
-        return self._compute(args)
+                warnings.warn(f"not compiled, runs eagerly: {_first_line(error)}", stacklevel=4)
+        if graph is not None and outputs is not None:
+            layout = graph.traced.layout
+            finish = None if graph.recording is not None else self._finish
+        else:
+            outputs, layout = self._compute(args)
+            finish = self._finish
+        return outputs if finish is None else finish(outputs, layout), layout
 
     @property
     def num_graphs(self) -> int:
@@ -129,7 +149,10 @@ class Compiled:
         runs = [self._trace(args), self._trace(args)]
         check_same(*runs)  # what differs between two runs on the same arguments is no function of the tensors
         alive = [dict(vars(handler)) for handler in _PYRO_STACK]  # no identity in the kind goes to another object
-        graph = _Graph(runs[-1], runs[-1].lift_tensors(), self._modules, Contents(self._modules), alive)
+        first, inputs = (run.lift_tensors() for run in runs)
+        graph = _Graph(runs[-1], inputs, self._modules, Contents(self._modules), alive)
+        constants_apart = [b for a, b in zip(first, inputs, strict=True) if a is b]
+        graph.recordable = recordable([*tensors_of(args), *constants_apart])
         graph.compile(args)
         return graph
 
@@ -146,6 +169,9 @@ class _Graph:
     function: Callable[..., Any] | None = None
     code: str = ""
     trusted: bool = True
+    recordable: bool = False
+    recording: Recording | None = None
+    runs: int = 0
 
     def confirm(self, again: Traced) -> bool:
         """Whether a new run of the computation does what this graph does; it is trusted from then on."""
@@ -161,36 +187,64 @@ class _Graph:
     def compile(self, args: tuple[Any, ...]) -> None:
         """Compiles with Inductor; random numbers come from torch's own kernels, as in the eager step."""
         options: dict[str, Any] = {"fallback_random": True}
-        if any(tensor.is_cuda for tensor in self.inputs):
-            options["triton.cudagraphs"] = True
         self.code = self._code(self.traced)  # before the compiler works on it
         inputs: list[Any] = [*tensors_of(args), *self.inputs]
         spare = GraphModule(nn.Module(), copy.deepcopy(self.traced.module.graph))
         with torch.no_grad(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`?torch._prims_common.check", FutureWarning)  # torch about itself
+            warnings.filterwarnings("ignore", "`?torch.jit.script_method", DeprecationWarning)  # and 2.11 about itself
             try:  # without Inductor's trial builds for the CPU's vector instructions, which take seconds
                 self.function = torch._inductor.compile(spare, inputs, options | {"cpp.vec_isa_ok": True})
             except Exception:  # a C++ compiler that is older than the CPU: Inductor then finds out what it can do
                 self.function = torch._inductor.compile(self.traced.module, inputs, options)
 
-    def run(self, args: tuple[Any, ...]) -> Sequence[Tensor] | None:
-        """Runs the graph.
+    def run(self, args: tuple[Any, ...], finish: Finish | None) -> Sequence[Tensor] | None:
+        """Runs the graph, and on a GPU what finishes it: there is then a `recording`.
 
         Returns:
             What was computed; None where Python would have decided otherwise than it did while tracing. Nothing has
             then changed, not even the random state.
         """
         assert self.function is not None
-        decisions = self.traced.decisions
+        tensors, decisions = tensors_of(args), self.traced.decisions
+        self.runs += 1
         if not decisions:
+            self._record(tensors, finish)
             with torch.no_grad():
-                return self.function(*tensors_of(args), *self.inputs)
+                return self.recording(tensors) if self.recording is not None else self.function(*tensors, *self.inputs)
         with torch.no_grad(), state_unchanged(self.modules, []) as keep:
-            outputs = self.function(*tensors_of(args), *self.inputs)
+            outputs = self.function(*tensors, *self.inputs)
             if [value.item() for value in outputs[-len(decisions) :]] != decisions:
                 return None
             keep.append(True)
         return outputs[: -len(decisions)]
+
+    def _record(self, tensors: list[Tensor], finish: Finish | None) -> None:
+        """Sees to a recording of what a run does, from the second run on: the first loads the kernels."""
+        if self.runs == 1 or not self.recordable:
+            return
+        layout = self.traced.layout
+        held = () if finish is None else finish.held(layout)
+        if held is None:
+            self.recording = None
+        elif self.recording is None or not self.recording.holds(held):
+            self.recording = None  # its memory is free for the next
+
+            def run(arguments: list[Tensor]) -> Sequence[Tensor]:
+                assert self.function is not None
+                outputs = self.function(*arguments, *self.inputs)
+                return outputs if finish is None else finish(outputs, layout)
+
+            try:
+                with torch.no_grad():
+                    self.recording = Recording(run, tensors, self.inputs, held)
+            except Exception as error:  # the device refuses to record some things, each in its own way
+                self.recordable = False
+                warnings.warn(f"not recorded as a CUDA graph: {_first_line(error)}", stacklevel=6)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def _same_inputs(a: list[Tensor], b: list[Tensor]) -> bool:

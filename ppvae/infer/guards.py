@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -29,14 +30,17 @@ class Contents:
         tree = (module for root in modules for module in root.modules())
         chosen = (vars(module)[name] for module in tree for name in only)
         containers = list(chosen) if only else list(_containers(modules))
-        self._held = [(container, _all_values(container), _values(container)) for container in containers]
+        self._held = [(container, _values(container)) for container in containers]
+        self._dicts = [container for container in containers if isinstance(container, dict)]
+        self._lists = [container for container in containers if isinstance(container, list)]
+        self._everything = self._all_values()
 
     def changed(self) -> str | None:
         """The name of something that is no longer what it was; None where nothing changed."""
-        for container, everything, before in self._held:
-            now = _all_values(container)
-            if len(now) == len(everything) and all(map(operator.is_, now, everything)):  # the common case, quickly
-                continue
+        now = self._all_values()
+        if len(now) == len(self._everything) and all(map(operator.is_, now, self._everything)):
+            return None  # the common case, quickly
+        for container, before in self._held:
             now = _values(container)
             names = [name for name in container if _counts(name)] if isinstance(container, dict) else range(len(now))
             for name, a, b in zip(names, now, before, strict=False):
@@ -44,7 +48,14 @@ class Contents:
                     return f"the attribute {name!r}"
             if len(now) != len(before):
                 return "the number of attributes"
+        self._everything = self._all_values()  # what changed is bookkeeping
         return None
+
+    def _all_values(self) -> list[Any]:
+        return list(chain(self._lengths(), *map(dict.values, self._dicts), *self._lists))
+
+    def _lengths(self) -> Iterator[int]:
+        return chain(map(len, self._dicts), map(len, self._lists))
 
 
 def _containers(modules: list[nn.Module]) -> Iterator[Any]:
@@ -67,10 +78,6 @@ def _is_plain_object(value: Any) -> bool:
     if isinstance(value, nn.Module | Tensor | type) or not hasattr(value, "__dict__"):
         return False
     return not type(value).__module__.startswith(("torch", "pyro", "builtins"))
-
-
-def _all_values(container: Any) -> list[Any]:
-    return list(container.values()) if isinstance(container, dict) else list(container)
 
 
 def _values(container: Any) -> list[Any]:

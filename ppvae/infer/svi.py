@@ -6,8 +6,9 @@ parameters with one (fused) optimizer in place of one per tensor, and leaves the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import pyro
@@ -21,7 +22,7 @@ from ppvae.infer.compile import Compiled
 from ppvae.infer.elbo import StepTerms, Traces, elbo_terms, evaluate_objective
 from ppvae.infer.guards import Contents, check_no_buffers, fingerprint, modules_that_run
 from ppvae.infer.nonfinite import NonFiniteError, check_finite
-from ppvae.infer.optim import OptimizerFactory, one_optimizer
+from ppvae.infer.optim import Held, OptimizerFactory, Stepper
 from ppvae.params import LocalParams, module_local
 
 COMPILE_FROM = 10_000
@@ -70,8 +71,6 @@ class SVI:
         autocast: torch.dtype | None = None,
         clip_norm: float | None = None,
     ) -> None:
-        if not callable(optim):
-            raise TypeError(f"optim must be a function from parameters to an optimizer, got {optim!r}")
         if compile not in (True, False, "auto"):
             raise ValueError(f"compile must be True, False or 'auto', got {compile!r}")
         if not callable(loss):
@@ -82,20 +81,28 @@ class SVI:
         self.compile = compile
         self.planned_steps: int | None = None
         self.autocast = autocast
-        self.clip_norm = clip_norm
-        self.optim = one_optimizer(optim)
-        self.optimizer: torch.optim.Optimizer | None = None
+        self.optim = optim
+        self.stepper = Stepper(optim, clip_norm, capturable=bool(compile))
         owners = [_owner(model), _owner(guide)]
         self._owners = list(dict.fromkeys(owner for owner in owners if owner is not None))
         self._local = None not in owners
         self._modules = list(self._owners)  # and those of plain functions, once they have run
         self._compiled = Compiled(
-            self._gradient_as_outputs, self._modules, parameters=self.parameters, guarded=self._guarded
+            self._gradient_as_outputs,
+            self._modules,
+            parameters=self.parameters,
+            guarded=self._guarded,
+            finish=_StepFromOutputs(self),
         )
         self._steps = 0
         self._met: dict[int, Tensor] = {}
         self._parameters: list[Tensor] = []
         self._tree: Contents | None = None
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """The torch optimizer, once the first step or `setup` made it; None where Pyro's optimizer works as it is."""
+        return self.stepper.optimizer
 
     def step(self, *args: Any, **kwargs: Any) -> float:
         """Takes one gradient step and returns the loss: summed over the batch, as Pyro's is."""
@@ -151,8 +158,7 @@ class SVI:
             guide_trace = pyro.poutine.trace(self.guide).get_trace(*args)
             pyro.poutine.replay(self.model, trace=guide_trace)(*args)
         self._remember(params.trace)
-        if not isinstance(self.optim, PyroOptim):
-            self._make_optimizer().zero_grad()
+        self.stepper.prepare(self.parameters())
 
     def check_buffers(self) -> None:
         """Checks that the networks which ran outside the pair hold no buffers, see `ppvae.infer.guards`."""
@@ -162,18 +168,16 @@ class SVI:
         self, args: tuple[Any, ...], kwargs: dict[str, Any], *, weight: float | None = None, check: bool = False
     ) -> StepTerms:
         if self._compiles() and not kwargs and not check:
-            terms = self._compiled_gradient(args, weight)
-        elif not self._steps:
-            with modules_that_run(self._modules):
-                terms = self._gradient(args, weight, kwargs, check=check)
-        else:
-            terms = self._gradient(args, weight, kwargs, check=check)
+            terms, (names, _) = self._compiled((weight, *args))
+            self._steps += 1
+            # A CUDA graph writes its next results over these, and the terms are read later.
+            kept = list(torch.stack(list(terms))) if all(term.is_cuda for term in terms) else terms
+            return StepTerms.of(dict(zip(names, kept, strict=True)))
+        with nullcontext() if self._steps else modules_that_run(self._modules):
+            result = self._gradient(args, weight, kwargs, check=check)
         self._steps += 1
-        parameters = self.parameters()
-        if self.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
-        self._step(parameters)
-        return terms
+        self.stepper.step(self.parameters())
+        return result
 
     def _compiles(self) -> bool:
         """Whether this step is to run compiled: the parameters are known, and compiling repays itself."""
@@ -186,15 +190,6 @@ class SVI:
         """What else a compiled gradient depends on: which parameters are trained, and what of."""
         trained = tuple((id(p), p.requires_grad) for p in self.parameters())
         return (trained, id(self.loss), fingerprint(self.loss), self.model, self.guide, self.autocast)
-
-    def _compiled_gradient(self, args: tuple[Any, ...], weight: float | None) -> StepTerms:
-        """Puts the gradient of a batch on the parameters, through the compiled graph where there is one."""
-        outputs, (names, trained) = self._compiled((weight, *args))
-        for parameter, gradient in zip(trained, outputs[len(names) :], strict=True):
-            parameter.grad = gradient
-        # A CUDA graph writes its next results over these, and the terms are read later.
-        terms = [term.clone() if term.is_cuda else term for term in outputs[: len(names)]]
-        return StepTerms.of(dict(zip(names, terms, strict=True)))
 
     def _gradient_as_outputs(self, args: tuple[Any, ...]) -> tuple[list[Any], Any]:
         """The gradient of a batch as a computation: the terms, and the gradients of the parameters that have one."""
@@ -243,8 +238,7 @@ class SVI:
             if parameter.requires_grad and parameter.is_leaf and id(parameter) not in self._met:
                 self._met[id(parameter)] = parameter
                 self._parameters = []
-                if self.optimizer is not None and not self._in_optimizer(parameter):
-                    self.optimizer.add_param_group({"params": [parameter]})
+                self.stepper.add([parameter])
 
     def _find_new_parameters(self) -> None:
         """Notices parameters and modules that were put in place of others; their parameters join the optimizer."""
@@ -253,32 +247,8 @@ class SVI:
             owned: dict[int, Tensor] = {id(p): p for owner in self._owners for p in owner.parameters()}
             found = [p for p in owned.values() if p.requires_grad and id(p) not in known]
             self._parameters = [p for p in self._parameters if id(p) in owned or id(p) in self._met] + found
-            if found and self.optimizer is not None:
-                self.optimizer.add_param_group({"params": found})
+            self.stepper.add(found)
             self._tree = Contents(self._owners, only=("_parameters", "_modules"))
-
-    def _in_optimizer(self, parameter: Tensor) -> bool:
-        assert self.optimizer is not None
-        return any(parameter is p for group in self.optimizer.param_groups for p in group["params"])
-
-    def _make_optimizer(self) -> torch.optim.Optimizer:
-        parameters = self.parameters()
-        if not parameters:
-            raise ValueError("there is nothing to train: the pair has no parameter that requires a gradient")
-        self.optimizer = self.optim(parameters)
-        if not isinstance(self.optimizer, torch.optim.Optimizer):
-            raise TypeError(f"optim must return a torch.optim.Optimizer, got {type(self.optimizer).__name__}")
-        return self.optimizer
-
-    def _step(self, parameters: list[Tensor]) -> None:
-        if isinstance(self.optim, PyroOptim):
-            self.optim(parameters)
-            pyro.infer.util.zero_grads(parameters)
-            return
-        optimizer = self.optimizer or self._make_optimizer()
-        optimizer.step()
-        for parameter in parameters:
-            parameter.grad = None  # what optimizer.zero_grad() does, without its bookkeeping
 
     def _check_finite(self, traces: Traces, terms: StepTerms) -> None:
         gradients = (
@@ -290,6 +260,24 @@ class SVI:
             for parameter in self.parameters():
                 parameter.grad = None
             raise
+
+
+@dataclass(frozen=True)
+class _StepFromOutputs:
+    """Puts the gradients of a compiled graph on their parameters and takes the step; the terms are left."""
+
+    svi: SVI
+
+    def __call__(self, outputs: Sequence[Tensor], layout: Any) -> Sequence[Tensor]:
+        names, trained = layout
+        for parameter, gradient in zip(trained, outputs[len(names) :], strict=True):
+            parameter.grad = gradient
+        self.svi.stepper.step(self.svi.parameters())
+        return outputs[: len(names)]
+
+    def held(self, layout: Any) -> Held | None:
+        _, trained = layout
+        return self.svi.stepper.held(trained)
 
 
 def _owner(function: Callable[..., Any]) -> nn.Module | None:

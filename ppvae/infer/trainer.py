@@ -277,8 +277,7 @@ class Trainer:
     def restore(self, state: dict[str, Any], *, source: str) -> None:
         """Puts back what `capture` copied."""
         restore_weights(self.pair, state["model"], source=source)
-        assert self.svi.optimizer is not None
-        self.svi.optimizer.load_state_dict(to_cpu(state["optimizer"]))
+        self.svi.stepper.load_state_dict(to_cpu(state["optimizer"]))
         self.rng = state["rng"]
         self.progress = Progress(**to_cpu(state["progress"]))
 

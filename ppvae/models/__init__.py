@@ -6,6 +6,7 @@ from ppvae.models.ladder import LadderVAE
 from ppvae.models.ppca import PPCA
 from ppvae.models.ssvae import SSVAE
 from ppvae.models.stacked import StackedSSVAE
+from ppvae.models.top_down import TopDownVAE
 from ppvae.models.vae import VAE
 
-__all__ = ["CVAE", "PPCA", "SSVAE", "VAE", "HierarchicalVAE", "LadderVAE", "StackedSSVAE"]
+__all__ = ["CVAE", "PPCA", "SSVAE", "VAE", "HierarchicalVAE", "LadderVAE", "StackedSSVAE", "TopDownVAE"]

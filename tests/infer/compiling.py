@@ -80,17 +80,26 @@ def binary(n=N, seed=0):
     return torch.bernoulli(torch.full((n, D), 0.4), generator=torch.Generator().manual_seed(seed))
 
 
-def train(pair, loss, batches, *, compile, optim=None, steps=20):
+def train(pair, loss, batches, *, compile, optim=None, steps=20, device="cpu", before_step=None, **options):
     """Losses and state after some steps, and the SVI."""
     optim = optim or partial(torch.optim.Adam, lr=1e-2, fused=True)
-    svi = SVI(pair.model, pair.guide, optim, loss, compile=compile)
+    pair, batches = pair.to(device), [tuple(t.to(device) for t in batch) for batch in batches]
+    svi = SVI(pair.model, pair.guide, optim, loss, compile=compile, **options)
     torch.manual_seed(1)
-    losses = [svi.step(*batches[i % len(batches)]) for i in range(steps)]
+    losses = []
+    for i in range(steps):
+        if before_step is not None:
+            before_step(svi, i)
+        losses.append(svi.step(*batches[i % len(batches)]))
     return losses, {name: value.detach().clone() for name, value in pair.state_dict().items()}, svi
 
 
 def compiled_graphs(svi):
     return svi._compiled.num_graphs
+
+
+def recordings(svi):
+    return [graph.recording for graph in svi._compiled._graphs.values() if graph.recording is not None]
 
 
 def assert_same(make, loss, batches, **options):
