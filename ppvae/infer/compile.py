@@ -193,6 +193,7 @@ class _Graph:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`?torch._prims_common.check", FutureWarning)  # torch about itself
             warnings.filterwarnings("ignore", "`?torch.jit.script_method", DeprecationWarning)  # and 2.11 about itself
+            warnings.filterwarnings("ignore", "TensorFloat32", UserWarning)  # coarser products are the user's choice
             try:  # without Inductor's trial builds for the CPU's vector instructions, which take seconds
                 self.function = torch._inductor.compile(spare, inputs, options | {"cpp.vec_isa_ok": True})
             except Exception:  # a C++ compiler that is older than the CPU: Inductor then finds out what it can do

@@ -10,6 +10,7 @@ from pyro.infer import Trace_ELBO
 import ppvae
 from ppvae.data import Batches, Binarize
 from ppvae.evaluate import elbo, log_marginal
+from ppvae.infer import SVI
 from tests.infer.compiling import D, assert_same, binary, make_vae, recordings
 from tests.infer.test_compile import CASES
 
@@ -121,3 +122,14 @@ def test_the_global_random_state_of_the_gpu_is_left_alone():
     ppvae.fit(make_vae(), binary(20), epochs=2, device="cuda", progress=False)
     log_marginal(make_vae().cuda(), binary(20).cuda(), num_samples=10)
     assert torch.equal(before, torch.cuda.get_rng_state())
+
+
+def test_autocast_is_recorded():
+    torch.manual_seed(0)
+    pair, x = make_vae().cuda(), binary().cuda()
+    optim = partial(torch.optim.Adam, lr=1e-2, fused=True)
+    svi = SVI(pair.model, pair.guide, optim, Trace_ELBO(), compile=True, autocast=torch.bfloat16)
+    losses = [svi.step(x) for _ in range(200)]
+    assert len(recordings(svi)) == 1
+    assert sum(losses[-20:]) < sum(losses[:20])
+    assert {p.dtype for p in pair.parameters()} == {torch.float32}
