@@ -33,7 +33,7 @@ class Args(LevelArgs):
     """Train a VAE with several levels of latents on images; report its ELBO, the KL of each level, and log p(x)."""
 
     loss: Literal["trace"] = "trace"
-    """Pyro's ELBO, from the samples alone: with a bottom-up guide, or a mixture, no KL term has a closed form."""
+    """Pyro's ELBO, from the samples alone: with a bottom-up guide no KL term has a closed form, nor has a mixture's."""
     guide: Literal["bottom-up", "top-down"] = "bottom-up"
     """Order of the guide: z1 given x, z2 given z1, ..., or the model's own, zL first, each level given x too."""
     prior: Literal["standard", "vamp"] = "standard"

@@ -30,7 +30,7 @@ class LevelArgs(ExperimentArgs):
     num_hidden: int = 2
     """Hidden layers between one level and the next."""
     activation: str = "tanh"
-    """Activation of the hidden layers: relu, leaky_relu, tanh, ..."""
+    """Activation of the hidden layers: relu, leaky_relu, tanh, gated, ..."""
     norm: Literal["batch", "layer"] | None = None
     """Normalisation before each activation."""
     skip: bool = False

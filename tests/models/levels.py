@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ppvae.distributions import ConditionalBernoulli, ConditionalNormal, StandardNormal
-from ppvae.models import HierarchicalVAE, LadderVAE
+from ppvae.models import HierarchicalVAE, LadderVAE, TopDownVAE
 from ppvae.nn import MLP, Joined
 from tests.models.linear_gaussian import affine
 
@@ -20,7 +20,7 @@ def net(inputs, hidden, out, **options):
 
 
 def priors(dims, hidden=5, *, skip=False, **options):
-    """The arguments that both models share: levels of these dims, from the data upwards."""
+    """The arguments that all models share: levels of these dims, from the data upwards."""
     above = [dims[i:] if skip else dims[i : i + 1] for i in range(len(dims))]
     return {
         "p_z": [
@@ -49,11 +49,19 @@ def ladder(dims=(4, 3, 2), hidden=5, *, skip=False, beta=1.0, **options):
     return LadderVAE(**priors(dims, hidden, skip=skip, **options), d=d, q_z_given_d=q_z_given_d, beta=beta)
 
 
-MODELS = {"hierarchical": hierarchical, "ladder": ladder}
+def top_down(dims=(4, 3, 2), hidden=5, *, skip=False, beta=1.0, **options):
+    """A pair whose guide draws the levels from the top, each given the data too."""
+    torch.manual_seed(0)
+    above = [dims[i:] if skip else dims[i : i + 1] for i in range(1, len(dims) + 1)]
+    q_z = [ConditionalNormal(net((*above[i], D), (hidden,), (2, k), **options)) for i, k in enumerate(dims)]
+    return TopDownVAE(**priors(dims, hidden, skip=skip, **options), q_z=q_z, beta=beta)
+
+
+MODELS = {"hierarchical": hierarchical, "ladder": ladder, "top-down": top_down}
 
 
 class LinearLevels:
-    """zL ~ N(0, I), zi ~ N(W_i zi+1, s² I), x ~ N(W_0 z1 + b, s² I) with WᵀW = w² I: both guides can be exact.
+    """zL ~ N(0, I), zi ~ N(W_i zi+1, s² I), x ~ N(W_0 z1 + b, s² I) with WᵀW = w² I: every guide can be exact.
 
     Args:
         num_levels: L.
@@ -98,18 +106,36 @@ class LinearLevels:
         q_z_given_d[-1] = normal(top, None, width * (variance / (1 + variance)) ** 0.5)
         return LadderVAE(**self.pieces(), d=d, q_z_given_d=q_z_given_d)
 
+    def top_down(self, width=1.0):
+        """With its exact posterior for a guide, each level's times `width`: the joint density, conditioned."""
+        pieces, q_z = self.pieces(), []
+        mean, covariance = joint(**pieces)
+        x, *z = torch.arange(len(mean)).split([self.d, *[self.k] * len(self.weight)])
+        for own, above in zip(z, [*z[1:], None], strict=True):
+            inputs = (self.d,) if above is None else (self.k, self.d)
+            seen = x if above is None else torch.cat([above, x])
+            slope = torch.linalg.solve(covariance[seen][:, seen], covariance[seen][:, own]).T
+            variance = (covariance[own] - slope @ covariance[seen])[:, own]  # a multiple of the identity
+            shift = mean[own] - slope @ mean[seen]
+            q_z.append(normal(slope, shift, width * variance[0, 0] ** 0.5, inputs=inputs))
+        return TopDownVAE(**pieces, q_z=q_z)
 
-def normal(slope, shift, scale):
-    """N(slope · c + shift, scale²)."""
-    return ConditionalNormal(affine(MLP(slope.shape[1], (), slope.shape[0]), slope, bias=shift), scale=float(scale))
+
+EXACT = {"hierarchical": LinearLevels.hierarchical, "ladder": LinearLevels.ladder, "top-down": LinearLevels.top_down}
+
+
+def normal(slope, shift, scale, *, inputs=None):
+    """N(slope · c + shift, scale²), c one input or several."""
+    inputs = slope.shape[1:] if inputs is None else inputs
+    return ConditionalNormal(affine(net(inputs, (), len(slope)), slope, bias=shift), scale=float(scale))
 
 
 @torch.no_grad()
-def log_prob(pair, x):
-    """Log p(x), (n,), in float64, of a pair whose model is affine with fixed scales, with skips or without."""
-    k = pair.p_z[-1].event_shape[0]
+def joint(p_z, p_x_given_z):
+    """Mean and covariance of (x, z1, …, zL), in float64, of affine conditionals with fixed scales, skips or not."""
+    k = p_z[-1].event_shape[0]
     mean, covariance = torch.zeros(k).double(), torch.eye(k).double()  # of all levels so far, the nearest first
-    for conditional in (*reversed(pair.p_z[:-1]), pair.p_x_given_z):
+    for conditional in (*reversed(p_z[:-1]), p_x_given_z):
         (layer,) = (module for module in conditional.modules() if isinstance(module, nn.Linear))
         weight = torch.zeros(layer.out_features, len(mean)).double()
         weight[:, : layer.in_features] = layer.weight
@@ -117,5 +143,11 @@ def log_prob(pair, x):
         own = cross @ weight.T + conditional.scale**2 * torch.eye(len(weight))
         mean = torch.cat([weight @ mean + layer.bias, mean])
         covariance = torch.cat([torch.cat([own, cross], 1), torch.cat([cross.T, covariance], 1)])
+    return mean, covariance
+
+
+def log_prob(pair, x):
+    """Log p(x), (n,), in float64, of such a pair."""
+    mean, covariance = joint(pair.p_z, pair.p_x_given_z)
     d = x.shape[-1]
     return dist.MultivariateNormal(mean[:d], covariance[:d, :d]).log_prob(x.double())

@@ -12,13 +12,19 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 import ppvae
 from ppvae.distributions import ConditionalBernoulli, ConditionalNormal, StandardNormal
 from ppvae.infer import SVI, Linear
-from ppvae.models import VAE, HierarchicalVAE, LadderVAE
+from ppvae.models import VAE, HierarchicalVAE, LadderVAE, TopDownVAE
 from ppvae.models.queries import mean_of
 from ppvae.nn import MLP
 from tests.models.by_hand import PATTERNS
-from tests.models.levels import MODELS, D, LinearLevels, N, hierarchical, ladder, log_prob, net
+from tests.models.levels import EXACT, MODELS, D, LinearLevels, N, ladder, log_prob, net
 
-OBJECTIVES = {"hierarchical": [Trace_ELBO], "ladder": [Trace_ELBO, TraceMeanField_ELBO]}
+BOTH = [Trace_ELBO, TraceMeanField_ELBO]
+OBJECTIVES = {"hierarchical": [Trace_ELBO], "ladder": BOTH, "top-down": BOTH}
+PIECES = {
+    "hierarchical": (HierarchicalVAE, ("p_z", "q_z")),
+    "ladder": (LadderVAE, ("p_z", "d", "q_z_given_d")),
+    "top-down": (TopDownVAE, ("p_z", "q_z")),
+}
 
 
 @pytest.fixture(params=[(name, skip) for name in MODELS for skip in (False, True)], ids=lambda p: f"{p[0]}-skip={p[1]}")
@@ -40,7 +46,7 @@ def test_sites_of_model_and_guide(case):
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("loss", [Trace_ELBO, TraceMeanField_ELBO])
+@pytest.mark.parametrize("loss", BOTH)
 def test_one_level_is_a_vae(name, loss):
     torch.manual_seed(0)
     pieces = {
@@ -50,10 +56,9 @@ def test_one_level_is_a_vae(name, loss):
     }
     vae = VAE(**pieces, beta=2.0)
     options = {"p_z": [pieces["p_z"]], "p_x_given_z": pieces["p_x_given_z"], "skip": True, "beta": 2.0}
-    if name == "hierarchical":
-        pair = HierarchicalVAE(**options, q_z=[pieces["q_z_given_x"]])
-    else:
-        pair = LadderVAE(**options, d=[torch.nn.Identity()], q_z_given_d=[pieces["q_z_given_x"]])
+    model, (_, *_, posteriors) = PIECES[name]
+    guide = {posteriors: [pieces["q_z_given_x"]]}
+    pair = model(**options, **guide, **({"d": [torch.nn.Identity()]} if name == "ladder" else {}))
     x = vae.sample(N)
 
     def both(of):
@@ -75,7 +80,7 @@ def test_one_level_is_a_vae(name, loss):
     assert torch.equal(*both(lambda each: ppvae.log_marginal(each, x, num_samples=20).values))
 
 
-@pytest.mark.parametrize(("name", "beta"), [("hierarchical", 1.0), ("hierarchical", 3.0), ("ladder", 3.0)])
+@pytest.mark.parametrize(("name", "beta"), [("hierarchical", 1.0), *((name, 3.0) for name in MODELS)])
 def test_loss_is_a_sum_over_data_and_a_mean_over_particles(name, beta):
     pair = MODELS[name](beta=beta)
     x = pair.sample(1)
@@ -118,14 +123,14 @@ def test_state_round_trip(name, tmp_path):
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("num_levels", [1, 2, 3])
 def test_with_the_exact_posterior_the_elbo_is_the_likelihood(name, num_levels):
-    pair = getattr(LinearLevels(num_levels), name)()
+    pair = EXACT[name](LinearLevels(num_levels))
     x = pair.sample(N)
     torch.testing.assert_close(ppvae.elbo(pair, x, num_samples=1).values, log_prob(pair, x), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_bounds_rise_to_the_exact_likelihood(name):
-    pair = getattr(LinearLevels(3), name)(width=1.3)
+    pair = EXACT[name](LinearLevels(3), width=1.3)
     x = pair.sample(N)
     exact = log_prob(pair, x)
     elbo = ppvae.elbo(pair, x, num_samples=4000)
@@ -149,16 +154,14 @@ class Wide(torch.nn.Module):
         return dist.Normal(torch.zeros(self.k), self.scale).to_event(1)
 
 
-@pytest.mark.parametrize(
-    ("name", "posteriors", "scale"), [("hierarchical", "q_z", 2.0), ("ladder", "q_z_given_d", 9.0)]
-)
-def test_likelihood_with_skips(name, posteriors, scale):
+@pytest.mark.parametrize(("name", "scale"), [("hierarchical", 2.0), ("ladder", 9.0), ("top-down", 1.5)])
+def test_likelihood_with_skips(name, scale):
     """Affine conditionals that see all levels above them; the ladder's guide is nearly the prior."""
     pair = MODELS[name]((2, 2, 1), skip=True)
     pair.p_z[0] = ConditionalNormal(net((2, 1), (), 2), scale=0.8)
     pair.p_z[1] = ConditionalNormal(net((1,), (), 2), scale=0.9)
     pair.p_x_given_z = ConditionalNormal(net((2, 2, 1), (), D), scale=1.5)
-    setattr(pair, posteriors, torch.nn.ModuleList([Wide(2, scale), Wide(2, scale), Wide(1, 2.0)]))
+    setattr(pair, PIECES[name][1][-1], torch.nn.ModuleList([Wide(2, scale), Wide(2, scale), Wide(1, 2.0)]))
     x = pair.sample(N)
     estimate = ppvae.log_marginal(pair, x, num_samples=20000)
     assert estimate.ess.min() > 100
@@ -235,12 +238,6 @@ def test_compiled_step_equals_the_eager_one():
         torch.testing.assert_close(states[1][key], value, rtol=1e-4, atol=1e-5, msg=key)
 
 
-PIECES = {
-    "hierarchical": (HierarchicalVAE, ("p_z", "q_z")),
-    "ladder": (LadderVAE, ("p_z", "d", "q_z_given_d")),
-}
-
-
 @pytest.mark.parametrize("name", PIECES)
 def test_constructor(name):
     model, lists = PIECES[name]
@@ -267,9 +264,9 @@ def test_constructor(name):
             model(**{**pieces, key: [StandardNormal(2)]})
 
 
-@pytest.mark.parametrize("make", [hierarchical, ladder])
-def test_a_prior_that_ignores_the_level_above(make):
-    pair = make((2, 2))
+@pytest.mark.parametrize("name", MODELS)
+def test_a_prior_that_ignores_the_level_above(name):
+    pair = MODELS[name]((2, 2))
     pair.p_z[0] = StandardNormal(2)
     means = pair.sample(50, mean=True)
     assert means.shape == (50, D)
