@@ -46,7 +46,7 @@ class Finish(Protocol):
         """What the caller gets in place of the outputs."""
 
     def held(self, layout: Any) -> Any:
-        """What it takes for granted, compared by `==`; None where a CUDA graph cannot hold it."""
+        """What it takes for granted, compared by `==`; None where a CUDA graph cannot hold it: it then follows one."""
 
 
 class Compiled:
@@ -93,7 +93,7 @@ class Compiled:
                 warnings.warn(f"not compiled, runs eagerly: {_first_line(error)}", stacklevel=4)
         if graph is not None and outputs is not None:
             layout = graph.traced.layout
-            finish = None if graph.recording is not None else self._finish
+            finish = None if graph.finishes else self._finish
         else:
             outputs, layout = self._compute(args)
             finish = self._finish
@@ -171,6 +171,7 @@ class _Graph:
     trusted: bool = True
     recordable: bool = False
     recording: Recording | None = None
+    finishes: bool = False
     runs: int = 0
 
     def confirm(self, again: Traced) -> bool:
@@ -200,7 +201,7 @@ class _Graph:
                 self.function = torch._inductor.compile(self.traced.module, inputs, options)
 
     def run(self, args: tuple[Any, ...], finish: Finish | None) -> Sequence[Tensor] | None:
-        """Runs the graph, and on a GPU what finishes it: there is then a `recording`.
+        """Runs the graph; where it `finishes` itself, also what comes after.
 
         Returns:
             What was computed; None where Python would have decided otherwise than it did while tracing. Nothing has
@@ -225,23 +226,23 @@ class _Graph:
         if self.runs == 1 or not self.recordable:
             return
         layout = self.traced.layout
-        held = () if finish is None else finish.held(layout)
-        if held is None:
-            self.recording = None
-        elif self.recording is None or not self.recording.holds(held):
-            self.recording = None  # its memory is free for the next
+        held = None if finish is None else finish.held(layout)
+        if self.recording is not None and self.recording.holds(held):
+            return
+        self.recording = None  # its memory is free for the next
+        self.finishes = held is not None
 
-            def run(arguments: list[Tensor]) -> Sequence[Tensor]:
-                assert self.function is not None
-                outputs = self.function(*arguments, *self.inputs)
-                return outputs if finish is None else finish(outputs, layout)
+        def run(arguments: list[Tensor]) -> Sequence[Tensor]:
+            assert self.function is not None
+            outputs = self.function(*arguments, *self.inputs)
+            return outputs if finish is None or held is None else finish(outputs, layout)
 
-            try:
-                with torch.no_grad():
-                    self.recording = Recording(run, tensors, self.inputs, held)
-            except Exception as error:  # the device refuses to record some things, each in its own way
-                self.recordable = False
-                warnings.warn(f"not recorded as a CUDA graph: {_first_line(error)}", stacklevel=6)
+        try:
+            with torch.no_grad():
+                self.recording = Recording(run, tensors, self.inputs, held)
+        except Exception as error:  # the device refuses to record some things, each in its own way
+            self.recordable = self.finishes = False
+            warnings.warn(f"not recorded as a CUDA graph: {_first_line(error)}", stacklevel=6)
 
 
 def _first_line(error: Exception) -> str:
