@@ -4,7 +4,7 @@ Figures are made for print, 8 point text at their natural size, and are saved wi
 """
 
 from ppvae.plot.calibration import guide_against_nuts, ppc, rank_histogram, sbc_ecdf
-from ppvae.plot.curves import training_curves
+from ppvae.plot.curves import compare_curves, training_curves
 from ppvae.plot.figure import save
 from ppvae.plot.images import by_condition, interpolation, reconstructions, samples, traversal
 from ppvae.plot.latent import aggregated_posterior, kl_per_dimension, latent_scatter
@@ -15,6 +15,7 @@ __all__ = [
     "aggregated_posterior",
     "bound_curve",
     "by_condition",
+    "compare_curves",
     "guide_against_nuts",
     "interpolation",
     "kl_per_dimension",

@@ -66,6 +66,48 @@ def training_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def compare_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], column: str = "elbo") -> Figure:
+    """Draws one column of the histories of several runs over the epochs, which are on a logarithmic axis.
+
+    Args:
+        histories: training histories as for `training_curves` by the name of their run, e.g.
+            `{name: RunFolder(f"runs/{name}").read_history() for name in names}`.
+        column: what to draw, in nats per datum: `elbo`, `valid_elbo`, `loss`, `kl_<site>`, ...
+
+    Returns:
+        A figure with one panel, and a legend where there are several runs.
+
+    Raises:
+        ValueError: If there is no history, one has no values in that column, or a value is not a number.
+
+    Example:
+        >>> history = [{"epoch": i, "elbo": -100 - 50 / i} for i in range(1, 21)]
+        >>> compare_curves({"VAE": history, "IWAE": history[:5]}).axes[0].get_ylabel()
+        'elbo, nats per datum'
+    """
+    from matplotlib.figure import Figure
+
+    if not histories:
+        raise ValueError("histories: got none, expected the history of at least one run")
+    with house_style():
+        figure = Figure(figsize=(3.4, 2.2), dpi=DPI, layout="constrained")
+        axes = figure.subplots()
+        curves = []
+        for i, (name, history) in enumerate(histories.items()):
+            columns = _columns(history)
+            if column not in columns:
+                raise ValueError(f"histories: got columns {sorted(columns)} in {name!r}, expected values in {column!r}")
+            curves.append((name, _epochs(columns, len(history)), columns[column]))
+            _draw_curve(axes, i, *curves[-1])
+        plain_axes(axes)
+        axes.set(xlabel="epoch", ylabel=f"{column}, nats per datum", xscale="log")
+        settled = [curve[len(curve) // 10 :] for _, _, curve in curves]
+        axes.set_ylim(_limits(np.concatenate(settled)[None], with_zero=False))
+        if len(curves) > 1:
+            axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), handlelength=1.2, labelspacing=0.3)
+    return figure
+
+
 def _columns(history: Sequence[Mapping[str, Any]]) -> dict[str, _NDArray]:
     """Returns the columns (epochs,) that hold a finite value, with nan where a row has none."""
     columns: dict[str, _NDArray] = {}
@@ -118,11 +160,7 @@ def _draw_panel(axes: Axes, epochs: _NDArray, curves: _Curves, *, title: str) ->
 
     is_kl = title == _KL
     for i, (label, curve) in enumerate(curves):
-        known = ~np.isnan(curve)
-        line = axes.plot(epochs[known], curve[known], label=label, color=PALETTE[i % len(PALETTE)])[0]
-        line.set_linestyle(("-", "--", ":")[i // len(PALETTE) % 3])
-        if known.sum() <= 10:  # a line through one point would be invisible
-            line.set(marker="o", markersize=2.5)
+        _draw_curve(axes, i, label, epochs, curve)
     plain_axes(axes)
     axes.set(xlabel="epoch", ylabel="nats per datum", title=title)
     axes.set_ylim(_limits(np.stack([curve for _, curve in curves]), with_zero=is_kl))
@@ -130,6 +168,15 @@ def _draw_panel(axes: Axes, epochs: _NDArray, curves: _Curves, *, title: str) ->
     if is_kl or len(curves) > 1:
         columns = math.ceil(len(curves) / 5)
         axes.legend(loc="best", ncols=columns, handlelength=1.2, labelspacing=0.2, columnspacing=1.0)
+
+
+def _draw_curve(axes: Axes, i: int, label: str, epochs: _NDArray, curve: _NDArray) -> None:
+    """Draws the known values of the i-th curve of a panel."""
+    known = ~np.isnan(curve)
+    line = axes.plot(epochs[known], curve[known], label=label, color=PALETTE[i % len(PALETTE)])[0]
+    line.set_linestyle(("-", "--", ":")[i // len(PALETTE) % 3])
+    if known.sum() <= 10:  # a line through one point would be invisible
+        line.set(marker="o", markersize=2.5)
 
 
 def _limits(curves: _NDArray, *, with_zero: bool) -> tuple[float, float]:

@@ -132,3 +132,28 @@ def test_many_sites_and_names_of_any_kind_are_told_apart():
 def test_bad_input_is_named(history, message):
     with pytest.raises(ValueError, match=message):
         plot.training_curves(history)
+
+
+def test_runs_are_compared_on_one_panel():
+    long, short = full_history(), full_history(4)
+    (axes,) = plot.compare_curves({"VAE": long, "IWAE": short}).axes
+    assert (axes.get_xscale(), axes.get_ylabel(), legend(axes)) == ("log", "elbo, nats per datum", ["VAE", "IWAE"])
+    np.testing.assert_allclose(lines(axes)["IWAE"], [(i, -100 - 50 / i) for i in range(1, 5)])
+    assert len(lines(axes)["VAE"]) == 20
+    low, high = axes.get_ylim()
+    assert low < -100 - 50 / 3  # all but the first tenth of the long run is in view
+    assert high > -102.5
+    (axes,) = plot.compare_curves({"VAE": long}, "kl_z1").axes
+    assert legend(axes) is None
+
+
+@pytest.mark.parametrize(
+    ("histories", "message"),
+    [
+        ({}, "got none"),
+        ({"a": full_history(), "b": [{"loss": 1.0}]}, r"got columns \['loss'\] in 'b', expected values in 'elbo'"),
+    ],
+)
+def test_runs_that_cannot_be_compared(histories, message):
+    with pytest.raises(ValueError, match=message):
+        plot.compare_curves(histories)
