@@ -187,7 +187,7 @@ class _Graph:
 
     def compile(self, args: tuple[Any, ...]) -> None:
         """Compiles with Inductor; random numbers come from torch's own kernels, as in the eager step."""
-        options: dict[str, Any] = {"fallback_random": True}
+        options: dict[str, Any] = {"fallback_random": True, "reorder_for_peak_memory": False}  # draws keep their order
         self.code = self._code(self.traced)  # before the compiler works on it
         inputs: list[Any] = [*tensors_of(args), *self.inputs]
         spare = GraphModule(nn.Module(), copy.deepcopy(self.traced.module.graph))
