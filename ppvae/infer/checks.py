@@ -91,7 +91,7 @@ def check_fits(pair: nn.Module, data: Source, device: torch.device, *, name: str
         _check_supports(model_trace, data, batch, name)
         guide_trace.compute_log_prob()
         model_trace.compute_log_prob()
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         kinds = ", ".join(f"{t.dtype} {tuple(t.shape)}" for t in batch if isinstance(t, Tensor))
         dtypes = ", ".join(sorted({str(p.dtype) for p in pair.parameters()})) or "none"
         raise ValueError(

@@ -58,6 +58,13 @@ BAD = {
     "float64": (small_vae, binary(9).double(), {}, ValueError, r"train \(torch.float64 \(9, 6\).*torch.float32"),
     "int64": (small_vae, binary(9).long(), {}, ValueError, r"train \(torch.int64 \(9, 6\)"),
     "width": (small_vae, binary(9, d=5), {}, ValueError, r"train \(torch.float32 \(9, 5\)"),
+    "arguments": (
+        small_vae,
+        (binary(9), binary(9)),
+        {},
+        ValueError,
+        r"train \(torch.float32 \(9, 6\).* takes 2 positional",
+    ),
     "support": (small_vae, poisoned(2.0), {}, ValueError, r"train\[0\] .* Bernoulli at site 'x', e.g. 2: expected"),
     "support, first row": (small_vae, poisoned(0.5, 0), {}, ValueError, r"train\[0\] .* site 'x', e.g. 0.5"),
     "support, reshaped": (Published, poisoned(2.0), {}, ValueError, r"train\[0\] .* site 'obs', e.g. 2"),
