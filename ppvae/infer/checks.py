@@ -70,7 +70,7 @@ def check_fits(pair: nn.Module, data: Source, device: torch.device, *, name: str
         name: the argument that the errors speak of.
 
     Raises:
-        TypeError: where a minibatch is no tuple of tensors.
+        TypeError: where a minibatch is no tuple of tensors, or the pair does not take it.
         ValueError: naming the data, the site or the values that do not fit.
     """
     if isinstance(data, JointBatches):
@@ -94,7 +94,8 @@ def check_fits(pair: nn.Module, data: Source, device: torch.device, *, name: str
     except (RuntimeError, TypeError) as error:
         kinds = ", ".join(f"{t.dtype} {tuple(t.shape)}" for t in batch if isinstance(t, Tensor))
         dtypes = ", ".join(sorted({str(p.dtype) for p in pair.parameters()})) or "none"
-        raise ValueError(
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(
             f"the pair fails on a minibatch of {name} ({kinds}; its parameters are {dtypes}): {error}"
         ) from error
 

@@ -62,7 +62,7 @@ BAD = {
         small_vae,
         (binary(9), binary(9)),
         {},
-        ValueError,
+        TypeError,
         r"train \(torch.float32 \(9, 6\).* takes 2 positional",
     ),
     "support": (small_vae, poisoned(2.0), {}, ValueError, r"train\[0\] .* Bernoulli at site 'x', e.g. 2: expected"),
