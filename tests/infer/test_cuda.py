@@ -95,14 +95,14 @@ def test_fit_is_the_same_compiled_and_eager_and_resumes(tmp_path):
         histories.append(run.history)
         states.append(pair.state_dict())
     for eager, compiled in zip(*histories, strict=True):
-        assert compiled == pytest.approx(eager, rel=1e-3, abs=1e-3)
+        assert compiled == pytest.approx(eager, rel=1e-4)
     torch.manual_seed(0)
     pair, options["out"] = make_vae(), tmp_path / "run"
     batches = Batches(x, batch_size=64, transform=Binarize(), seed=1)
     for epochs in (2, 6):
         options |= {"epochs": epochs, "resume": epochs == 6, "compile": True, "device": "cuda", "progress": False}
         run = ppvae.fit(pair, batches, x.round(), **options)
-    assert run.history[-1] == pytest.approx(histories[1][-1], rel=1e-3, abs=1e-3)
+    assert run.history[-1] == pytest.approx(histories[1][-1], rel=1e-4)
     for name, value in pair.state_dict().items():
         torch.testing.assert_close(value, states[1][name], rtol=1e-3, atol=1e-4)
 
@@ -113,7 +113,7 @@ def test_likelihoods_are_the_same_compiled_and_eager_and_near_the_cpu():
     pair = pair.cuda()
     eager, compiled = (log_marginal(pair, x.cuda(), num_samples=3000, seed=0, compile=c) for c in (False, True))
     torch.testing.assert_close(compiled.values, eager.values, rtol=1e-4, atol=1e-3)
-    assert eager.mean() == pytest.approx(expected, abs=0.1)
+    assert eager.mean() == pytest.approx(expected, abs=0.05)
     assert elbo(pair, x.cuda(), num_samples=100).mean() < eager.mean()
 
 
