@@ -35,7 +35,7 @@ from ppvae.distributions import (
     StandardNormal,
     UniformCategorical,
 )
-from ppvae.infer import JointELBO
+from ppvae.infer import JointELBO, keep_freed_memory
 from ppvae.models import SSVAE, VAE
 from ppvae.nn import MLP, ConditionalMLP, ConvDecoder, ConvEncoder, OneHot
 
@@ -60,6 +60,8 @@ class Args:
     """Turns of each contestant that count."""
     seconds: float = 0.5
     """About how long a turn takes."""
+    keep_memory: bool = True
+    """Whether the process, and so every contestant, keeps what tensors free: `ppvae.infer.keep_freed_memory`."""
 
 
 class TwoLevels(nn.Module):
@@ -246,6 +248,8 @@ def make_batch(args: Args, device: torch.device) -> Batch:
 
 def main(args: Args) -> None:
     """Prints the table."""
+    if args.keep_memory:
+        keep_freed_memory()
     warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
     device = torch.device("cuda" if args.cuda else "cpu")
     batch = make_batch(args, device)

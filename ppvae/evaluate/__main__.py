@@ -29,6 +29,7 @@ from ppvae.evaluate.marginal import elbo, log_marginal
 from ppvae.evaluate.posterior import PosteriorChecks, check_posterior
 from ppvae.evaluate.report import Report, by_class, describe, first, sandwich, strict_json, table
 from ppvae.examples.experiment import Trained, restore
+from ppvae.infer import keep_freed_memory
 from ppvae.storage import save_state, write_json
 
 
@@ -67,6 +68,7 @@ class Args:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     args = tyro.cli(Args, args=arguments, prog="python -m ppvae.evaluate")
+    keep_freed_memory()
     try:
         return _run(args)
     except KeyboardInterrupt:

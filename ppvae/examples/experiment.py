@@ -32,6 +32,7 @@ from ppvae.infer import (
     Sigmoid,
     Stages,
     fit,
+    keep_freed_memory,
 )
 from ppvae.infer.fit import usable_device
 from ppvae.pair import Batch
@@ -102,6 +103,7 @@ class Experiment:
             The exit status: 0; 1 where training met a NaN; 2 for a wrong argument; 130 after Ctrl-C.
         """
         args = tyro.cli(self.args, args=argv, prog=f"python -m ppvae.examples.{self.name}")
+        keep_freed_memory()
         try:
             args = args.resolved()
             device = usable_device("cuda" if args.cuda else "cpu")

@@ -28,7 +28,7 @@ from ppvae.examples.images import ImageData, likelihood, start_at_mean
 from ppvae.infer import Run, RunFolder, fit
 from ppvae.models import SSVAE, VAE, StackedSSVAE
 from ppvae.models.queries import code_of
-from ppvae.nn import MLP, ConditionalMLP, ConditionalSequential, OneHot, Rescale
+from ppvae.nn import MLP, ConditionalMLP, ConditionalSequential, ConvEncoder, OneHot, Rescale
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,11 @@ class Args(ExperimentArgs):
     """Dimensions of z1, the code of M1 (m1, m1m2)."""
     hidden_dims: tuple[int, ...] | None = None
     """Widths of the hidden layers between label, style and image (m2) or code (m1m2); by default 300 or 100."""
-    classifier_dims: tuple[int, ...] = (300, 300)
-    """Widths of the classifier's hidden layers."""
+    classifier: Literal["mlp", "conv"] = "mlp"
+    """Kind of the classifier: fully connected, or convolutional (m2)."""
+    classifier_dims: tuple[int, ...] | None = None
+    """Widths of the classifier's hidden layers, or channels where it is convolutional, each of which halves the image;
+    by default 300 300, or 32 64."""
     dropout: float = 0.2
     """Probability with which the classifier drops a hidden unit."""
     m1_dims: tuple[int, ...] = (500, 500)
@@ -79,7 +82,10 @@ class Args(ExperimentArgs):
         check_whole("--num-labels", args.num_labels, at_least=0)
         hidden_dims = args.hidden_dims or ((300,) if args.variant == "m2" else (100,))
         m1_epochs = args.m1_epochs or (100 if args.dataset == "digits" else 15)
-        args = replace(args, hidden_dims=hidden_dims, m1_epochs=m1_epochs)
+        if args.classifier == "conv" and args.variant != "m2":
+            raise ValueError(f"--classifier conv does not go with --variant {args.variant}: only m2 classifies images")
+        classifier_dims = args.classifier_dims or ((300, 300) if args.classifier == "mlp" else (32, 64))
+        args = replace(args, hidden_dims=hidden_dims, m1_epochs=m1_epochs, classifier_dims=classifier_dims)
         return replace(args, m1_epochs=1, supervised_epochs=1) if args.smoke else args
 
 
@@ -115,8 +121,10 @@ def _m1(args: Args, data: ImageData) -> VAE:
 def _m2(args: Args, data: ImageData, in_shape: tuple[int, ...], p_x_given_zy: nn.Module) -> SSVAE:
     """M2 of images, or of codes of shape `in_shape`."""
     c, num_labels = data.num_classes, min(args.num_labels, len(data.train[0]))
-    classifier: nn.Module = MLP(in_shape, args.classifier_dims, c, dropout=args.dropout)
     assert args.hidden_dims is not None
+    assert args.classifier_dims is not None
+    kind = MLP if args.classifier == "mlp" else ConvEncoder
+    classifier: nn.Module = kind(in_shape, args.classifier_dims, c, dropout=args.dropout)
     encoder: nn.Module = ConditionalMLP(in_shape, c, args.hidden_dims, (2, args.latent_dim), embed=OneHot(c))
     if in_shape == data.event_shape and args.likelihood == "categorical":  # integer levels to [0, 1]
         to_unit = Rescale(1 / (data.levels - 1))

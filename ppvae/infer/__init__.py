@@ -3,6 +3,7 @@
 from ppvae.infer.elbo import JointELBO
 from ppvae.infer.fit import fit
 from ppvae.infer.importance_weighted import CIWAE, IWAE, MIWAE, PIWAE
+from ppvae.infer.memory import keep_freed_memory
 from ppvae.infer.nonfinite import NonFiniteError
 from ppvae.infer.regularized import BalancedELBO, CapacityELBO, ConstrainedELBO, FreeBitsELBO, beta_from_norm
 from ppvae.infer.run import Run, RunFolder
@@ -31,4 +32,5 @@ __all__ = [
     "Stages",
     "beta_from_norm",
     "fit",
+    "keep_freed_memory",
 ]

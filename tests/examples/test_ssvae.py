@@ -208,6 +208,8 @@ def test_build_follows_the_flags():
     assert shapes == [(6, 64), (10, 6)]
     assert pair.sample(torch.arange(10)).shape == (10, 1, 8, 8)
     assert pair.p_z().event_shape == (3,)
+    convolutional = build(replace(args, classifier="conv", classifier_dims=(6, 7)), data).q_y_given_x
+    assert [tuple(p.shape) for p in convolutional.parameters() if p.dim() == 4] == [(6, 1, 3, 3), (7, 6, 3, 3)]
     assert build(replace(args, num_labels=0), data).alpha == 0
     stacked = build(replace(args, variant="m1m2", m1_dims=(9,)), data)
     assert isinstance(stacked, StackedSSVAE)
@@ -225,6 +227,7 @@ def test_build_follows_the_flags():
         (["--labelled-batch-size", "0"], "batch_size"),
         (["--dropout", "1"], "dropout"),
         (["--variant", "m1m2", "--m1-dims", "0"], "hidden_dims"),
+        (["--variant", "m1m2", "--classifier", "conv"], "--classifier conv does not go with --variant m1m2"),
         (["--resume"], "--resume needs --out"),
         (["--likelihood", "gaussian", "--binarize", "static"], "--binarize static does not go with"),
     ],
