@@ -201,7 +201,7 @@ def warmup_of(args: ExperimentArgs) -> Schedule | None:
         return None
     if args.warmup_shape == "sigmoid":  # from 0.007 to 0.993
         return Sigmoid(midpoint=args.warmup / 2, width=args.warmup / 10)
-    return Cyclical(args.warmup) if args.warmup_shape == "cyclical" else Linear(args.warmup)
+    return Cyclical(args.warmup) if args.warmup_shape == "cyclical" else Linear(args.warmup, start=args.warmup_from)
 
 
 @dataclass(frozen=True)

@@ -31,10 +31,13 @@ class ExperimentArgs:
     adam_eps: float = 1e-8
     """ε of Adam (Burda et al. 2016 use 1e-4)."""
     warmup: float = 0.0
-    """Epochs over which the weight of the KL term rises from 0 to its value."""
+    """Epochs over which the weight of the KL term goes from --warmup-from to its value."""
+    warmup_from: float = 0.0
+    """Where it starts: 0, so that the latents come into use first, or above its value, so that they stay small at first
+    and what needs none of them (the label of a semi-supervised model) explains the data."""
     warmup_shape: Literal["linear", "sigmoid", "cyclical"] = "linear"
-    """How it rises: in a line, along a sigmoid, or again and again: over half of --warmup epochs, then constant for as
-    many."""
+    """How it goes: in a line, along a sigmoid, or again and again: over half of --warmup epochs, then constant for as
+    many; the last two from 0."""
     patience: int | None = None
     """Stop after this many epochs without a better validation ELBO."""
     dataset: Literal["digits", "mnist", "fashion", "kmnist", "cifar10"] = "digits"
@@ -75,6 +78,10 @@ class ExperimentArgs:
                 f"--binarize {kind} does not go with --likelihood {self.likelihood}: a Bernoulli likelihood is of "
                 "binary pixels, the others of intensities (continuous-bernoulli is the one for [0, 1])"
             )
+        if self.warmup_from < 0:
+            raise ValueError(f"--warmup-from must be at least 0, got {self.warmup_from:g}")
+        if self.warmup_from and not (self.warmup and self.warmup_shape == "linear"):
+            raise ValueError("--warmup-from needs --warmup, and --warmup-shape linear")
         usual = 300 if self.dataset == "digits" else 50
         epochs = 1 if self.smoke else usual if self.epochs is None else self.epochs
         num_samples = 10 if self.smoke else self.num_samples

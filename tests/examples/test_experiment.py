@@ -23,6 +23,23 @@ def test_warmups(name, expected):
     assert warmup_of(ExperimentArgs(warmup=0, warmup_shape=name)) is None
 
 
+def test_warmup_from_above():
+    assert warmup_of(ExperimentArgs(warmup=20, warmup_from=4).resolved()) == Linear(20, start=4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"warmup": 5, "warmup_from": -1}, "--warmup-from must be at least 0, got -1"),
+        ({"warmup_from": 4}, "--warmup-from needs --warmup"),
+        ({"warmup": 5, "warmup_from": 4, "warmup_shape": "sigmoid"}, "--warmup-shape linear"),
+    ],
+)
+def test_warmups_that_are_refused(flags, message):
+    with pytest.raises(ValueError, match=message):
+        ExperimentArgs(**flags).resolved()
+
+
 def test_schedules_reach_the_training(tmp_path):
     flags = ["--epochs", "4", "--lr-schedule", "burda", "--warmup", "4", "--warmup-shape", "cyclical"]
     small = ["--hidden-dims", "4", "--num-samples", "1", "--num-eval", "50"]
