@@ -6,7 +6,7 @@ plate is the data plate: its size is the batch size, its dim is -1, its name is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -69,16 +69,18 @@ class KLWeight(Messenger):
 
     Args:
         weight: β, a float or a 0-d tensor; not negative.
+        sites: the latent sites that it scales; None is all of them.
     """
 
-    def __init__(self, weight: float | Tensor) -> None:
+    def __init__(self, weight: float | Tensor, sites: Collection[str] | None = None) -> None:
         super().__init__()
         if not isinstance(weight, Tensor) and not weight >= 0:
             raise ValueError(f"weight must be a number >= 0, got {weight!r}")
         self.weight = weight
+        self.sites = None if sites is None else frozenset(sites)
 
     def _pyro_sample(self, msg: Any) -> None:
-        if not msg["is_observed"]:
+        if not msg["is_observed"] and (self.sites is None or msg["name"] in self.sites):
             msg["scale"] = self.weight * msg["scale"]
 
 

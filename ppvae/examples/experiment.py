@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -59,6 +59,10 @@ def nothing_first(pair: nn.Module, args: Any, data: ImageData, device: torch.dev
     """Trains nothing before the pair itself."""
 
 
+def all_latents(args: Any) -> None:
+    """No choice among the latents: all of them."""
+
+
 def no_further_figures(pair: nn.Module, args: Any, data: ImageData) -> Report:
     """Measures nothing besides the table."""
     return {}
@@ -77,6 +81,7 @@ class Experiment:
         batches: from flags and data to the training data.
         objective: from flags to the ELBO.
         first: trains what has to be trained before the pair.
+        kl_sites: from flags to the latents whose KL term --warmup weights; None is all.
         symbol: what the table calls the pair's marginal likelihood.
         measure: what the table shows besides likelihoods, by name: each {"mean", "std_error"} in its own unit; the
             error of a count is None.
@@ -90,6 +95,7 @@ class Experiment:
     batches: Callable[[Any, ImageData, torch.device], Batches | JointBatches] = image_batches
     objective: Callable[[Any], ELBO] = elbo_of_flag
     first: Callable[[Any, Any, ImageData, torch.device, Path], None] = nothing_first
+    kl_sites: Callable[[Any], Sequence[str] | None] = all_latents
     symbol: str = "log p(x)"
     measure: Callable[[Any, Any, ImageData], Report] = no_further_figures
 
@@ -143,6 +149,7 @@ class Experiment:
             loss=self.objective(args),
             patience=args.patience,
             kl_weight=warmup_of(args),
+            kl_sites=self.kl_sites(args) if args.warmup else None,
             out=out,
             resume=args.resume and RunFolder(out).config.is_file(),
             config={"module": f"ppvae.examples.{self.name}", "args": to_json(args)},

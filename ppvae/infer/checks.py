@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -118,6 +118,18 @@ def check_objective(objective: Any, pair: Any, batch: Batch) -> None:
         evaluate_objective(objective, pair.model, pair.guide, batch, {})
     except NotImplementedError as error:
         raise ValueError(f"loss {type(objective).__name__} does not go with this pair: {error}") from error
+
+
+def check_kl_sites(sites: Sequence[str] | None, pair: Any, batches: Iterable[Batch]) -> None:
+    """Checks that the sites whose KL term is weighted are latents that the model has in one of these minibatches.
+
+    Raises:
+        ValueError: naming those that are not.
+    """
+    traces = [poutine.trace(pair.model).get_trace(*batch) for batch in batches]
+    latents = {name for trace in traces for name, site in sample_sites(trace) if not site["is_observed"]}
+    if sites is not None and not latents.issuperset(sites):
+        raise ValueError(f"kl_sites must be among the latents {sorted(latents)}, got {list(sites)}")
 
 
 def _check_supports(model_trace: Any, data: Source, batch: Batch, name: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from functools import partial
 from typing import Any, Literal
@@ -46,6 +46,7 @@ def fit(
     optim: Callable[..., torch.optim.Optimizer] = ADAM,
     clip_norm: float | None = None,
     kl_weight: float | Schedule | None = None,
+    kl_sites: Sequence[str] | None = None,
     patience: int | None = None,
     compile: bool | Literal["auto"] = "auto",
     autocast: torch.dtype | None = None,
@@ -77,6 +78,7 @@ def fit(
             `partial(torch.optim.AdamW, weight_decay=1e-2)`.
         clip_norm: the gradient is scaled down to this global norm where it is longer.
         kl_weight: β, or a function from the time in epochs to it (warm-up); None leaves the pair as it is.
+        kl_sites: the latent sites that β weights; None is all of them.
         patience: stop after this many epochs without a better validation ELBO.
         compile: whether to run the step as one compiled graph, see `ppvae.infer.compile`; "auto" compiles where
             the run is long enough to repay the seconds that it takes.
@@ -114,6 +116,7 @@ def fit(
     lr_schedule = as_schedule(lr, name="lr")
     kl_schedule = None if kl_weight is None else as_schedule(kl_weight, name="kl_weight")
     where = device_of(pair) if device is None else usable_device(device)
+    _check_kl_sites(kl_sites, kl_weight)
     train_batches = _batches("train", train, batch_size, seed, where, shuffle=True)
     valid_batches = None if valid is None else _batches("valid", valid, VALID_BATCH, seed, where, shuffle=False)
     loss = _objective(loss, train_batches)
@@ -127,6 +130,7 @@ def fit(
         "optim": _describe(optim),
         "clip_norm": clip_norm,
         "kl_weight": _describe(kl_weight),
+        "kl_sites": None if kl_sites is None else list(kl_sites),
         "patience": patience,
         "compile": compile,
         "autocast": _describe(autocast),
@@ -144,6 +148,7 @@ def fit(
         clip_norm=clip_norm,
         lr=lr_schedule if callable(lr) else None,
         kl_weight=kl_schedule,
+        kl_sites=kl_sites,
         folder=folder,
         seed=seed,
         compile=compile,
@@ -175,6 +180,15 @@ def _check_options(epochs: Any, batch_size: Any, patience: Any, clip_norm: Any, 
             "optim must be called as optim(parameters, lr=lr), e.g. torch.optim.AdamW, got an object of "
             f"{type(optim).__module__}.{type(optim).__name__} (ppvae.SVI takes pyro.optim objects)"
         )
+
+
+def _check_kl_sites(sites: Any, weight: Any) -> None:
+    if sites is None:
+        return
+    if isinstance(sites, str) or not isinstance(sites, Sequence) or not all(isinstance(name, str) for name in sites):
+        raise TypeError(f"kl_sites must be a list of names of sites, got {sites!r}")
+    if weight is None:
+        raise ValueError("kl_sites needs kl_weight, the weight of their KL term")
 
 
 def _objective(loss: Any, train: Source) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ppvae.data import Batches, JointBatches
-from ppvae.infer.checks import Source, check_fits, check_objective, epoch_length, minibatches, size_of
+from ppvae.infer.checks import Source, check_fits, check_kl_sites, check_objective, epoch_length, minibatches, size_of
 from ppvae.infer.draws import Draws
 from ppvae.infer.elbo import StepTerms
 from ppvae.infer.importance import evaluating, importance_draws, validation
@@ -38,7 +38,7 @@ class Trainer:
 
     Attributes:
         lr: a schedule that sets the learning rate at every step; None leaves the optimizer's own.
-        kl_weight: a schedule for β; None leaves the pair's own scales.
+        kl_weight, kl_sites: a schedule for β, None leaves the pair its own; the latents that it weights, None is all.
         compile, autocast: as of `SVI`.
     """
 
@@ -50,6 +50,7 @@ class Trainer:
     clip_norm: float | None
     lr: Schedule | None
     kl_weight: Schedule | None
+    kl_sites: Sequence[str] | None
     folder: RunFolder | None
     seed: int
     compile: bool | Literal["auto"]
@@ -66,7 +67,7 @@ class Trainer:
         self.progress = Progress()
         self.best_weights: dict[str, Tensor] | None = None
         self.beta = torch.full((), 0.5, device=self.device)  # no KL weight that could be taken for none
-        self.weighting: Any = nullcontext() if self.kl_weight is None else KLWeight(self.beta)
+        self.weighting: Any = nullcontext() if self.kl_weight is None else KLWeight(self.beta, self.kl_sites)
         self.steps_per_epoch = epoch_length(self.train)
         options: dict[str, Any] = {"compile": self.compile, "autocast": self.autocast, "clip_norm": self.clip_norm}
         self.svi = SVI(self.pair.model, self.pair.guide, self.optim, self.loss, **options)
@@ -76,7 +77,9 @@ class Trainer:
                     check_fits(self.pair, data, self.device, name=name)
             first = next(self._minibatches(0))
             check_objective(self.loss, self.pair, first)  # may create a parameter of the objective's own
-            for batch in first if isinstance(self.train, JointBatches) else (first,):
+            batches = first if isinstance(self.train, JointBatches) else (first,)
+            check_kl_sites(self.kl_sites, self.pair, batches)
+            for batch in batches:
                 self.svi.setup(*batch)
             self.svi.check_buffers()
         with self.random.forked(self.seed):
@@ -239,8 +242,7 @@ class Trainer:
         row |= mean
         if self.kl_weight is not None:
             row["kl_weight"] = float(self.kl_weight(now.time(now.step - 1, self.steps_per_epoch)))
-        row["lr"] = float(self.svi.optimizer.param_groups[0]["lr"])
-        return row
+        return row | {"lr": float(self.svi.optimizer.param_groups[0]["lr"])}
 
     def _valid_elbo(self) -> float:
         """The mean ELBO of the validation data, one draw per datum, the same draws every epoch."""
@@ -294,6 +296,5 @@ class Trainer:
             restore_weights(self.pair, self.best_weights, source="the best epoch")
         if self.folder is not None:
             save_state(self.folder.model, self._weights())
-        now = self.progress
         folder = None if self.folder is None else self.folder.path
-        return Run(now.history, folder, stopped, now.best_epoch, seconds)
+        return Run(self.progress.history, folder, stopped, self.progress.best_epoch, seconds)

@@ -175,6 +175,9 @@ def test_history_is_the_mean_over_the_data_of_every_term():
     assert row["elbo"] == pytest.approx(elbo, rel=1e-5)
     assert (row["epoch"], row["kl_weight"], row["lr"]) == (1.0, 0.25, 0.0)
     assert row["valid_elbo"] == pytest.approx(ppvae.elbo(pair, x, num_samples=1, seed=7).values.mean().item(), rel=1e-5)
+    (only,) = fit(pair, batches, x, epochs=1, optim=SGD, lr=0.0, kl_weight=0.25, kl_sites=["z2"], seed=7).history
+    assert only["loss"] == pytest.approx(row["loss"] + 0.75 * row["kl_z1"], rel=1e-5)
+    assert only["elbo"] == row["elbo"]
 
 
 def test_schedules_are_read_at_every_step():

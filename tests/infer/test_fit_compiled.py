@@ -44,6 +44,7 @@ def test_fit_compiled_equals_fit_eager():
             epochs=4,
             batch_size=8,
             kl_weight=Linear(2.0),
+            kl_sites=["z"],
             compile=compile,
             progress=False,
         )

@@ -41,6 +41,7 @@ def test_what_a_run_leaves(tmp_path):
         "optim": "Adam(fused=True)",
         "clip_norm": None,
         "kl_weight": 0.5,
+        "kl_sites": None,
         "patience": None,
         "compile": "auto",
         "autocast": None,
