@@ -43,7 +43,7 @@ class Args:
     """Turns of each contestant that count."""
     peers: int = 4
     """Images that the peers are timed on (their time is per image)."""
-    keep_memory: bool = True
+    keep_memory: bool = False
     """Whether the process, and so every contestant, keeps what tensors free: `ppvae.infer.keep_freed_memory`."""
 
 

@@ -60,7 +60,7 @@ class Args:
     """Turns of each contestant that count."""
     seconds: float = 0.5
     """About how long a turn takes."""
-    keep_memory: bool = True
+    keep_memory: bool = False
     """Whether the process, and so every contestant, keeps what tensors free: `ppvae.infer.keep_freed_memory`."""
 
 
