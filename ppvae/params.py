@@ -6,13 +6,16 @@ names share their parameters. While ppvae runs a pair, `local_params` intercepts
 - a module's own parameters (`pyro.module`, `PyroModule`) are used where they are, on the module;
 - a value declared with `pyro.param` becomes an `nn.Parameter` of the pair, under `pair.pyro_params`;
 - a name that the user's Pyro store already holds is used in place: it shares its memory with the store, so
-  that a pair trained with `pyro.infer.SVI` is evaluated with the values it was trained to.
+  that a pair trained with `pyro.infer.SVI` is evaluated with the values it was trained to, and trained on from there,
+  with a warning, as every pair with that name shares it.
 
-The store itself is never written and never cleared.
+Nothing is added to the store, and it is never cleared. One thing stays there: the running averages of
+`TraceGraph_ELBO`'s baselines, which Pyro writes into it by itself.
 """
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +29,9 @@ from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
 _HOME = "pyro_params"
+
+BASELINES = "__baseline_avg_downstream_cost_"
+"""How the names of what `TraceGraph_ELBO` keeps in Pyro's store begin: averages, which are not trained."""
 
 
 class PyroParams(nn.Module):
@@ -55,7 +61,13 @@ class PyroParams(nn.Module):
 
     def __getitem__(self, name: str) -> Tensor:
         parameter = self.unconstrained(name)
-        value = transform_to(self._constraints.get(name, constraints.real))(parameter)
+        constraint = constraints.real if "$$$" in name else self._constraints.get(name)  # of a module's parameter
+        if constraint is None:
+            raise KeyError(
+                f"pyro.param {name!r} was read from a file, which holds no constraints: run the pair once, or take "
+                f"unconstrained({name!r})"
+            )
+        value = transform_to(constraint)(parameter)
         if value is parameter:
             value = parameter.view_as(parameter)  # a weak reference on the parameter itself could not be pickled
         value.unconstrained = weakref.ref(parameter)  # Pyro's own way back from a value to its parameter
@@ -69,7 +81,7 @@ class PyroParams(nn.Module):
         """One that shares the parameters but is on no module: what is added to it is forgotten with it."""
         new = PyroParams()
         new._parameters.update(self._parameters)
-        new._constraints.update(self._constraints)
+        new._constraints = self._constraints
         return new
 
 
@@ -106,6 +118,8 @@ class LocalParams(Messenger):
         if msg["fn"] != pyro.get_param_store().get_param:
             return  # a PyroModule's announcement of a parameter that it already holds
         name, *init = msg["args"]
+        if name.startswith(BASELINES):
+            return
         if init and isinstance(init[0], nn.Parameter) and "$$$" in name:
             msg["value"] = self._module_parameter(name, init[0])
         else:
@@ -140,6 +154,12 @@ class LocalParams(Messenger):
     def _share_with_store(self, name: str, store: Any) -> None:
         stored = store[name].unconstrained()
         if name not in self.home:
+            if self._of_pair is self.home:
+                warnings.warn(
+                    f"pyro.param {name!r} is in Pyro's parameter store: it is trained there, from its value, by every "
+                    "pair that uses the name; pyro.clear_param_store() beforehand gives each pair its own",
+                    stacklevel=2,
+                )
             self._keep(name, nn.Parameter(stored.detach()))
             self.home._constraints[name] = store._constraints[name]
         elif self.home.unconstrained(name).data_ptr() != stored.data_ptr():

@@ -110,7 +110,7 @@ def test_a_random_start_is_drawn_once_for_all_blocks():
 
     pair = ppvae.Pair(pair_of_params().model_function, guide)
     ppvae.log_marginal(pair, torch.randn(3000), num_samples=300)
-    assert len(starts) == 1
+    assert len({start.item() for start in starts}) == 1  # a second one would come from another place in the stream
 
 
 def test_a_trained_pair_that_takes_a_new_path_keeps_no_parameter_of_it():
@@ -154,7 +154,7 @@ def test_names_of_all_kinds_are_kept_apart():
     names = ["a.b", "a/b", "a%2Eb", "a//b", "a..b", "a./b", "a/.b", "training", "_parameters"]
     for i, name in enumerate(names):
         home.set_unconstrained(name, nn.Parameter(torch.tensor(float(i))))
-    assert [home[name].item() for name in names] == list(range(len(names)))
+    assert [home.unconstrained(name).item() for name in names] == list(range(len(names)))
 
 
 def test_a_pair_can_be_copied_and_pickled():
@@ -225,7 +225,8 @@ def test_training_goes_on_in_the_memory_of_the_store():
     pair = pair_of_params()
     pyro_svi(pair)
     before = pyro.param("s").item()
-    train(pair)
+    with pytest.warns(UserWarning, match=r"pyro.param '(s|t|net.a)' is in Pyro's parameter store: it is trained there"):
+        train(pair)
     assert pyro.param("s").item() == number(pair, "s") != before
     log_marginal(pair)
 
@@ -371,7 +372,10 @@ def test_a_pair_with_pyro_param_round_trips_through_a_file(trained, tmp_path):
     pair = train(pair_of_params(), steps=trained)
     path = ppvae.save(pair, tmp_path / "pair.safetensors")
     fresh = ppvae.load(pair_of_params(), path)
+    with pytest.raises(KeyError, match="'s' was read from a file, which holds no constraints: run the pair once"):
+        fresh.pyro_params["s"]
     assert torch.equal(log_marginal(fresh), log_marginal(pair))
+    assert number(fresh, "s") == number(pair, "s")
     train(fresh, steps=1)
     assert number(fresh, "s") != number(pair, "s")
 

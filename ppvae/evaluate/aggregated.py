@@ -41,6 +41,7 @@ class SiteDraws:
         mean_error: its variance as an estimate, (n, *event).
         prior: one draw from the model, (n, *plates, *event); of the value for a site that only the guide has.
         is_function: whether the guide's site is a `Delta`: a function of another site, which holds its density.
+        masked: whether a mask leaves the site out of some data's guide, (n,), the same for all of a block.
     """
 
     value: Tensor
@@ -52,6 +53,7 @@ class SiteDraws:
     mean_error: Tensor | None
     prior: Tensor
     is_function: bool
+    masked: Tensor
 
     def latent(self, index: slice) -> Latent:
         """The draws of some of the data, as a pair is given them."""
@@ -131,6 +133,8 @@ def _draw(c: Conditioned, s: int) -> dict[str, SiteDraws]:
         nested = math.prod(z.value.shape[1 : z.data_dim]) > 1
         mean = None if nested else _mean(c, guide.nodes[name], s)
         q = p = None
+        mask = guide.nodes[name]["mask"]
+        masked = isinstance(mask, Tensor) and not bool(mask.all())
         is_function = isinstance(_leaf(guide.nodes[name]["fn"]), Delta)
         if in_model and not nested and not is_function:
             q, p = (_per_dim(c, trace.nodes[name], s) for trace in (guide, model))
@@ -144,6 +148,7 @@ def _draw(c: Conditioned, s: int) -> dict[str, SiteDraws]:
             mean_error=None if mean is None else mean.var(1) / s,
             prior=_data_first(c.sampler.value(prior.nodes[name], 1) if in_model else z)[:, 0],
             is_function=is_function,
+            masked=torch.full((len(c),), masked),
         )
     return sites
 

@@ -24,6 +24,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ppvae.evaluate.estimates import AnnealedLogMarginal, standard_error
+from ppvae.evaluate.sites import num_observed
 from ppvae.infer.annealing import Annealing, Chains
 from ppvae.infer.bridge import Bridge, Start
 from ppvae.infer.conditioned import Conditioned, conditioned, simulate
@@ -124,7 +125,7 @@ def annealed_log_marginal(
         bridge = Bridge(c, start, compile=_compiles(compile, annealing, len(parts)))
         for first, part in parts:
             chains.append(annealing.forward(bridge, part, first=first, tick=bar.update))
-    return _estimate(chains, annealing, data)
+    return _estimate(chains, annealing, num_observed(pair, data, given))
 
 
 def bidirectional(
@@ -188,8 +189,9 @@ def bidirectional(
             upper.append(back)
             drawn.append(simulated.data)
     data = tuple(None if t[0] is None else torch.cat(t) for t in zip(*drawn, strict=True))
-    down = _estimate(upper, annealing, data)
-    return Sandwich(_estimate(lower, annealing, data), replace(down, values=-down.values), data)
+    num_dims = num_observed(pair, data, ())
+    down = _estimate(upper, annealing, num_dims)
+    return Sandwich(_estimate(lower, annealing, num_dims), replace(down, values=-down.values), data)
 
 
 def _parts(c: Conditioned, annealing: Annealing, batch_size: int | None) -> list[tuple[int, Conditioned]]:
@@ -214,7 +216,7 @@ def _bar(n: int, annealing: Annealing, num_runs: int, progress: bool) -> Any:
     return tqdm(total=total, unit="step", unit_scale=True, desc="annealing", leave=False, disable=not progress)
 
 
-def _estimate(runs: list[Chains], annealing: Annealing, data: tuple[Any, ...]) -> AnnealedLogMarginal:
+def _estimate(runs: list[Chains], annealing: Annealing, num_dims: int) -> AnnealedLogMarginal:
     """The logarithm of the mean weight of each datum, with its error."""
     log_weight = torch.cat([chains.log_weight for chains in runs], 1).cpu()
     s = len(log_weight)
@@ -228,5 +230,5 @@ def _estimate(runs: list[Chains], annealing: Annealing, data: tuple[Any, ...]) -
         acceptance=torch.cat([chains.acceptance for chains in runs]).cpu(),
         num_chains=s,
         num_temperatures=annealing.num_temperatures,
-        num_dims=next(t for t in data if t is not None)[0].numel(),
+        num_dims=num_dims,
     )

@@ -44,7 +44,7 @@ class Estimate(ABC):
         std_error: standard error of `values` by the delta method, (n,), nats; NaN for a single draw.
         ess: effective sample size (Σw)² / Σw² of the draws, (n,). Where every weight is zero, `values` is −inf, and
             `std_error` and `ess` are NaN.
-        num_dims: elements of one datum, for bits per dimension.
+        num_dims: elements of one datum that the model scores, for bits per dimension.
     """
 
     values: Tensor

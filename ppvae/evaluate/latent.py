@@ -42,7 +42,7 @@ class LatentSite:
         mean_variance: variance over the data of the posterior mean E_q[z|x] of each dimension, (*event), without the
             part that is the error of the draws; None for classes, which have no mean, and within such a plate.
         mutual_information: I(x; z) over these data, nats, at most log n; NaN where q depends on other latents, so that
-            q(z|x) itself is not known, or cannot score values that it has not drawn.
+            q(z|x) itself is not known, cannot score values that it has not drawn, or is masked for some data.
         marginal_kl: KL(q(z) ‖ p(z)), nats; NaN where the mutual information is, or p depends on other latents.
         posterior: one draw of each datum's posterior, (n, ...): together, draws of q(z).
         prior: as many from the model's prior.
@@ -89,7 +89,7 @@ class LatentReport:
         sites: by name, in the order of the model.
         kl: E_q[log q(z|x) − log p(z)] of all latents together, (n,), nats.
         mutual_information: I(x; z) with z all latents together, nats, at most log n; NaN where the guide cannot score
-            values that it has not drawn.
+            values that it has not drawn, or a mask leaves a latent out of some data.
         marginal_kl: KL(q(z) ‖ p(z)) of all latents together, nats; with `mutual_information` it sums to the KL.
     """
 
@@ -159,6 +159,9 @@ def latent_report(pair: nn.Module, *data: Any, num_samples: int = 10, seed: int 
             log_q_z = log_aggregated(c, draws)
         except (KeyError, NotImplementedError):  # a transform without an inverse, in Pyro's words and in torch's
             own_q, own_p, log_q_z = set(), set(), {}
+        masked = {name for name, z in draws.items() if bool(z.masked.any())}
+        if masked:  # q(z|x_j) of a latent that datum j does not have is no density
+            own_q, log_q_z = own_q - masked, {name: q for name, q in log_q_z.items() if name is not None}
         sites = {}
         for name in c.latents:
             log_q = log_q_z.get(name) if name in own_q else None

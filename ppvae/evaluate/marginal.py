@@ -23,6 +23,7 @@ from tqdm import tqdm
 from ppvae.evaluate.accumulate import Moments
 from ppvae.evaluate.diagnostics import ParetoWarning, bound_curve, pareto_k
 from ppvae.evaluate.estimates import AnnealedLogMarginal, Elbo, Estimate, LogMarginal
+from ppvae.evaluate.sites import num_observed
 from ppvae.infer.draws import Draws
 from ppvae.infer.importance import check_count, importance_draws
 from ppvae.pair import check_batch
@@ -204,7 +205,7 @@ def _by_importance(pair: nn.Module, data: Any, num_samples: int, options: Any, p
         values=log_sum - math.log(num_samples),
         std_error=((1 / ess - 1 / num_samples) * unbiased).sqrt(),
         ess=ess,
-        num_dims=next(t for t in data if t is not None)[0].numel(),
+        num_dims=num_observed(pair, data, options["given"]),
         pareto_k=k,
         bound={size: _cat([bound[size] for bound in bounds]) for size in bounds[0]},
         num_samples=num_samples,

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from pyro.distributions import ExpandedDistribution, MaskedDistribution
+from pyro import poutine
+from pyro.distributions import ExpandedDistribution, MaskedDistribution, Unit
 from pyro.poutine.trace_struct import Trace
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Independent
 
 from ppvae.infer.conditioned import Conditioned
 from ppvae.infer.drawer import take
+from ppvae.infer.importance import evaluating, validation
 from ppvae.infer.sampler import PROBE_DATA, Latent
+from ppvae.pair import Batch, check_batch, device_of, is_objective_only, sample_sites
 
 Plates = dict[int, str]
 """Names of the plates inside the data plate, by their dim, from the left."""
@@ -24,6 +27,27 @@ def once(c: Conditioned) -> Trace:
     """The model's trace on the data as they are, at one draw from the guide."""
     latents, _ = c.draw(1)
     return replace(c.sampler, plate_dim=None).model(c.data, 1, latents, {})
+
+
+def num_observed(pair: nn.Module, data: Batch, given: Sequence[str]) -> int:
+    """Elements of a datum that the model scores: of its observed sites, without those that are conditioned on.
+
+    Of the first argument where it has none, but scores the data by `pyro.factor`.
+    """
+    device = device_of(pair, data)
+    probe = take(data, slice(0, PROBE_DATA), device)
+    with evaluating(pair, 0, device=device), validation(False):
+        guide = poutine.trace(pair.guide).get_trace(*probe)
+        model = poutine.trace(poutine.replay(pair.model, trace=guide)).get_trace(*probe)
+    scored = [
+        site["fn"].shape().numel()
+        for name, site in sample_sites(model)
+        if site["is_observed"]
+        and name not in given
+        and not isinstance(site["fn"], Unit)
+        and not is_objective_only(site)
+    ]
+    return sum(scored) // check_batch(probe) or next(t for t in probe if t is not None)[0].numel()
 
 
 def inner_plates(c: Conditioned) -> dict[str, Plates]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from matplotlib.figure import Figure
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
@@ -36,7 +37,7 @@ def write_figures(pair: VAEQueries, args: ExperimentArgs, data: ImageData, run: 
     figures = {
         "reconstructions": plot.reconstructions(pixels(data, x[:20]), pixels(data, pair.reconstruct(x[:20]))),
         "samples": plot.samples(pixels(data, pair.sample(64, mean=True))),
-        "latent": plot.latent_scatter(codes.cpu(), y),
+        **_plane_of(codes, y),
         "interpolation": plot.interpolation(pixels(data, pair.interpolate(x[:5], x[5:10]))),
         "training": plot.training_curves(run.history),
     }
@@ -73,7 +74,7 @@ def write_level_figures(pair: Levels, args: ExperimentArgs, data: ImageData, run
         "reconstructions": plot.reconstructions(pixels(data, x[:20]), pixels(data, pair.reconstruct(x[:20]))),
         "levels": plot.by_condition(pixels(data, torch.stack(alone, 1)), labels=list(codes), x=pixels(data, x[:8])),
         "samples": plot.samples(pixels(data, pair.sample(64, mean=True))),
-        "latent": plot.latent_scatter(list(codes.values())[-1].cpu(), y),
+        **_plane_of(list(codes.values())[-1], y),
         "interpolation": plot.interpolation(pixels(data, pair.interpolate(x[:5], x[5:10]))),
         "training": plot.training_curves(run.history),
     }
@@ -104,11 +105,16 @@ def write_label_figures(pair: ConditionalQueries, args: ExperimentArgs, data: Im
     figures = {
         "samples": plot.by_condition(pixels(data, mean_of(pair.decode(drawn, classes))), labels=names),
         "style_transfer": plot.by_condition(pixels(data, transferred), labels=names, x=pixels(data, x[first])),
-        "latent": plot.latent_scatter(code_of(pair.encode(x, y)).cpu(), y.cpu()),
+        **_plane_of(code_of(pair.encode(x, y)), y),
         "training": plot.training_curves(run.history),
     }
     for name, figure in figures.items():
         plot.save(figure, run.folder / "figures" / f"{name}.png")
+
+
+def _plane_of(codes: Tensor, y: Tensor) -> dict[str, Figure]:
+    """The picture of the codes (n, k) by class; none of a latent of one dimension, which has no plane."""
+    return {"latent": plot.latent_scatter(codes.cpu(), y.cpu())} if codes.shape[-1] > 1 else {}
 
 
 def write_completion_figures(columns: dict[str, Tensor], run: Run) -> None:

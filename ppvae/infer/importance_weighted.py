@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -106,7 +107,18 @@ class ImportanceWeightedELBO(DifferentiableELBO):
         yield self._get_trace(model, guide, args, kwargs)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
-        sampler, s = self._sampler(model, guide, args, kwargs), self.num_particles
+        sampler = self._sampler(model, guide, args, kwargs)
+        try:
+            return self._draw(sampler, args)
+        except Exception as error:  # an outer plate may fail on a size that the trial runs had not, such as one datum
+            if sampler.plate_dim is None or isinstance(error, NotImplementedError):
+                raise
+        repeated = replace(sampler, plate_dim=None)
+        self._samplers.update({kind: repeated for kind, used in self._samplers.items() if used is sampler})
+        return self._draw(repeated, args)
+
+    def _draw(self, sampler: Sampler, args: Batch) -> tuple[Trace, Trace]:
+        s = self.num_particles
         guide_trace = self._cut_guide(sampler, args) if self._cuts else sampler.guide(args, s, {}, {})
         check_reparameterized(dict(sample_sites(guide_trace)), objective=type(self).__name__)
         return sampler.model(args, s, sampler.posterior(guide_trace, s)[0], {}), guide_trace

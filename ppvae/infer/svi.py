@@ -23,7 +23,7 @@ from ppvae.infer.elbo import StepTerms, Traces, elbo_terms, evaluate_objective
 from ppvae.infer.guards import Contents, check_no_buffers, fingerprint, modules_that_run
 from ppvae.infer.nonfinite import NonFiniteError, check_finite
 from ppvae.infer.optim import Held, OptimizerFactory, Stepper
-from ppvae.params import LocalParams, module_local
+from ppvae.params import BASELINES, LocalParams, module_local
 
 COMPILE_FROM = 10_000
 """Steps from which compiling repays itself for a small model: it costs seconds and saves about a millisecond a step."""
@@ -34,7 +34,7 @@ class SVI:
 
     Trains the parameters of the modules that `model` and `guide` belong to (or are), and whatever `pyro.module`,
     `pyro.param` and lazily created guides register. All of it lives on those modules; where one of the two is a
-    plain function, in Pyro's parameter store, as Pyro's users expect.
+    plain function and there is no `owner`, in Pyro's parameter store, as Pyro's users expect.
 
     Args:
         model: the generative model.
@@ -48,6 +48,7 @@ class SVI:
         autocast: dtype of matrix products and convolutions (`torch.autocast`), e.g. `torch.bfloat16` for large nets on
             a GPU. Parameters keep theirs, and the distributions of `ppvae.distributions` compute in float32.
         clip_norm: the gradient is scaled down to this global norm where it is longer.
+        owner: the module that parameters live on, where `model` or `guide` is no method of it.
 
     Example:
         >>> from functools import partial
@@ -70,6 +71,7 @@ class SVI:
         compile: bool | Literal["auto"] = "auto",
         autocast: torch.dtype | None = None,
         clip_norm: float | None = None,
+        owner: nn.Module | None = None,
     ) -> None:
         if compile not in (True, False, "auto"):
             raise ValueError(f"compile must be True, False or 'auto', got {compile!r}")
@@ -84,8 +86,8 @@ class SVI:
         self.optim = optim
         self.stepper = Stepper(optim, clip_norm, capturable=bool(compile))
         owners = [_owner(model), _owner(guide)]
-        self._owners = list(dict.fromkeys(owner for owner in owners if owner is not None))
-        self._local = None not in owners
+        self._local = owner is not None or None not in owners
+        self._owners = list(dict.fromkeys(module for module in (owner, *owners) if module is not None))
         self._modules = list(self._owners)  # and those of plain functions, once they have run
         self._compiled = Compiled(
             self._gradient_as_outputs,
@@ -232,7 +234,9 @@ class SVI:
 
     def _remember(self, trace: Trace) -> None:
         """Notes the parameters that Pyro statements met; one met for the first time joins the optimizer."""
-        for site in trace.nodes.values():
+        for name, site in trace.nodes.items():
+            if name.startswith(BASELINES):
+                continue
             value = site["value"]
             parameter = value.unconstrained() if hasattr(value, "unconstrained") else value
             if parameter.requires_grad and parameter.is_leaf and id(parameter) not in self._met:

@@ -70,7 +70,7 @@ class Trainer:
         self.weighting: Any = nullcontext() if self.kl_weight is None else KLWeight(self.beta, self.kl_sites)
         self.steps_per_epoch = epoch_length(self.train)
         options: dict[str, Any] = {"compile": self.compile, "autocast": self.autocast, "clip_norm": self.clip_norm}
-        self.svi = SVI(self.pair.model, self.pair.guide, self.optim, self.loss, **options)
+        self.svi = SVI(self.pair.model, self.pair.guide, self.optim, self.loss, owner=self.pair, **options)
         with self.random.kept(), evaluating(self.pair, self.seed, attach=True), self.weighting:
             for name, data in (("train", self.train), ("valid", self.valid)):
                 if data is not None:

@@ -374,3 +374,25 @@ def test_larger_models_agree_with_their_exact_value():
     torch.testing.assert_close(
         ppvae.log_marginal(pair, x, num_samples=10).values, pair.log_prob(x).double().detach(), rtol=1e-5, atol=1e-3
     )
+
+
+def test_bits_per_dimension_count_what_is_observed():
+    """Not the first argument: here a context, then two observed sites; one that is given does not count."""
+
+    def model(size, x, y):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z[..., None], 1.0).expand((*z.shape, 4)).to_event(1), obs=x)
+            pyro.sample("y", dist.Normal(size[:, None], 1.0).expand((len(size), 6)).to_event(1), obs=y)
+
+    def guide(size, x, y):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    pair, data = ppvae.Pair(model, guide), (torch.ones(7), torch.zeros(7, 4), torch.zeros(7, 6))
+    for method in ("importance", "annealed"):
+        options = {"num_samples": 3, "method": method}
+        both = ppvae.log_marginal(pair, *data, **options)
+        assert both.num_dims == 10
+        assert both.bits_per_dim() == pytest.approx(-both.mean() / (10 * math.log(2)))
+        assert ppvae.log_marginal(pair, *data, **options, given=["y"]).num_dims == 4

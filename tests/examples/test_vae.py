@@ -143,3 +143,10 @@ def test_build_follows_the_flags():
     assert vae.beta == 2.0
     assert [p.shape[0] for n, p in vae.q_z_given_x.named_parameters() if n.endswith("weight")] == [7, 5, 6]
     assert [p.shape[0] for n, p in vae.p_x_given_z.named_parameters() if n.endswith("weight")] == [5, 7, 64]
+
+
+def test_a_latent_of_one_dimension_has_no_plane_to_draw(tmp_path):
+    assert main(["--smoke", "--latent-dim", "1", "--out", str(tmp_path / "run")]) == 0
+    figures = {path.stem for path in (tmp_path / "run" / "figures").glob("*.png")}
+    assert "traversal" in figures
+    assert "latent" not in figures

@@ -332,7 +332,8 @@ def test_an_autoguide(tmp_path):
 def test_a_name_that_the_users_store_holds_is_shared_in_place():
     mine = pyro.param("shift", torch.tensor(1.0))
     pair, x = Store(), 5.0 + normal(50)
-    fit(pair, x, epochs=2, lr=0.1)
+    with pytest.warns(UserWarning, match="'shift' is in Pyro's parameter store"):
+        fit(pair, x, epochs=2, lr=0.1)
     assert list(pyro.get_param_store().keys()) == ["shift"]
     assert pyro.param("shift").item() == mine.item() == pair.pyro_params["shift"].item() > 1.0
 
@@ -454,3 +455,26 @@ def test_a_network_with_buffers_outside_the_pair_is_refused():
     with pytest.raises(ValueError, match="BatchNorm1d with buffers that does not belong to it"):
         ppvae.fit(ppvae.Pair(model, guide), x, epochs=1, progress=False)
     ppvae.fit(ppvae.Pair(model, guide, modules=[net]), x, epochs=1, progress=False)
+
+
+def test_a_guide_that_is_no_bound_method_is_trained_on_the_pair(tmp_path):
+    class Static(nn.Module):
+        def model(self, x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        @staticmethod
+        def guide(x):
+            scale = pyro.param("scale", torch.tensor(0.1), constraint=dist.constraints.positive)
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(x * pyro.param("slope", torch.tensor(0.0)), scale))
+
+    x = torch.randn(40) * 2**0.5
+    run = fit(Static(), x, x, epochs=60, lr=0.05, out=tmp_path / "run")
+    assert not list(pyro.get_param_store())
+    pair = ppvae.load(Static(), run.folder)
+    ppvae.elbo(pair, x)
+    assert pair.pyro_params["slope"].item() == pytest.approx(0.5, abs=0.1)  # the exact posterior's
+    assert pair.pyro_params["scale"].item() == pytest.approx(0.5**0.5, abs=0.1)
+    assert len(fit(Static(), x, x, epochs=61, lr=0.05, out=tmp_path / "run", resume=True).history) == 61

@@ -500,3 +500,32 @@ def test_a_subsampled_plate_and_code_that_does_not_broadcast():
 def test_linear_gaussian_is_the_pair_it_says():
     reference = linear_gaussian()
     torch.testing.assert_close(reference.pair.exact(*reference.data), reference.log_prob)
+
+
+class Squeezing(nn.Module):
+    """Its code takes any minibatch alone, but an outer plate of draws only of two data or more."""
+
+    def __init__(self):
+        super().__init__()
+        self.decoder, self.encoder = nn.Linear(2, 1), nn.Linear(1, 4)
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(z).squeeze(), 1.0), obs=x)
+
+    def guide(self, x):
+        h = self.encoder(x[:, None])
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(h[:, :2], h[:, 2:].exp()).to_event(1))
+
+
+def test_a_minibatch_that_an_outer_plate_fails_on_is_repeated_in_place_of_it():
+    torch.manual_seed(0)
+    pair, x = Squeezing(), torch.randn(9)
+    loss = IWAE(3)
+    assert ppvae.fit(pair, x, epochs=2, batch_size=4, loss=loss, progress=False).history[-1]["loss"] > 0
+    values = [loss.loss(pair.model, pair.guide, x[8:]) for _ in range(2000)]
+    bound = ppvae.log_marginal(pair, x[8:].expand(6000), num_samples=3, seed=1).values
+    error = torch.tensor(values).std() / 2000**0.5
+    assert abs(torch.tensor(values).mean() + bound.mean()) < 4 * error

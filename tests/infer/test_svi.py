@@ -533,3 +533,31 @@ def test_bad_arguments():
     frozen = small_vae().requires_grad_(False)
     with pytest.raises(ValueError, match="nothing to train"):
         SVI(frozen.model, frozen.guide, ADAM, Trace_ELBO()).step(binary(4))
+
+
+def test_averages_of_baselines_are_no_parameters():
+    """What TraceGraph_ELBO keeps in Pyro's store: it is read and written by Pyro at every step, and never trained."""
+
+    class Discrete(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Parameter(torch.zeros(()))
+
+        def model(self, x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Bernoulli(0.5))
+                pyro.sample("x", dist.Normal(2 * z, 1.0), obs=x)
+
+        def guide(self, x):
+            baseline = {"use_decaying_avg_baseline": True}
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Bernoulli(logits=self.a + x), infer={"baseline": baseline})
+
+    pair, x = Discrete(), torch.randn(8)
+    svi = SVI(pair.model, pair.guide, partial(torch.optim.Adam, lr=1e-2), TraceGraph_ELBO(), compile=False)
+    for _ in range(4):
+        svi.step(x)
+    assert [len(group["params"]) for group in svi.optimizer.param_groups] == [1]
+    assert list(pyro.get_param_store()) == ["__baseline_avg_downstream_cost_z"]
+    assert pair.a != 0
+    assert [name for name, _ in pair.named_parameters()] == ["a"]
