@@ -89,6 +89,8 @@ def _flatten(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:
             key += "'"
         tensors[key] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         return {_TENSOR: key}
+    if isinstance(value, dict) and (wrong := [k for k in value if not isinstance(k, bool | int | float | str)]):
+        raise TypeError(f"the keys of state[{key!r}] must be numbers or strings, got {wrong[0]!r}")
     if isinstance(value, dict):  # as pairs: JSON would turn an optimizer's integer keys into strings
         pairs = [[k, _flatten(v, f"{key}.{k}" if key else str(k), tensors)] for k, v in value.items()]
         return {_ITEMS: pairs}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from ppvae.evaluate.diagnostics import import_arviz
 from ppvae.evaluate.predictive import PosteriorPredictive
 
 if TYPE_CHECKING:
@@ -36,8 +37,6 @@ def to_arviz(draws: PosteriorPredictive) -> InferenceData:
         >>> dict(data.posterior["z"].sizes)
         {'chain': 1, 'draw': 20, 'datum': 5, 'z_dim': 2}
     """
-    from arviz import InferenceData
-
     of_draws = ("chain", "draw", "datum")
     sites = {*draws.posterior, *draws.observed, *draws.conditions, *of_draws}
     plates = {
@@ -48,7 +47,7 @@ def to_arviz(draws: PosteriorPredictive) -> InferenceData:
         return _dataset({name: value.unsqueeze(0) for name, value in values.items()}, of_draws, plates)
 
     constant = {"constant_data": _dataset(draws.conditions, ("datum",), plates)} if draws.conditions else {}
-    return InferenceData(
+    return import_arviz().InferenceData(
         posterior=drawn(draws.posterior),
         posterior_predictive=drawn(draws.predictive),
         log_likelihood=_dataset({x: v.unsqueeze(0) for x, v in draws.log_likelihood.items()}, of_draws, {}),

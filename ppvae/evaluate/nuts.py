@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Transform, biject_to
 
+from ppvae.evaluate.diagnostics import import_arviz
 from ppvae.evaluate.sites import Plates, by_datum, elements, in_blocks, inner_plates, mask_of, once
 from ppvae.infer.conditioned import Conditioned, Latents, conditioned
 from ppvae.infer.importance import check_count
@@ -211,8 +212,7 @@ def _run_chain(posterior: _Posterior, num_samples: int, warmup: int) -> tuple[di
 
 def _diagnose(chains: Tensor) -> tuple[Tensor, Tensor]:
     """R̂ and the bulk effective sample size of chains (c, s, ...), each (...)."""
-    import arviz
-
+    arviz = import_arviz()
     _, s, *shape = chains.shape
     halves = chains[:, : s // 2 * 2].unflatten(1, (2, -1)).flatten(0, 1)  # split here, since ArviZ asks for two chains
     columns = {str(i): column.numpy() for i, column in enumerate(halves.double().flatten(2).unbind(-1))}

@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,7 +26,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from ppvae.infer.guards import Contents, fingerprint, state_unchanged
+from ppvae.infer.guards import Contents, Same, fingerprint, is_plain_object, modules_that_run, state_unchanged
 from ppvae.infer.recording import Recording, recordable
 from ppvae.infer.tracing import Computation, Traced, UncompilableError, check_same, tensors_of, trace
 
@@ -37,6 +38,14 @@ MAX_RETRACES = 8
 
 MAX_MISSES = 20
 """How often a computation may run eagerly because Python would have decided otherwise than it did while tracing."""
+
+
+class _FailedEagerly(Exception):
+    """The computation fails as it is, without any compiler."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class Finish(Protocol):
@@ -88,6 +97,8 @@ class Compiled:
                 outputs = None if graph is None else graph.run(args, self._finish)
                 if graph is not None and outputs is None:
                     self._count_a_miss()
+            except _FailedEagerly as failed:
+                raise failed.error from None
             except Exception as error:  # a compiler can fail in many ways, and the eager way is always there
                 self._eager = True
                 warnings.warn(f"not compiled, runs eagerly: {_first_line(error)}", stacklevel=4)
@@ -120,8 +131,11 @@ class Compiled:
         if kind not in self._graphs and len(self._graphs) >= MAX_GRAPHS:
             self._graphs.pop(next((k for k, graph in self._graphs.items() if not graph.trusted), None), None)
         if kind not in self._graphs and len(self._graphs) < MAX_GRAPHS:
-            with state_unchanged(self._modules, self._parameters()):
-                self._compute(args)  # a first run may settle things, such as a guessed nesting of plates
+            with self._unchanged(), modules_that_run(self._modules):
+                try:
+                    self._compute(args)  # a first run may settle things, such as a guessed nesting of plates
+                except Exception as error:
+                    raise _FailedEagerly(error) from error
             kind = self._kind(args)
         graph = self._graphs.get(kind)
         if graph is not None:
@@ -142,15 +156,18 @@ class Compiled:
         return (_layout(args), *precision, tuple(map(fingerprint, _PYRO_STACK)), self._guarded())
 
     def _trace(self, args: tuple[Any, ...]) -> Traced:
-        with state_unchanged(self._modules, self._parameters()):
+        with self._unchanged():
             return trace(self._compute, args)
+
+    def _unchanged(self) -> AbstractContextManager[Any]:
+        """Whatever runs inside leaves no trace: not in the random state, nor in any tensor that modules hold."""
+        return state_unchanged(self._modules, self._parameters(), Contents(self._modules).tensors())
 
     def _compile(self, args: tuple[Any, ...]) -> _Graph:
         runs = [self._trace(args), self._trace(args)]
         check_same(*runs)  # what differs between two runs on the same arguments is no function of the tensors
-        alive = [dict(vars(handler)) for handler in _PYRO_STACK]  # no identity in the kind goes to another object
         first, inputs = (run.lift_tensors() for run in runs)
-        graph = _Graph(runs[-1], inputs, self._modules, Contents(self._modules), alive)
+        graph = _Graph(runs[-1], inputs, self._modules, Contents(self._modules))
         constants_apart = [b for a, b in zip(first, inputs, strict=True) if a is b]
         graph.recordable = recordable([*tensors_of(args), *constants_apart])
         graph.compile(args)
@@ -165,7 +182,6 @@ class _Graph:
     inputs: list[Tensor]
     modules: list[nn.Module]
     contents: Contents
-    alive: list[Any]
     function: Callable[..., Any] | None = None
     code: str = ""
     trusted: bool = True
@@ -195,6 +211,7 @@ class _Graph:
             warnings.filterwarnings("ignore", "`?torch._prims_common.check", FutureWarning)  # torch about itself
             warnings.filterwarnings("ignore", "`?torch.jit.script_method", DeprecationWarning)  # and 2.11 about itself
             warnings.filterwarnings("ignore", "TensorFloat32", UserWarning)  # coarser products are the user's choice
+            warnings.filterwarnings("ignore", "\\s*Online softmax is disabled", UserWarning)  # slower, and right
             try:  # without Inductor's trial builds for the CPU's vector instructions, which take seconds
                 self.function = torch._inductor.compile(spare, inputs, options | {"cpp.vec_isa_ok": True})
             except Exception:  # a C++ compiler that is older than the CPU: Inductor then finds out what it can do
@@ -263,6 +280,8 @@ def _layout(args: tuple[Any, ...]) -> tuple[Any, ...]:
         if isinstance(a, Tensor)
         else _layout(a)
         if isinstance(a, tuple)
+        else (Same(a), fingerprint(a))
+        if is_plain_object(a)
         else a
         for a in args
     )

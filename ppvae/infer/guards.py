@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -19,21 +23,27 @@ from ppvae.params import LocalParams
 
 
 class Contents:
-    """Every dict and list that some modules hold, with its values: attributes, parameters, buffers, children, hooks.
+    """Every dict, list and set that some modules hold, with its values: attributes, parameters, children, hooks.
 
     Args:
-        modules: the roots; containers and plain objects among their attributes are followed too.
+        modules: the roots; containers, plain objects and modules among what they hold are followed too.
         only: the names of the only dicts of each module to look at; by default all that it holds.
     """
 
     def __init__(self, modules: list[nn.Module], *, only: tuple[str, ...] = ()) -> None:
         tree = (module for root in modules for module in root.modules())
-        chosen = (vars(module)[name] for module in tree for name in only)
-        containers = list(chosen) if only else list(_containers(modules))
-        self._held = [(container, _values(container)) for container in containers]
+        chosen = [vars(module)[name] for module in tree for name in only]
+        containers, keyed = (list(chosen), []) if only else _containers(modules)
         self._dicts = [container for container in containers if isinstance(container, dict)]
-        self._lists = [container for container in containers if isinstance(container, list)]
+        self._keyed: list[Any] = keyed
+        self._lists = [container for container in containers if not isinstance(container, dict)]
+        self._held = [(container, _values(container)) for container in containers]
         self._everything = self._all_values()
+
+    def tensors(self) -> list[Tensor]:
+        """The tensors among the values that need no gradient, which a computation may write to."""
+        values = (value for _, held in self._held for value in held.values())
+        return list({id(v): v for v in values if isinstance(v, Tensor) and not v.requires_grad}.values())
 
     def changed(self) -> str | None:
         """The name of something that is no longer what it was; None where nothing changed."""
@@ -41,54 +51,98 @@ class Contents:
         if len(now) == len(self._everything) and all(map(operator.is_, now, self._everything)):
             return None  # the common case, quickly
         for container, before in self._held:
-            now = _values(container)
-            names = [name for name in container if _counts(name)] if isinstance(container, dict) else range(len(now))
-            for name, a, b in zip(names, now, before, strict=False):
-                if a is not b and not (isinstance(a, bool | int | float | str) and a == b):
-                    return f"the attribute {name!r}"
-            if len(now) != len(before):
+            values = _values(container)
+            if len(values) != len(before):
                 return "the number of attributes"
+            for (name, a), (name_before, b) in zip(values.items(), before.items(), strict=True):
+                if name != name_before or not (a is b or (isinstance(a, bool | int | float | str) and a == b)):
+                    return f"the attribute {name!r}"
         self._everything = self._all_values()  # what changed is bookkeeping
         return None
 
     def _all_values(self) -> list[Any]:
-        return list(chain(self._lengths(), *map(dict.values, self._dicts), *self._lists))
+        return list(chain(self._lengths(), *map(dict.values, self._dicts), *self._keyed, *self._lists))
 
     def _lengths(self) -> Iterator[int]:
         return chain(map(len, self._dicts), map(len, self._lists))
 
 
-def _containers(modules: list[nn.Module]) -> Iterator[Any]:
-    seen: set[int] = set()
-    waiting: list[Any] = [vars(module) for root in modules for module in root.modules()]
+_OF_A_MODULE = frozenset(vars(nn.Module()))
+"""The attributes that every module has."""
+
+_BOOKKEEPING = {"_pyro_name", "_pyro_context"}
+"""What Pyro sets on a module as it runs; what begins with _ppvae is ours."""
+
+_LIBRARIES = {"torch", "pyro", "builtins"}
+"""Whose objects are taken as they are."""
+
+
+def _containers(modules: list[nn.Module]) -> tuple[list[Any], list[Any]]:
+    """What some modules hold, and the dicts in it whose keys are the user's: no attributes, and no module's own."""
+    containers: list[Any] = []
+    attributes: set[int] = set()
+    seen: dict[int, Any] = {}
+    waiting: list[Any] = list(modules)
     while waiting:
-        container = waiting.pop()
-        if id(container) in seen:
+        value = waiting.pop()
+        if id(value) in seen:
             continue
-        seen.add(id(container))
-        yield container
-        for value in _values(container):
-            if isinstance(value, dict | list):
-                waiting.append(value)
-            elif _is_plain_object(value):
-                waiting.append(vars(value))
+        seen[id(value)] = value  # alive, so that no other takes its address
+        if isinstance(value, dict | list | set | deque | _Attributes):
+            containers.append(value)
+            waiting += _values(value).values()
+        elif isinstance(value, tuple | frozenset):
+            waiting += value
+        elif isinstance(value, partial):
+            waiting += [value.func, value.args, value.keywords]
+        elif isinstance(value, nn.Module) or is_plain_object(value):
+            own = getattr(value, "__dict__", {})
+            attributes |= {id(own), *(id(own[name]) for name in _OF_A_MODULE & own.keys())}
+            waiting.append(own)
+            waiting += [_Attributes(value, kind) for kind in type(value).__mro__ if _is_of_the_user(kind)]
+    return containers, [c for c in containers if isinstance(c, dict) and id(c) not in attributes]
 
 
-def _is_plain_object(value: Any) -> bool:
-    if isinstance(value, nn.Module | Tensor | type) or not hasattr(value, "__dict__"):
-        return False
-    return not type(value).__module__.startswith(("torch", "pyro", "builtins"))
+def is_plain_object(value: Any) -> bool:
+    """Whether this is an object of somebody's own class, whose attributes may be set."""
+    return (
+        not isinstance(value, nn.Module | Tensor | type)
+        and type(value).__module__.partition(".")[0] not in _LIBRARIES
+        and (hasattr(value, "__dict__") or hasattr(value, "__slots__"))
+    )
 
 
-def _values(container: Any) -> list[Any]:
-    """The values that a container holds, but for the bookkeeping on a module, which changes at every call."""
-    if isinstance(container, dict):
-        return [value for name, value in container.items() if _counts(name)]
-    return list(container)
+def _is_of_the_user(kind: type) -> bool:
+    """Whether a class is neither of the language nor of a library, so that its own attributes may be set."""
+    package = kind.__module__.partition(".")[0]
+    return package not in _LIBRARIES and package != "ppvae" and package not in sys.stdlib_module_names
 
 
-def _counts(name: Any) -> bool:
-    return not str(name).startswith(("_pyro", "_ppvae"))
+class _Attributes:
+    """What an object has from one of its classes: the class's own attributes, and the object's slots."""
+
+    def __init__(self, owner: Any, kind: type) -> None:
+        self._owner = owner
+        self._class = vars(kind)
+        slots = self._class.get("__slots__", ())
+        self._slots = (slots,) if isinstance(slots, str) else tuple(slots)
+
+    def __iter__(self) -> Iterator[Any]:
+        return chain(self._class.values(), (getattr(self._owner, name, None) for name in self._slots))
+
+    def __len__(self) -> int:
+        return len(self._class) + len(self._slots)
+
+
+def _values(container: Any) -> dict[Any, Any]:
+    """The values that a container holds by their names or places, but for the bookkeeping on a module."""
+    if not isinstance(container, dict):
+        return dict(enumerate(container))
+    return {
+        name: value
+        for name, value in container.items()
+        if name not in _BOOKKEEPING and not (isinstance(name, str) and name.startswith("_ppvae"))
+    }
 
 
 def fingerprint(holder: Any, depth: int = 3) -> Any:
@@ -106,7 +160,22 @@ def fingerprint(holder: Any, depth: int = 3) -> Any:
         return tuple(fingerprint(value, depth - 1) for value in holder)
     if isinstance(holder, Messenger | ELBO) and depth:
         return (type(holder), fingerprint(vars(holder), depth - 1))
-    return id(holder)
+    if is_plain_object(holder) and depth:
+        return (Same(holder), fingerprint(getattr(holder, "__dict__", {}), depth - 1))
+    return Same(holder)
+
+
+@dataclass(frozen=True, eq=False)
+class Same:
+    """An object by its identity, kept alive so that no other takes its address."""
+
+    object: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and self.object is other.object
+
+    def __hash__(self) -> int:
+        return id(self.object)
 
 
 @contextmanager
@@ -141,20 +210,32 @@ def check_no_buffers(modules: list[nn.Module]) -> None:
 
 
 @contextmanager
-def state_unchanged(modules: list[nn.Module], parameters: list[Tensor]) -> Iterator[list[bool]]:
-    """Puts back random state, buffers and gradients on leaving, unless something is put into the list that it gives."""
+def state_unchanged(
+    modules: list[nn.Module], parameters: list[Tensor], tensors: Sequence[Tensor] = ()
+) -> Iterator[list[bool]]:
+    """Puts back random state, buffers and gradients on leaving, unless something is put into the list that it gives.
+
+    Args:
+        modules: whose buffers and gradients.
+        parameters: others whose gradients.
+        tensors: others whose values.
+    """
+    owned = [parameter for module in modules for parameter in module.parameters()]
     buffers = list({id(b): b for module in modules for b in module.buffers()}.values())
-    device = next((t.device for t in (*parameters, *buffers) if t.is_cuda), torch.device("cpu"))
+    device = next((t.device for t in (*parameters, *owned, *buffers) if t.is_cuda), torch.device("cpu"))
     rng, copies = get_rng(device), [b.detach().clone() for b in buffers]
     keep: list[bool] = []
+    others = [(tensor, tensor._version, tensor.detach().clone()) for tensor in tensors if not tensor.is_inference()]
     try:
         yield keep
     finally:
         if not keep:
             set_rng(rng, device)
             with torch.no_grad():
+                for tensor, version, copy in others:
+                    if tensor._version != version:
+                        tensor.copy_(copy)
                 for buffer, copy in zip(buffers, copies, strict=True):
                     buffer.copy_(copy)
-            owned = [parameter for module in modules for parameter in module.parameters()]
             for parameter in (*parameters, *owned):
                 parameter.grad = None

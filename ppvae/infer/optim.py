@@ -11,6 +11,7 @@ import pyro
 import torch
 from pyro.optim import PyroOptim
 from torch import Tensor
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 OptimizerFactory = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 """From parameters to a torch optimizer, e.g. `partial(torch.optim.Adam, lr=1e-3)`."""
@@ -97,6 +98,8 @@ class Stepper:
         """What a recorded step takes for granted; None where the step cannot be recorded."""
         optimizer = self.optimizer
         if optimizer is None or optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+            return None
+        if _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
             return None
         groups, states = optimizer.param_groups, [optimizer.state.get(p, {}) for p in trained]
         if not all(group.get("capturable") for group in groups) or not all(states):

@@ -39,7 +39,8 @@ class Recording:
         self._referred = referred
         self._addresses = [tensor.data_ptr() for tensor in referred]
         self._held = held
-        self._replay, self._outputs = capture(lambda: function(self._arguments))
+        device = next((tensor.device for tensor in (*self._arguments, *referred)), torch.device("cuda"))
+        self._replay, self._outputs = capture(lambda: function(self._arguments), device)
 
     def holds(self, held: Any) -> bool:
         """Whether everything is still where it was recorded."""
@@ -53,10 +54,15 @@ class Recording:
         return self._outputs
 
 
-def capture(function: Callable[[], Sequence[Tensor]]) -> tuple[Callable[[], None], Sequence[Tensor]]:
+def capture(
+    function: Callable[[], Sequence[Tensor]], device: torch.device
+) -> tuple[Callable[[], None], Sequence[Tensor]]:
     """Records what a function launches; returns what launches it again, and the tensors that it then writes."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    with (
+        torch.cuda.device(device),  # whichever is current: a capture sees the stream of one device alone
+        torch.cuda.graph(graph, stream=torch.cuda.Stream(device), capture_error_mode="thread_local"),
+    ):
         outputs = function()
     return graph.replay, outputs
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ppvae.infer.compile import Compiled
 from ppvae.infer.elbo import StepTerms, Traces, elbo_terms, evaluate_objective
-from ppvae.infer.guards import Contents, check_no_buffers, fingerprint, modules_that_run
+from ppvae.infer.guards import Contents, Same, check_no_buffers, fingerprint, modules_that_run
 from ppvae.infer.nonfinite import NonFiniteError, check_finite
 from ppvae.infer.optim import Held, OptimizerFactory, Stepper
 from ppvae.params import BASELINES, LocalParams, module_local
@@ -173,7 +173,10 @@ class SVI:
             terms, (names, _) = self._compiled((weight, *args))
             self._steps += 1
             # A CUDA graph writes its next results over these, and the terms are read later.
-            kept = list(torch.stack(list(terms))) if all(term.is_cuda for term in terms) else terms
+            if all(term.is_cuda for term in terms):
+                kept = list(torch.stack(list(terms)))
+            else:
+                kept = [term.clone() if term.is_cuda else term for term in terms]
             return StepTerms.of(dict(zip(names, kept, strict=True)))
         with nullcontext() if self._steps else modules_that_run(self._modules):
             result = self._gradient(args, weight, kwargs, check=check)
@@ -191,7 +194,7 @@ class SVI:
     def _guarded(self) -> Any:
         """What else a compiled gradient depends on: which parameters are trained, and what of."""
         trained = tuple((id(p), p.requires_grad) for p in self.parameters())
-        return (trained, id(self.loss), fingerprint(self.loss), self.model, self.guide, self.autocast)
+        return (trained, Same(self.loss), fingerprint(self.loss), self.model, self.guide, self.autocast)
 
     def _gradient_as_outputs(self, args: tuple[Any, ...]) -> tuple[list[Any], Any]:
         """The gradient of a batch as a computation: the terms, and the gradients of the parameters that have one."""

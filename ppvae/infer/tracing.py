@@ -43,11 +43,12 @@ class Traced:
         graph = self.module.graph
         inputs: list[Tensor] = []
         places: dict[int, Node] = {}
-        last = next(node for node in reversed(graph.nodes) if node.op == "placeholder")
+        last = next((node for node in reversed(graph.nodes) if node.op == "placeholder"), None)
         for node in [node for node in graph.nodes if node.op == "get_attr"]:
             tensor = getattr(self.module, str(node.target))
             if id(tensor) not in places:
-                with graph.inserting_after(last):
+                first = next(iter(graph.nodes))
+                with graph.inserting_before(first) if last is None else graph.inserting_after(last):
                     last = places[id(tensor)] = graph.placeholder(f"input_{len(inputs)}")
                 last.meta = dict(node.meta)
                 inputs.append(tensor)
@@ -70,17 +71,25 @@ def trace(compute: Computation, args: tuple[Any, ...]) -> Traced:
         return [*outputs, *(tensor for tensor, _ in reads.decisions)]
 
     with pyro.validation_enabled(False):
-        module = make_fx(traced)(*tensors_of(args))
+        # New aliases: a tensor that is given twice, or that the pair refers to as well, is an argument of its own.
+        module = make_fx(traced)(*(t if t.requires_grad else t.detach() for t in tensors_of(args)))
     return Traced(module, layout[0], decisions)
 
 
+_READERS = (Tensor.tolist, Tensor.numpy, Tensor.__array__)
+"""What reads a tensor's values past every mode that could note them."""
+
+
 class _ItemsStay(TorchFunctionMode):
-    """Lets the numbers that Pyro reads for its loss stay tensors."""
+    """Lets the numbers that Pyro reads for its loss stay tensors, and refuses reads of whole tensors."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         asked_by = sys._getframe(1).f_globals.get("__name__", "")
         if func is Tensor.item and asked_by.startswith("pyro.infer."):
             return args[0].detach()
+        by_value = func in (torch.tensor_split, Tensor.tensor_split) and any(isinstance(a, Tensor) for a in args[1:])
+        if func in _READERS or by_value:
+            raise UncompilableError(f"{func.__name__} reads values of a tensor")
         return func(*args, **(kwargs or {}))
 
 

@@ -35,7 +35,7 @@ class Replays:
         self.number = 0
         self.tensors = []
 
-    def capture(self, function):
+    def capture(self, function, device):
         self.number += 1
         with self.nothing_changes():
             outputs = list(function())
@@ -138,7 +138,7 @@ def test_a_step_that_cannot_be_recorded_is_taken_after_the_gradient(replays, opt
 
 
 def test_what_the_device_refuses_to_record_runs_unrecorded_after_one_warning(replays, monkeypatch):
-    def refuse(function):
+    def refuse(function, device):
         replays.number += 1
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
