@@ -134,6 +134,12 @@ def test_bad_files_are_refused(tmp_path):
         ppvae.load(nn.Linear(1, 1), good)
 
 
+def test_keys_that_json_has_not_are_refused(tmp_path):
+    with pytest.raises(TypeError, match=r"the keys of state\['a'\] must be numbers or strings, got \(1, 2\)"):
+        save_state(tmp_path / "state.safetensors", {"a": {(1, 2): torch.zeros(())}})
+    assert not list(tmp_path.iterdir())
+
+
 def test_loading_never_unpickles(tmp_path, monkeypatch):
     path = ppvae.save(PPCA(4, 2), tmp_path / "pair")
 
