@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ def epoch_length(data: Source) -> int | None:
 def check_fits(pair: nn.Module, data: Source, device: torch.device, *, name: str) -> None:
     """Runs the pair on the first minibatch of `data`, and checks all data in memory against the supports.
 
-    Of `JointBatches`, on the first minibatch of each set.
+    Where the last minibatch is known to be short, also on as few data; of `JointBatches`, so on each set.
 
     Args:
         pair: a model/guide pair.
@@ -84,14 +85,30 @@ def check_fits(pair: nn.Module, data: Source, device: torch.device, *, name: str
     for i, tensor in enumerate(batch):
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise ValueError(f"{name}[{i}] holds NaN or infinite values")
-    try:
+    _check_runs(pair, batch, data, name)
+    short = data.num_data % data.batch_size if isinstance(data, Batches) and not data.drop_last else 0
+    if short and len(data) > 1:  # type: ignore[arg-type]
+        _check_runs(pair, tuple(None if t is None else t[:short] for t in batch), data, name)
+
+
+def _check_runs(pair: nn.Module, batch: Batch, data: Source, name: str) -> None:
+    """Runs the pair on a minibatch, under Pyro's validation."""
+    with _failing_on(batch, pair, name):
         guide_trace = poutine.trace(pair.guide).get_trace(*batch)
         model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(*batch)
-        check_sites(model_trace, guide_trace)
-        _check_supports(model_trace, data, batch, name)
+    check_sites(model_trace, guide_trace)
+    _check_supports(model_trace, data, batch, name)
+    with _failing_on(batch, pair, name):
         guide_trace.compute_log_prob()
         model_trace.compute_log_prob()
-    except (RuntimeError, TypeError) as error:
+
+
+@contextmanager
+def _failing_on(batch: Batch, pair: nn.Module, name: str) -> Iterator[None]:
+    """Says of the pair's own errors on which minibatch they came."""
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError) as error:
         kinds = ", ".join(f"{t.dtype} {tuple(t.shape)}" for t in batch if isinstance(t, Tensor))
         dtypes = ", ".join(sorted({str(p.dtype) for p in pair.parameters()})) or "none"
         kind = TypeError if isinstance(error, TypeError) else ValueError

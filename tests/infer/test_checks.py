@@ -2,6 +2,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoNormal
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -48,6 +49,12 @@ def poisoned(value, row=-1, n=5000):
 
 def scalar():
     return torch.arange(4.0)
+
+
+def per_datum():
+    """A guide with parameters for each of as many data as it first meets."""
+    model = Broken("nothing").model
+    return ppvae.Pair(model, AutoNormal(model))
 
 
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
@@ -116,6 +123,13 @@ BAD = {
     "function": (lambda: small_vae().model, binary(4), {}, TypeError, "pair must be an nn.Module .* got method"),
     "no guide": (lambda: nn.Linear(1, 1), binary(4), {}, TypeError, "without a method model or guide"),
     "frozen": (lambda: small_vae().requires_grad_(False), binary(4), {}, ValueError, "nothing to train"),
+    "a parameter for each datum": (
+        per_datum,
+        torch.arange(12.0),
+        {"batch_size": 5},
+        ValueError,
+        r"the pair fails on a minibatch of train \(torch.float32 \(2,\)",
+    ),
     "missed": (lambda: Broken("missed"), scalar(), {}, ValueError, "the guide misses the latent site 'z'"),
     "extra": (lambda: Broken("extra"), scalar(), {}, ValueError, "the guide samples 'w', which is no latent"),
     "no obs": (lambda: Broken("no obs"), scalar(), {}, ValueError, "the model observes nothing"),
