@@ -52,9 +52,11 @@ def scalar():
 
 
 def per_datum():
-    """A guide with parameters for each of as many data as it first meets."""
+    """A guide with parameters for each of as many data as it first met."""
     model = Broken("nothing").model
-    return ppvae.Pair(model, AutoNormal(model))
+    pair = ppvae.Pair(model, AutoNormal(model))
+    pair.guide(torch.arange(5.0))
+    return pair
 
 
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
