@@ -256,6 +256,17 @@ class Linear(nn.Linear):
 
 
 @pytest.mark.parametrize("name", HELD)
+def test_a_change_is_seen_wherever_it_lies(name):
+    make, read, change = HELD[name]
+    pair = Held(make(), read)
+    contents, before = guards.Contents([pair]), pair.factor()
+    assert contents.changed() is None
+    change(pair.held)
+    assert pair.factor() != before
+    assert contents.changed() is not None
+
+
+@pytest.mark.parametrize("name", ["module in a list", "class"])
 def test_what_a_module_holds_counts_wherever_it_lies(name):
     make, read, change = HELD[name]
     results = []
