@@ -148,7 +148,8 @@ def _values(container: Any) -> dict[Any, Any]:
 def fingerprint(holder: Any, depth: int = 3) -> Any:
     """Something hashable that differs where `holder`, a handler or an objective, would act otherwise.
 
-    Numbers and strings by value, containers by their contents, anything else (tensors, functions) by identity.
+    Numbers and strings by value, containers by their contents, objects of somebody's own class also by their
+    attributes, anything else (tensors, functions) by identity.
     """
     if holder is None or isinstance(holder, bool | int | float | str | torch.dtype):
         return holder
