@@ -110,11 +110,12 @@ def test_fit_is_the_same_compiled_and_eager_and_resumes(tmp_path):
 def test_likelihoods_are_the_same_compiled_and_eager_and_near_the_cpu():
     torch.manual_seed(0)
     pair, x = make_vae(), binary(40)
-    expected = log_marginal(pair, x, num_samples=3000, seed=1).mean()
+    on_cpu = log_marginal(pair, x, num_samples=3000, seed=1)
     pair = pair.cuda()
     eager, compiled = (log_marginal(pair, x.cuda(), num_samples=3000, seed=0, compile=c) for c in (False, True))
     torch.testing.assert_close(compiled.values, eager.values, rtol=1e-4, atol=1e-3)
-    assert eager.mean() == pytest.approx(expected, abs=0.1)  # other draws: four standard deviations over seeds
+    error = float((eager.std_error**2 + on_cpu.std_error**2).sum().sqrt()) / len(x)
+    assert abs(eager.mean() - on_cpu.mean()) < 4 * error  # about 0.06 nats: the draws are others
     assert elbo(pair, x.cuda(), num_samples=100).mean() < eager.mean()
 
 
