@@ -26,7 +26,8 @@ from ppvae.evaluate.estimates import AnnealedLogMarginal, Elbo, Estimate, LogMar
 from ppvae.evaluate.sites import num_observed
 from ppvae.infer.draws import Draws
 from ppvae.infer.importance import check_count, importance_draws
-from ppvae.pair import check_batch
+from ppvae.pair import check_batch, check_pair
+from ppvae.params import LocalParams
 
 
 def elbo(
@@ -190,7 +191,9 @@ def log_marginal(
 
 
 def _by_importance(pair: nn.Module, data: Any, num_samples: int, options: Any, progress: bool) -> LogMarginal:
-    draws_of = importance_draws(pair, data, num_samples=num_samples, **options)
+    check_pair(pair)
+    params = LocalParams(pair, attach=False)  # one for the draws and for the look at what is observed
+    draws_of = importance_draws(pair, data, num_samples=num_samples, params=params, **options)
     blocks: list[dict[str, Tensor]] = []
     bounds: list[dict[int, Tensor]] = []
     for _, of_block in groupby(_checked(draws_of, data, num_samples, progress), key=lambda draws: draws.start):
@@ -205,7 +208,7 @@ def _by_importance(pair: nn.Module, data: Any, num_samples: int, options: Any, p
         values=log_sum - math.log(num_samples),
         std_error=((1 / ess - 1 / num_samples) * unbiased).sqrt(),
         ess=ess,
-        num_dims=num_observed(pair, data, options["given"]),
+        num_dims=num_observed(pair, data, options["given"], params),
         pareto_k=k,
         bound={size: _cat([bound[size] for bound in bounds]) for size in bounds[0]},
         num_samples=num_samples,

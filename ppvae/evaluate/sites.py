@@ -18,6 +18,7 @@ from ppvae.infer.drawer import take
 from ppvae.infer.importance import evaluating, validation
 from ppvae.infer.sampler import PROBE_DATA, Latent
 from ppvae.pair import Batch, check_batch, device_of, is_objective_only, sample_sites
+from ppvae.params import LocalParams
 
 Plates = dict[int, str]
 """Names of the plates inside the data plate, by their dim, from the left."""
@@ -29,14 +30,14 @@ def once(c: Conditioned) -> Trace:
     return replace(c.sampler, plate_dim=None).model(c.data, 1, latents, {})
 
 
-def num_observed(pair: nn.Module, data: Batch, given: Sequence[str]) -> int:
+def num_observed(pair: nn.Module, data: Batch, given: Sequence[str], params: LocalParams | None = None) -> int:
     """Elements of a datum that the model scores: of its observed sites, without those that are conditioned on.
 
     Of the first argument where it has none, but scores the data by `pyro.factor`.
     """
     device = device_of(pair, data)
     probe = take(data, slice(0, PROBE_DATA), device)
-    with evaluating(pair, 0, device=device), validation(False):
+    with evaluating(pair, 0, device=device, params=params), validation(False):
         guide = poutine.trace(pair.guide).get_trace(*probe)
         model = poutine.trace(poutine.replay(pair.model, trace=guide)).get_trace(*probe)
     scored = [

@@ -45,6 +45,7 @@ def importance_draws(
     seed: int = 0,
     compile: bool | Literal["auto"] = False,
     given: Sequence[str] = (),
+    params: LocalParams | None = None,
 ) -> Iterator[Draws]:
     """Draws `num_samples` times from the guide for every datum and scores each draw, in eval mode, no gradients.
 
@@ -59,6 +60,7 @@ def importance_draws(
         compile: whether to run the blocks as one compiled graph (`ppvae.infer.compile`); "auto" does from
             `COMPILE_FROM` blocks. A datum's first samples always run eagerly, under Pyro's validation.
         given: observed sites to condition on: their density is left out.
+        params: where Pyro parameters that are made at first use live; by default they end with the draws.
 
     Yields:
         Blocks of draws, on the pair's device.
@@ -74,7 +76,7 @@ def importance_draws(
         check_count("batch_size", batch_size)
     device = device_of(pair, data)
     given = (given,) if isinstance(given, str) else tuple(given)
-    params = LocalParams(pair, attach=False)  # one for all blocks: a parameter made at first use is made once
+    params = params or LocalParams(pair, attach=False)  # one for all blocks: what is made at first use is made once
     with evaluating(pair, seed, device=device, params=params):
         sampler = choose_sampler(pair, take(data, slice(0, PROBE_DATA), device), num_samples, given)
     samples = _parts(num_samples, min(SAMPLE_BLOCK, sampler.rows))
