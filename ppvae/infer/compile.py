@@ -14,7 +14,6 @@ On a GPU the kernels of the graph, and of what finishes it (the optimizer's step
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -24,9 +23,9 @@ from typing import Any, Protocol
 import torch
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
-from torch.fx import GraphModule
 
 from ppvae.infer.guards import Contents, Same, fingerprint, is_plain_object, modules_that_run, state_unchanged
+from ppvae.infer.inductor import build_headers, compile_graph
 from ppvae.infer.recording import Recording, recordable
 from ppvae.infer.tracing import Computation, Traced, UncompilableError, check_same, tensors_of, trace
 
@@ -131,6 +130,8 @@ class Compiled:
         if kind not in self._graphs and len(self._graphs) >= MAX_GRAPHS:
             self._graphs.pop(next((k for k, graph in self._graphs.items() if not graph.trusted), None), None)
         if kind not in self._graphs and len(self._graphs) < MAX_GRAPHS:
+            if not any(tensor.is_cuda for tensor in tensors_of(args)):
+                build_headers()
             with self._unchanged(), modules_that_run(self._modules):
                 try:
                     self._compute(args)  # a first run may settle things, such as a guessed nesting of plates
@@ -202,20 +203,9 @@ class _Graph:
         return f"{traced.module.graph}{kinds}"
 
     def compile(self, args: tuple[Any, ...]) -> None:
-        """Compiles with Inductor; random numbers come from torch's own kernels, as in the eager step."""
-        options: dict[str, Any] = {"fallback_random": True, "reorder_for_peak_memory": False}  # draws keep their order
+        """Compiles for arguments like these."""
         self.code = self._code(self.traced)  # before the compiler works on it
-        inputs: list[Any] = [*tensors_of(args), *self.inputs]
-        spare = GraphModule(nn.Module(), copy.deepcopy(self.traced.module.graph))
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "`?torch._prims_common.check", FutureWarning)  # torch about itself
-            warnings.filterwarnings("ignore", "`?torch.jit.script_method", DeprecationWarning)  # and 2.11 about itself
-            warnings.filterwarnings("ignore", "TensorFloat32", UserWarning)  # coarser products are the user's choice
-            warnings.filterwarnings("ignore", "\\s*Online softmax is disabled", UserWarning)  # slower, and right
-            try:  # without Inductor's trial builds for the CPU's vector instructions, which take seconds
-                self.function = torch._inductor.compile(spare, inputs, options | {"cpp.vec_isa_ok": True})
-            except Exception:  # a C++ compiler that is older than the CPU: Inductor then finds out what it can do
-                self.function = torch._inductor.compile(self.traced.module, inputs, options)
+        self.function = compile_graph(self.traced.module, [*tensors_of(args), *self.inputs])
 
     def run(self, args: tuple[Any, ...], finish: Finish | None) -> Sequence[Tensor] | None:
         """Runs the graph; where it `finishes` itself, also what comes after.
