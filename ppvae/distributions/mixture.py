@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn import functional as F
 
+from ppvae.distributions.normal_mixture import NormalMixture
 from ppvae.distributions.parameters import full_precision
 from ppvae.nn import as_shape
 from ppvae.nn.shapes import as_size
@@ -54,8 +55,7 @@ class MixturePrior(nn.Module):
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
         """Returns p(z), of batch shape ``()`` and event shape ``event_shape``, whatever the context."""
         scale = F.softplus(self.raw_scale) + self.min_scale
-        components = dist.Normal(self.loc, scale).to_event(len(self.event_shape))
-        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), components)
+        return NormalMixture(self.logits, dist.Normal(self.loc, scale).to_event(len(self.event_shape)))
 
     def extra_repr(self) -> str:
         """Describes the sizes."""
@@ -145,6 +145,8 @@ class VampPrior(nn.Module):
                 f"pseudo-inputs, got {got}"
             )
         logits = full_precision(self.pseudo).new_zeros(len(self.pseudo))
+        if NormalMixture.takes(components):
+            return NormalMixture(logits, components)
         return dist.MixtureSameFamily(dist.Categorical(logits=logits), components)
 
     def extra_repr(self) -> str:

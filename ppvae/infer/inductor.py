@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 from functools import cache
 from threading import Thread
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -66,17 +67,11 @@ def build_headers() -> None:
         Thread(target=build, name="ppvae C++ headers").start()
 
 
-@contextmanager
-def _trusting_the_compiler() -> Iterator[None]:
+def _trusting_the_compiler() -> AbstractContextManager[Any]:
     """Takes the C++ compiler for one that knows the CPU's vector instructions: trial builds of them take seconds."""
     from torch._inductor.cpu_vec_isa import VecISA
 
-    check = VecISA.check_build
-    VecISA.check_build = lambda self, code: True
-    try:
-        yield
-    finally:
-        VecISA.check_build = check
+    return mock.patch.object(VecISA, "check_build", lambda self, code: True)
 
 
 def _forget_instruction_sets() -> None:

@@ -32,6 +32,8 @@ ROW_BLOCK = {"cpu": 2**13, "cuda": 2**15}
 """The most (sample, datum) rows that a model scores at once."""
 CACHE = {"cpu": 2**25}
 """Bytes that one evaluation of the model should stay below, where more rows would not be faster."""
+SHARED = 16
+"""More rows are faster until they take so many times what all of them share, e.g. a prior's encoded pseudo-inputs."""
 GIVEN_VALUES = 64
 """Joint values of the enumerated sites at which the sites to condition on are looked at."""
 MEMORY_BUDGET = 2**29
@@ -197,14 +199,14 @@ def choose_sampler(pair: nn.Module, probe: Batch, num_samples: int, given: Seque
     if given:
         _check_given(repeated, probe)
     if num_samples == 1:
-        return replace(repeated, rows=_rows(single.bytes / n, probe))
+        return replace(repeated, rows=_rows(single.bytes / n, 0.0, probe))
     fixed = enumeration.values[-1]
     with _Allocations() as several:
         trace = repeated.guide(probe, s, {}, fixed)
         latents, log_q = repeated.posterior(trace, s)
         expected = _total(*repeated.joint(repeated.model(probe, s, latents, fixed), s), log_q)
-    # The difference leaves out what does not grow with the rows, such as normalised weights.
-    repeated = replace(repeated, rows=_rows((several.bytes - single.bytes) / (n * (s - 1)), probe))
+    bytes_per_row = (several.bytes - single.bytes) / (n * (s - 1))
+    repeated = replace(repeated, rows=_rows(bytes_per_row, single.bytes - n * bytes_per_row, probe))
     plate = replace(repeated, plate_dim=-1 - _nesting(model_trace, guide_trace))
     try:
         _, log_q = plate.posterior(plate.guide(probe, s, latents, fixed), s)
@@ -254,10 +256,12 @@ def _nesting(*traces: Trace) -> int:
     return max(-frame.dim for frame in frames if frame.vectorized)
 
 
-def _rows(bytes_per_row: float, probe: Batch) -> int:
+def _rows(bytes_per_row: float, shared: float, probe: Batch) -> int:
+    """The most rows to run at once, given the bytes that each takes and those that do not grow with the rows."""
     device = next(t.device.type for t in probe if t is not None)
     most = ROW_BLOCK.get(device, ROW_BLOCK["cuda"])
-    affordable = int(min(MEMORY_BUDGET, CACHE.get(device, MEMORY_BUDGET)) / max(1.0, bytes_per_row))
+    wanted = max(CACHE.get(device, MEMORY_BUDGET), SHARED * shared)
+    affordable = int(min(MEMORY_BUDGET, wanted) / max(1.0, bytes_per_row))
     return max(1, min(most, affordable))
 
 

@@ -10,12 +10,19 @@ from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELB
 from pyro.infer.autoguide import AutoNormal
 
 import ppvae
+from ppvae.distributions import VampPrior
 from ppvae.infer import SVI
 from ppvae.models import PPCA
 from ppvae.pair import KLWeight
 from tests.infer.compiling import D, K, N, SemiSupervised, TwoLevels, assert_same, binary, compiled_graphs, make_vae
 
 ENUMERATED = partial(TraceEnum_ELBO, max_plate_nesting=1, strict_enumeration_warning=False)
+
+
+def make_vamp():
+    pair = make_vae()
+    pair.p_z = VampPrior(pair.q_z_given_x, torch.rand(7, D))
+    return pair
 
 
 CASES = {
@@ -29,6 +36,7 @@ CASES = {
     "spectral norm": (partial(make_vae, spectral_norm=True), Trace_ELBO),
     "two levels and a flow": (TwoLevels, Trace_ELBO),
     "enumerated": (SemiSupervised, ENUMERATED),
+    "pseudo-inputs": (make_vamp, Trace_ELBO),
 }
 
 
@@ -108,7 +116,7 @@ def test_compile_must_be_a_known_word():
         SVI(pair.model, pair.guide, torch.optim.Adam, Trace_ELBO(), compile="yes")
 
 
-@pytest.mark.parametrize("make", [make_vae, partial(PPCA, D, K, guide="amortized"), TwoLevels])
+@pytest.mark.parametrize("make", [make_vae, make_vamp, partial(PPCA, D, K, guide="amortized"), TwoLevels])
 def test_compiled_likelihood_equals_the_eager_one(make):
     torch.manual_seed(0)
     pair, x = make(), binary(6)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ppvae
-from ppvae.distributions import ConditionalNormal, StandardNormal
+from ppvae.distributions import ConditionalNormal, StandardNormal, VampPrior
 from ppvae.infer import sampler
 from ppvae.infer.importance import _parts, evaluating, importance_draws, validation
 from ppvae.infer.sampler import PROBE_DATA, PROBE_SAMPLES, choose_sampler
@@ -350,6 +350,14 @@ def test_large_weights_do_not_count_against_the_rows(monkeypatch):
     monkeypatch.setattr(sampler, "MEMORY_BUDGET", 2**25)
     with evaluating(pair, 0):
         assert choose_sampler(pair, (x,), 10).rows > 100
+
+
+def test_what_all_rows_share_is_worth_more_rows():
+    pair, x = wide((16,)), torch.zeros(5, 784)
+    with evaluating(pair, 0):
+        alone = choose_sampler(pair, (x,), 10).rows
+        pair.p_z = VampPrior(pair.q_z_given_x, torch.rand(2000, 784))  # 13 MB, encoded once a block
+        assert alone < choose_sampler(pair, (x,), 10).rows <= sampler.ROW_BLOCK["cpu"]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 16, 17, 250, 256])

@@ -1,4 +1,4 @@
-"""How graphs are handed to Inductor: without trial builds, with a head start for the headers, and what if that fails."""
+"""How graphs are handed to Inductor: without trial builds, with a head start for the headers; what if that fails."""
 
 import threading
 
@@ -69,7 +69,7 @@ def test_without_an_inductor_that_it_knows_there_is_no_head_start(monkeypatch):
     head_start()
 
 
-@pytest.mark.parametrize("device, times", [("cpu", 1), ("meta", 0)])
+@pytest.mark.parametrize(("device", "times"), [("cpu", 1), ("meta", 0)])
 def test_a_graph_on_a_cpu_keeps_freed_memory(monkeypatch, device, times):
     kept = []
     monkeypatch.setattr(inductor, "keep_freed_memory", lambda: kept.append(True))
