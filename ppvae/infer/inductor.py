@@ -71,7 +71,7 @@ def _trusting_the_compiler() -> AbstractContextManager[Any]:
     """Takes the C++ compiler for one that knows the CPU's vector instructions: trial builds of them take seconds."""
     from torch._inductor.cpu_vec_isa import VecISA
 
-    return mock.patch.object(VecISA, "check_build", lambda self, code: True)
+    return mock.patch.object(VecISA, "check_build", return_value=True)
 
 
 def _forget_instruction_sets() -> None:
