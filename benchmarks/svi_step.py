@@ -60,8 +60,6 @@ class Args:
     """Turns of each contestant that count."""
     seconds: float = 0.5
     """About how long a turn takes."""
-    keep_memory: bool = False
-    """Whether the process, and so every contestant, keeps what tensors free: `ppvae.infer.keep_freed_memory`."""
 
 
 class TwoLevels(nn.Module):
@@ -248,8 +246,7 @@ def make_batch(args: Args, device: torch.device) -> Batch:
 
 def main(args: Args) -> None:
     """Prints the table."""
-    if args.keep_memory:
-        keep_freed_memory()
+    keep_freed_memory()  # as a compiled graph of ours has it: for every contestant, whatever their order
     warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
     device = torch.device("cuda" if args.cuda else "cpu")
     batch = make_batch(args, device)

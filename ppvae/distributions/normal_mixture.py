@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -48,6 +49,8 @@ class NormalMixture(dist.MixtureSameFamily):
         normal, dims = _base(self.component_distribution), self.event_shape.numel()
         loc, scale = (t.reshape(-1, dims).double() for t in (normal.loc, normal.scale))
         z = value.reshape(*value.shape[: value.dim() - len(self.event_shape)], dims).double()
+        center = loc.mean(0).detach()  # the density is the same wherever the origin lies, and the sums are smaller
+        loc, z = loc - center, z - center
         precision = scale.reciprocal().square()
         log_norm = scale.log().sum(-1) + 0.5 * dims * math.log(2 * math.pi)
         constant = self.mixture_distribution.logits.double() - log_norm - 0.5 * (loc.square() * precision).sum(-1)
@@ -56,7 +59,19 @@ class NormalMixture(dist.MixtureSameFamily):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> ExpandedDistribution:
         """Returns the same distribution for a whole batch, scored as one."""
-        return ExpandedDistribution(self, torch.Size(batch_shape))
+        return _Expanded(self, torch.Size(batch_shape))
+
+
+class _Expanded(ExpandedDistribution):
+    """Like Pyro's, whose `expand` changes the object itself, but for that."""
+
+    def __init__(self, base: dist.TorchDistribution, batch_shape: torch.Size) -> None:
+        super().__init__(base)
+        super().expand(batch_shape)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> ExpandedDistribution:
+        """Returns another one."""
+        return ExpandedDistribution.expand(copy.copy(self), torch.Size(batch_shape))
 
 
 def _base(components: Distribution) -> Any:

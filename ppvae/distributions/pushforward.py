@@ -53,6 +53,7 @@ class PushForward(dist.TransformedDistribution):
                 # Not transform.inv, which refers to the transform and that to it: their tensors would stay in memory
                 # until Python's collector of circles runs.
                 x = transform._inv_call(y)
+                event_dim += transform.domain.event_dim - transform.codomain.event_dim
                 log_det = log_det + _sum_rightmost(
                     transform.log_abs_det_jacobian(x, y), event_dim - transform.domain.event_dim
                 )

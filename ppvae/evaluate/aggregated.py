@@ -17,6 +17,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import Independent
 
+from ppvae.evaluate.sites import mask_of
 from ppvae.infer.conditioned import Conditioned
 from ppvae.infer.drawer import blocks, take
 from ppvae.infer.sampler import Latent
@@ -32,6 +33,7 @@ class SiteDraws:
     Attributes:
         value: shape (n, s, *plates, *event).
         event_dim: how many dims the event has.
+        plate_dims: how many plates within the data plate it needs, see `Latent`.
         log_q: log q of each draw, (n, s), nats.
         log_p: log p of each draw, (n, s), nats; zero for a site that only the guide has.
         log_ratio_per_dim: mean over the draws of log q − log p of each dimension, (n, *event), nats; None where q or p
@@ -46,6 +48,7 @@ class SiteDraws:
 
     value: Tensor
     event_dim: int
+    plate_dims: int
     log_q: Tensor
     log_p: Tensor
     log_ratio_per_dim: Tensor | None
@@ -58,7 +61,7 @@ class SiteDraws:
     def latent(self, index: slice) -> Latent:
         """The draws of some of the data, as a pair is given them."""
         value = self.value[index]
-        return Latent(value.movedim(0, value.dim() - 1 - self.event_dim), self.event_dim)
+        return Latent(value.movedim(0, value.dim() - 1 - self.event_dim), self.event_dim, self.plate_dims)
 
 
 def draw_sites(c: Conditioned, s: int) -> dict[str, SiteDraws]:
@@ -83,7 +86,7 @@ def independent_sites(c: Conditioned, sites: dict[str, SiteDraws]) -> tuple[set[
     index = slice(None, None, -(-len(c) // PROBES))
     c = replace(c, data=take(c.data, index))
     latents = {name: site.latent(index) for name, site in sites.items()}
-    others = {name: Latent(z.value.roll((1, 1), (0, z.data_dim)), z.event_dim) for name, z in latents.items()}
+    others = {name: replace(z, value=z.value.roll((1, 1), (0, z.data_dim))) for name, z in latents.items()}
     alone: tuple[set[str], set[str]] = set(), set()
     scores = c.log_posterior, lambda latents: c.log_joint(latents)[1]
     for score, found in zip(scores, alone, strict=True):
@@ -112,7 +115,7 @@ def log_aggregated(c: Conditioned, sites: dict[str, SiteDraws]) -> dict[str | No
                 value = draws[name][start:stop]
                 dim = value.dim() - site.event_dim
                 expanded = value.unsqueeze(dim).expand(*value.shape[:dim], len(part), *value.shape[dim:])
-                latents[name] = Latent(expanded, site.event_dim)
+                latents[name] = Latent(expanded, site.event_dim, site.plate_dims)
             log_q: dict[str | None, Tensor] = {name: q.double() for name, q in part.log_posterior(latents).items()}
             log_q[None] = torch.stack(list(log_q.values())).sum(0)
             for key, q in log_q.items():
@@ -133,14 +136,14 @@ def _draw(c: Conditioned, s: int) -> dict[str, SiteDraws]:
         nested = math.prod(z.value.shape[1 : z.data_dim]) > 1
         mean = None if nested else _mean(c, guide.nodes[name], s)
         q = p = None
-        mask = guide.nodes[name]["mask"]
-        masked = isinstance(mask, Tensor) and not bool(mask.all())
+        masked = not bool(mask_of(guide.nodes[name], {}).all())
         is_function = isinstance(_leaf(guide.nodes[name]["fn"]), Delta)
         if in_model and not nested and not is_function:
             q, p = (_per_dim(c, trace.nodes[name], s) for trace in (guide, model))
         sites[name] = SiteDraws(
             value=_data_first(z),
             event_dim=z.event_dim,
+            plate_dims=z.plate_dims,
             log_q=log_q[name].T.double(),
             log_p=(log_p[name] if in_model else torch.zeros_like(log_q[name])).T.double(),
             log_ratio_per_dim=None if q is None or p is None else (q - p).mean(1),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ppvae.evaluate.diagnostics import PARETO_GOOD, ParetoWarning
-from ppvae.evaluate.estimates import mean_over_data, standard_error
+from ppvae.evaluate.estimates import LogMarginal, mean_over_data, standard_error
 from ppvae.evaluate.marginal import log_marginal
 from ppvae.infer.importance import check_count
 
@@ -60,7 +60,8 @@ def label_posterior(
     impossible = (log_joint == -torch.inf).all(-1).nonzero().flatten().tolist()
     if impossible:
         raise ValueError(f"datum {impossible[0]} has probability zero in every class: check it and the pair's weights")
-    k = torch.stack([estimate.pareto_k for estimate in of_class], -1).gather(-1, log_joint.argmax(-1, keepdim=True))
+    sampled = [estimate.pareto_k for estimate in of_class if isinstance(estimate, LogMarginal)]  # others have no k̂
+    k = torch.stack(sampled, -1).gather(-1, log_joint.argmax(-1, keepdim=True)) if sampled else log_joint.new_zeros(0)
     if (k > PARETO_GOOD).any():
         bad = int((k > PARETO_GOOD).sum())
         warnings.warn(

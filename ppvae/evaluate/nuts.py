@@ -10,19 +10,19 @@ all of them has each datum's posterior as a marginal; diagnostics are per datum 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributions import Transform, biject_to
+from torch.distributions import Transform
 
 from ppvae.evaluate.diagnostics import import_arviz
 from ppvae.evaluate.sites import Plates, by_datum, elements, in_blocks, inner_plates, mask_of, once
+from ppvae.infer.bridge import to_support
 from ppvae.infer.conditioned import Conditioned, Latents, conditioned
 from ppvae.infer.importance import check_count
-from ppvae.infer.sampler import Latent
 
 MAX_R_HAT, MIN_ESS = 1.05, 100
 """Beyond these the chains are no standard to judge a guide by."""
@@ -164,8 +164,8 @@ class _Posterior:
             bounds = zip(_bounds(nodes[name]["fn"].support), _bounds(again[name]["fn"].support), strict=True)
             if not all(torch.equal(a, b) for a, b in bounds):
                 raise ValueError(f"NUTS needs fixed supports, but that of {name!r} depends on other latents")
-        self.transforms: dict[str, Transform] = {z: biject_to(nodes[z]["fn"].support) for z in c.latents}
-        self.of = {z: (nodes[z]["value"].dtype, nodes[z]["fn"].event_dim) for z in c.latents}
+        self.transforms: dict[str, Transform] = {z: to_support(z, nodes[z]["fn"]) for z in c.latents}
+        self.of = {z: c.sampler.value(nodes[z], 1) for z in c.latents}
 
     def start(self) -> dict[str, Tensor]:
         """Unconstrained coordinates of one draw from the guide."""
@@ -178,7 +178,8 @@ class _Posterior:
 
     def latents(self, coordinates: dict[str, Tensor]) -> Latents:
         """The latents (s, *plates, n, *event) at coordinates with s leading values."""
-        return {z: Latent(self.transforms[z](u).to(self.of[z][0]), self.of[z][1]) for z, u in coordinates.items()}
+        values = {z: self.transforms[z](u) for z, u in coordinates.items()}
+        return {z: replace(of, value=values[z].to(of.value.dtype)) for z, of in self.of.items()}
 
     def __call__(self, coordinates: dict[str, Tensor]) -> Tensor:
         """The potential energy at coordinates of one sample."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ppvae.evaluate.sites import Plates, by_datum, in_blocks, inner_plates, mask_of, observed_value, once
 from ppvae.infer.checks import same_values
-from ppvae.infer.conditioned import Conditioned, conditioned
+from ppvae.infer.conditioned import Conditioned, check_predictable, conditioned
 from ppvae.infer.drawer import take
 from ppvae.infer.importance import check_count
 from ppvae.infer.sampler import PROBE_DATA
@@ -114,6 +114,9 @@ def posterior_predictive(pair: nn.Module, *data: Any, num_samples: int = 100, se
     """
     check_count("num_samples", num_samples)
     with conditioned(pair, data, seed=seed) as c:
+        if not c.observed:
+            raise ValueError("the model observes no site (pyro.factor draws nothing): there is nothing to predict")
+        check_predictable(c)
         plates = inner_plates(c)
 
         def draw(part: Conditioned, s: int) -> dict[Any, Tensor]:
@@ -174,6 +177,7 @@ def ppc(
     _check_statistics(statistics)
     with conditioned(pair, data, seed=seed) as c:
         site = _choose(site, c.observed)
+        check_predictable(c)
         plates = inner_plates(c)
         x, counts = _observed(c, plates)[site]
         observed = {name: _evaluate(name, function, x) for name, function in statistics.items()}

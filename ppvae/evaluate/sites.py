@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions import ExpandedDistribution, MaskedDistribution, Unit
+from pyro.distributions import Unit
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
-from torch.distributions import Independent
 
-from ppvae.infer.conditioned import Conditioned
+from ppvae.infer.conditioned import Conditioned, counted
 from ppvae.infer.drawer import take
 from ppvae.infer.importance import evaluating, validation
 from ppvae.infer.sampler import PROBE_DATA, Latent
@@ -80,23 +79,11 @@ def observed_value(site: Any, plates: Plates) -> Tensor:
 
 def mask_of(site: Any, plates: Plates) -> Tensor:
     """Which elements of a site of `once` count in its density: true or false, (n, *plates, *event)."""
-    fn = site["fn"]
-    masks = [(site["mask"], fn.event_dim)]
-    while isinstance(fn, Independent | ExpandedDistribution | MaskedDistribution):
-        if isinstance(fn, MaskedDistribution):
-            masks.append((fn._mask, fn.event_dim))
-        fn = fn.base_dist
-    counts = torch.ones(site["fn"].shape(), dtype=torch.bool, device=site["value"].device)
-    for mask, event_dim in masks:
-        if isinstance(mask, Tensor):
-            counts = counts & mask.bool().reshape(mask.shape + (1,) * event_dim)
-        elif mask is not None:
-            counts = counts & mask
-    return _of_one(counts, site["fn"].event_dim, plates)
+    return _of_one(counted(site), site["fn"].event_dim, plates)
 
 
 def _of_one(value: Tensor, event_dim: int, plates: Plates) -> Tensor:
-    return by_datum(Latent(value.unsqueeze(0), event_dim), plates)[0]
+    return by_datum(Latent(value.unsqueeze(0), event_dim, len(plates)), plates)[0]
 
 
 def in_blocks(

@@ -73,6 +73,7 @@ class _Coordinates:
 
     plates: torch.Size
     event: torch.Size
+    plate_dims: int
     dtype: torch.dtype
 
     @property
@@ -117,11 +118,11 @@ class Bridge:
         """The u of these latents, (s, n, k)."""
         s, trace, found = num_samples(latents), part.model_trace(latents), []
         for name in part.latents:
-            transform = _to_support(name, trace.nodes[name]["fn"])
-            value = {"name": name, "value": transform.inv(trace.nodes[name]["value"])}
-            u = part.sampler.value(value | {"fn": transform.domain}, s)
+            transform = to_support(name, trace.nodes[name]["fn"])
+            site = trace.nodes[name]
+            u = part.sampler.value({**site, "value": transform.inv(site["value"]), "fn": transform.domain}, s)
             shape, dim = u.value.shape, u.data_dim
-            self._coordinates[name] = _Coordinates(shape[1:dim], shape[dim + 1 :], u.value.dtype)
+            self._coordinates[name] = _Coordinates(shape[1:dim], shape[dim + 1 :], u.plate_dims, u.value.dtype)
             found.append(u.value.movedim(dim, 1).reshape(s, len(part), -1))
         return torch.cat(found, -1)
 
@@ -155,7 +156,8 @@ class Bridge:
         part = replace(self._conditioned, data=tuple(data))
         with torch.enable_grad():
             position = position.detach().requires_grad_()
-            densities = self._log_probs(part, position)
+            nothing = 0 * position.sum(-1)  # a density may be the same everywhere
+            densities = [density + nothing for density in self._log_probs(part, position)]
             gradients = [
                 torch.autograd.grad(density.sum(), position, retain_graph=True, materialize_grads=True)[0]
                 for density in densities
@@ -183,7 +185,7 @@ class Bridge:
         found = {}
         for part, (name, place) in zip(parts, self._coordinates.items(), strict=True):
             value = part.to(place.dtype).reshape(s, n, *place.plates, *place.event)
-            found[name] = Latent(value.movedim(1, 1 + len(place.plates)), len(place.event))
+            found[name] = Latent(value.movedim(1, 1 + len(place.plates)), len(place.event), place.plate_dims)
         return found
 
 
@@ -198,7 +200,7 @@ class _Constrain(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if not msg["is_observed"] and msg["name"] in self._values:
             name, fn, u = msg["name"], msg["fn"], self._values[msg["name"]]
-            transform = _to_support(name, fn)
+            transform = to_support(name, fn)
             msg["value"], msg["done"] = transform(u), True
             log_volume = transform.log_abs_det_jacobian(u, msg["value"])
             # Where a latent is masked its density counts for one, and so does the volume.
@@ -206,7 +208,7 @@ class _Constrain(Messenger):
             self.log_volume[name] = scale_and_mask(log_volume, mask=mask)
 
 
-def _to_support(name: str, fn: Any) -> Any:
+def to_support(name: str, fn: Any) -> Any:
     """The bijection from the reals onto the support of a latent site.
 
     Raises:
@@ -243,7 +245,7 @@ def _check_scores(probe: Conditioned) -> None:
     """
     latents, drawn = probe.draw(PROBE_SAMPLES)
     # Those of another sample are as good as its own, but no cache knows them.
-    others = {name: Latent(latents[name].value.roll(1, 0), latents[name].event_dim) for name in probe.latents}
+    others = {name: replace(latents[name], value=latents[name].value.roll(1, 0)) for name in probe.latents}
     why = "its answer is another one"
     try:
         again = _sum(probe.log_posterior(others).values())

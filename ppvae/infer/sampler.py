@@ -7,6 +7,7 @@ repeated along the batch every pair runs as it was written, but encodes every da
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,11 +22,13 @@ from pyro.infer.util import is_validation_enabled
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppvae.infer.enumeration import Enumeration
+from ppvae.infer.memory import Allocations
 from ppvae.pair import Batch, check_batch, check_data_plate, check_sites, is_objective_only, sample_sites
 
+SAMPLES = "_samples"
+"""Name of the outer plate."""
 PROBE_DATA, PROBE_SAMPLES = 5, 3
 """Sizes of the trial runs: unequal and unusual, so that no wrong broadcast passes by its size."""
 ROW_BLOCK = {"cpu": 2**13, "cuda": 2**15}
@@ -46,10 +49,18 @@ Values = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Latent:
-    """Values of a latent site, shape (s, *plates, n, *event), whatever form the pair was run in."""
+    """Values of a latent site, shape (s, *plates, n, *event), whatever form the pair was run in.
+
+    Attributes:
+        value: the values.
+        event_dim: how many dims the event has.
+        plate_dims: how many of the dims of `plates` the site needs itself; further ones on the left are the places,
+            of size 1, of plates that others lie in.
+    """
 
     value: Tensor
     event_dim: int
+    plate_dims: int
 
     @property
     def data_dim(self) -> int:
@@ -59,15 +70,13 @@ class Latent:
     def data(self, index: slice) -> Latent:
         """The values of some of the data."""
         before = (slice(None),) * self.data_dim
-        return Latent(self.value[(*before, index)], self.event_dim)
+        return replace(self, value=self.value[(*before, index)])
 
     def folded(self) -> Tensor:
         """The values with the samples repeated along the data: (*plates, s·n, *event)."""
         dim = self.data_dim
         value = self.value.movedim(0, dim - 1).flatten(dim - 1, dim)
-        while value.dim() > self.event_dim + 1 and value.shape[0] == 1:
-            value = value.squeeze(0)  # the place of a plate that this site does not lie in
-        return value
+        return value.flatten(0, max(0, value.dim() - 1 - self.event_dim - self.plate_dims))  # without others' places
 
     def plated(self, plate_dim: int) -> Tensor:
         """The values with the samples at `plate_dim` of the batch: (s, *plates, n, *event)."""
@@ -135,7 +144,7 @@ class Sampler:
             else:
                 values = {name: latent.plated(self.plate_dim) for name, latent in latents.items()}
                 replay = _Replay(values | self.enumeration.values_for(fixed, n))
-                with pyro.plate("_samples", s, dim=self.plate_dim), replay:
+                with pyro.plate(SAMPLES, s, dim=self.plate_dim), replay:
                     function(*block)
         check_data_plate(tracer.trace, n, where=which)
         if is_validation_enabled():
@@ -173,7 +182,8 @@ class Sampler:
     def value(self, site: Any, s: int) -> Latent:
         """The site's value, (s, *plates, n, *event)."""
         value, event_dim = site["value"], site["fn"].event_dim
-        return Latent(self._unfold(value, value.dim() - 1 - event_dim, s), event_dim)
+        dims = [frame.dim for frame in site["cond_indep_stack"] if frame.vectorized and frame.name != SAMPLES]
+        return Latent(self._unfold(value, value.dim() - 1 - event_dim, s), event_dim, max(0, -1 - min(dims, default=0)))
 
     def _unfold(self, tensor: Tensor, dim: int, s: int) -> Tensor:
         return tensor.unflatten(dim, (s, -1)).movedim(dim, 0) if self.plate_dim is None else tensor
@@ -189,25 +199,30 @@ def choose_sampler(pair: nn.Module, probe: Batch, num_samples: int, given: Seque
     """
     n, s = check_batch(probe), PROBE_SAMPLES
     repeated = Sampler(pair)
-    with _Allocations() as single:
-        guide_trace = repeated.guide(probe, 1, {}, {})
-        model_trace = repeated.model(probe, 1, repeated.posterior(guide_trace, 1)[0], {})
+    guide_trace = repeated.guide(probe, 1, {}, {})
+    latents = repeated.posterior(guide_trace, 1)[0]
+    model_trace = repeated.model(probe, 1, latents, {})
     check_sites(model_trace, guide_trace)
     _warn_of_factors(guide_trace)
     enumeration = Enumeration.of(model_trace, guide_trace)
     repeated = replace(repeated, enumeration=enumeration, given=tuple(given))
     if given:
         _check_given(repeated, probe)
+    with Allocations() as single:  # not of the first run, which may make what is made once
+        Sampler(pair).guide(probe, 1, {}, {})
+        Sampler(pair).model(probe, 1, latents, {})
+    most = _most_data(model_trace, guide_trace)
     if num_samples == 1:
-        return replace(repeated, rows=_rows(single.bytes / n, 0.0, probe))
+        return replace(repeated, rows=min(most, _rows(single.bytes / n, 0.0, probe)))
     fixed = enumeration.values[-1]
-    with _Allocations() as several:
+    with Allocations() as several:
         trace = repeated.guide(probe, s, {}, fixed)
         latents, log_q = repeated.posterior(trace, s)
         expected = _total(*repeated.joint(repeated.model(probe, s, latents, fixed), s), log_q)
     bytes_per_row = (several.bytes - single.bytes) / (n * (s - 1))
     repeated = replace(repeated, rows=_rows(bytes_per_row, single.bytes - n * bytes_per_row, probe))
     plate = replace(repeated, plate_dim=-1 - _nesting(model_trace, guide_trace))
+    repeated = replace(repeated, rows=min(most, repeated.rows))
     try:
         _, log_q = plate.posterior(plate.guide(probe, s, latents, fixed), s)
         actual = _total(*plate.joint(plate.model(probe, s, latents, fixed), s), log_q)
@@ -256,6 +271,12 @@ def _nesting(*traces: Trace) -> int:
     return max(-frame.dim for frame in frames if frame.vectorized)
 
 
+def _most_data(*traces: Trace) -> int:
+    """The most data that the plates take: a plate of N data with a subsample takes no more than N."""
+    frames = [frame for trace in traces for _, site in sample_sites(trace) for frame in site["cond_indep_stack"]]
+    return min((frame.full_size for frame in frames if frame.full_size != frame.size), default=sys.maxsize)
+
+
 def _rows(bytes_per_row: float, shared: float, probe: Batch) -> int:
     """The most rows to run at once, given the bytes that each takes and those that do not grow with the rows."""
     device = next(t.device.type for t in probe if t is not None)
@@ -274,19 +295,3 @@ def _repeat(tensor: Tensor | None, s: int) -> Tensor | None:
     if tensor is None or s == 1:
         return tensor
     return tensor.repeat(s, *[1] * (tensor.dim() - 1))
-
-
-class _Allocations(TorchDispatchMode):
-    """Counts the bytes of every tensor that is computed anew: a bound on the memory that a run needs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        results = result if isinstance(result, tuple | list) else (result,)
-        for tensor, returned in zip(results, func._schema.returns, strict=False):
-            if isinstance(tensor, Tensor) and returned.alias_info is None:  # a view takes no memory
-                self.bytes += tensor.numel() * tensor.element_size()
-        return result

@@ -130,3 +130,20 @@ def test_the_net_is_held_to_its_shape():
     piece.net = MLP(D, (), (K, 3))
     with pytest.raises(ValueError, match=r"net must return \(\.\.\., 3, \*event_shape\)"):
         piece(torch.zeros(7, D))
+
+
+@pytest.mark.parametrize(
+    ("dims", "transform"),
+    [(4, transforms.ReshapeTransform((4,), (2, 2))), (3, transforms.CorrCholeskyTransform())],
+    ids=["reshape", "cholesky"],
+)
+def test_transforms_that_change_the_dims_of_an_event(dims, transform):
+    torch.manual_seed(0)
+    p_z = FlowPrior(dims, flow=[transforms.AffineTransform(0.0, 2.0), transform])()
+    base = torch.distributions.Normal(torch.zeros(dims), 1.0)
+    expected = torch.distributions.TransformedDistribution(
+        torch.distributions.Independent(base, 1), [transforms.AffineTransform(0.0, 2.0), transform]
+    )
+    z = p_z.sample((5,))
+    assert p_z.log_prob(z).shape == (5,)
+    torch.testing.assert_close(p_z.log_prob(z), expected.log_prob(z), rtol=1e-4, atol=1e-4)

@@ -97,3 +97,20 @@ def test_only_diagonal_normals_with_one_batch_dimension_are_taken():
     assert not NormalMixture.takes(normal)
     assert not NormalMixture.takes(dist.Laplace(torch.zeros(C, K), 1.0).to_event(1))
     assert not NormalMixture.takes(dist.MultivariateNormal(torch.zeros(C, K), torch.eye(K)))
+
+
+def test_expanding_an_expanded_mixture_leaves_it_as_it_was():
+    p = ours(*mixture()).expand([4])
+    again = p.expand([2, 4])
+    assert (p.batch_shape, again.batch_shape) == ((4,), (2, 4))
+    z = again.sample()
+    assert z.shape == (2, 4, K)
+    torch.testing.assert_close(again.log_prob(z), p.log_prob(z))
+    assert p.to_event(1).log_prob(p.sample()).shape == ()
+    assert p.batch_shape == (4,)
+
+
+def test_means_far_from_zero_cost_no_digits():
+    p = dist.Normal(torch.full((3, 1), 1e8, dtype=torch.float64), 1.0).to_event(1)
+    z = torch.full((1,), 1e8 + 0.5, dtype=torch.float64)
+    assert float(NormalMixture(torch.zeros(3), p).log_prob(z)) == pytest.approx(float(p.log_prob(z)[0]))

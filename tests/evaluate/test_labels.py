@@ -202,3 +202,9 @@ def test_reliability_checks_its_input():
     for bad in (fine.log(), fine / 2, fine * math.nan, fine * 2 - 0.5):
         with pytest.raises(ValueError, match="nonnegative and sum to 1"):
             reliability(bad, y)
+
+
+def test_annealed_estimates_have_no_tails_to_warn_of(case):
+    pair, x, log_joint = case
+    probabilities = label_posterior(pair, x[:4], num_classes=C, method="annealed", num_samples=16)
+    torch.testing.assert_close(probabilities, log_joint[:4].softmax(-1), rtol=0, atol=0.15)

@@ -345,3 +345,21 @@ def test_draws_are_of_the_seed_and_the_global_state_stays():
 def test_wrong_arguments(run, error, message):
     with pytest.raises(error, match=message):
         run()
+
+
+def test_a_mask_of_the_distribution_itself_leaves_a_latent_out_too():
+    def model(x, has):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0).mask(has))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x, has):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.5**0.5).mask(has))
+
+    x = torch.randn(40, generator=torch.Generator().manual_seed(0))
+    some, every = (
+        latent_report(ppvae.Pair(model, guide), x, has).sites["z"] for has in (x > 0, torch.ones(40, dtype=torch.bool))
+    )
+    assert math.isnan(some.mutual_information)
+    assert not math.isnan(every.mutual_information)

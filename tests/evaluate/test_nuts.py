@@ -8,7 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from ppvae.distributions import ConditionalNormal, MixturePrior
 from ppvae.evaluate.nuts import _diagnose, compare_with_nuts
+from ppvae.models import VAE
+from ppvae.nn import MLP
 from tests.reference import LinearGaussian, factor_analysis, gamma_poisson, linear_gaussian, masked_series, mixture
 
 
@@ -190,3 +193,10 @@ def test_errors():
         compare_with_nuts(reference.pair, *reference.data)
     with pytest.raises(ValueError, match="is -inf at a draw from the guide"):
         compare_with_nuts(Outside(), x)
+
+
+def test_a_mixture_prior_has_the_support_of_its_components():
+    torch.manual_seed(0)
+    pair = VAE(MixturePrior(3, 1), ConditionalNormal(MLP(1, (), 2), scale=0.5), ConditionalNormal(MLP(2, (4,), (2, 1))))
+    comparison = compare_with_nuts(pair, torch.randn(2, 2), num_samples=20, warmup=20)
+    assert comparison.nuts["z"].isfinite().all()

@@ -200,3 +200,94 @@ def test_errors(estimate):
         estimate(nn.Linear(1, 1), x)
     with pytest.raises(ValueError, match="the guide misses the latent site 'z'"):
         estimate(Lacking(), x, torch.ones(5))
+
+
+class ReadsItsLabel(nn.Module):
+    """x ~ N(z + 10 y, 0.01), where y is the drawn label, or what the model was given."""
+
+    def __init__(self, given):
+        super().__init__()
+        self.given = given
+
+    def model(self, x, y):
+        with pyro.plate("data", len(x)):
+            label = pyro.sample("y", dist.Bernoulli(0.5), obs=y)
+            z = pyro.sample("z", dist.Normal(0.0, 0.01))
+            pyro.sample("x", dist.Normal(z + 10 * (y if self.given else label), 0.01), obs=x)
+
+    def guide(self, x, y):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0 * x, 0.01))
+
+
+class FedItself(nn.Module):
+    """x_1 ~ N(z, 1), x_2 ~ N(x_1, 0.01), with x_1 read from the data."""
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            loc = torch.stack(torch.broadcast_tensors(z, x[:, 0]), -1)
+            pyro.sample("x", dist.Normal(loc, torch.tensor([1.0, 0.01])).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, 0] / 2, 0.7))
+
+
+def test_a_label_that_is_drawn_anew_decides_what_is_drawn_after_it():
+    x, y = torch.tensor([0.0, 10.0, 0.0]), torch.tensor([0.0, 1.0, 0.0])
+    drawn = posterior_predictive(ReadsItsLabel(given=False), x, y, num_samples=50).predictive
+    assert torch.allclose(drawn["x"], 10 * drawn["y"], atol=0.2)
+    assert 0 < float(drawn["y"].mean()) < 1
+
+
+@pytest.mark.parametrize(
+    ("pair", "data"),
+    [
+        (ReadsItsLabel(given=True), (torch.tensor([0.0, 10.0, 0.0]), torch.tensor([0.0, 1.0, 0.0]))),
+        (FedItself(), (5 * torch.randn(20, 2, generator=torch.Generator().manual_seed(0)),)),
+    ],
+    ids=["label", "autoregressive"],
+)
+def test_data_that_are_fed_what_they_should_predict_are_refused(pair, data):
+    with pytest.raises(ValueError, match="'x' depends on the data that the model is given besides"):
+        posterior_predictive(pair, *data, num_samples=2)
+    with pytest.raises(ValueError, match="'x' depends on the data that the model is given besides"):
+        ppc(pair, *data, site="x", statistics={"mean": torch.mean}, num_samples=2)
+
+
+class Missing(nn.Module):
+    """x ~ N(z, 1) where it is not negative."""
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            p_x = dist.Normal(z.unsqueeze(-1).expand(*z.shape, 2), 0.1).mask(x >= 0).to_event(1)
+            pyro.sample("x", p_x, obs=self.seen(x))
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.amax(-1), 0.01))
+
+
+@pytest.mark.parametrize("seen", [lambda x: x, lambda x: x.clamp(min=0)], ids=["as it is", "computed"])
+def test_a_mask_that_is_made_of_the_data_is_no_reason_to_refuse(seen):
+    pair, x = Missing(), torch.tensor([[1.5, -1.0], [1.0, 2.0], [-1.0, 3.0]])
+    pair.seen = seen
+    assert posterior_predictive(pair, x, num_samples=3).predictive["x"].shape == (3, 3, 2)
+
+
+class Factor(nn.Module):
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.factor("fit", dist.Normal(z, 1.0).log_prob(x))
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.7))
+
+
+def test_a_model_that_observes_nothing_predicts_nothing():
+    with pytest.raises(ValueError, match="the model observes no site"):
+        posterior_predictive(Factor(), torch.zeros(3))

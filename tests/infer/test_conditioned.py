@@ -38,7 +38,7 @@ REFERENCES = [
 
 
 def of_one_sample(latents, i):
-    return {name: Latent(z.value[i : i + 1], z.event_dim) for name, z in latents.items()}
+    return {name: replace(z, value=z.value[i : i + 1]) for name, z in latents.items()}
 
 
 @pytest.mark.parametrize("make", REFERENCES)
@@ -100,7 +100,7 @@ def test_the_joint_is_differentiable_in_the_latents():
     pair, (x,) = reference.pair, reference.data
     with conditioned(pair, reference.data) as c, torch.enable_grad():
         z = torch.randn(3, len(x), requires_grad=True)
-        likelihood, prior = c.log_joint({"z": Latent(z, 0)})
+        likelihood, prior = c.log_joint({"z": Latent(z, 0, 0)})
         (gradient,) = torch.autograd.grad((likelihood + prior["z"]).sum(), z)
     exact = -z + pair.c * (x - pair.c * z - pair.d) / (2 * pair.log_s).exp()
     assert torch.allclose(gradient, exact.detach(), atol=1e-4)
@@ -113,7 +113,7 @@ def test_simulated_data_and_predictions_have_the_moments_of_the_model():
     with conditioned(pair, (x,), seed=3) as c:
         drawn = simulate(c)
         z, new = drawn.latents["z"].value[0], drawn.data[0]
-        again = c.predict({"z": Latent(z.expand(2, -1), 0)})["x"].value
+        again = c.predict({"z": Latent(z.expand(2, -1), 0, 0)})["x"].value
     c_, d, s = (float(v.detach()) for v in (pair.c, pair.d, pair.log_s.exp()))
     assert float(z.mean()) == pytest.approx(0, abs=0.03)
     assert float(z.std()) == pytest.approx(1, abs=0.03)
