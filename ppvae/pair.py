@@ -39,6 +39,10 @@ class Pair(nn.Module):
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("z", dist.Normal(slope * x, 1.0))
         >>> pair = Pair(model, guide)
+
+    What `pyro.param` declares becomes a parameter of the pair when ppvae runs it, here `pair.pyro_params["slope"]`, and
+    stays out of Pyro's store. Pyro's own tools find it there through the handler
+    `local = ppvae.params.LocalParams(pair, attach=False)`: `Predictive(local(pair.model), guide=local(pair.guide))`.
     """
 
     def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], modules: Sequence[nn.Module] = ()) -> None:

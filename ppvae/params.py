@@ -37,7 +37,7 @@ BASELINES = "__baseline_avg_downstream_cost_"
 class PyroParams(nn.Module):
     """The values that a pair declares with `pyro.param`, as unconstrained `nn.Parameter`s.
 
-    Read one by its Pyro name, in its constrained space: `pair.pyro_params["scale"]`.
+    Read one by its Pyro name, in its constrained space: `pair.pyro_params["scale"]`. Iterating gives the names.
     """
 
     def __init__(self) -> None:
@@ -48,6 +48,15 @@ class PyroParams(nn.Module):
     def key(name: str) -> str:
         """The attribute under which the parameter `name` is registered: attribute names hold no dots."""
         return "param:" + name.replace("%", "%25").replace(".", "%2E")
+
+    def __iter__(self) -> Iterator[str]:
+        """The Pyro names."""
+        for key in self._parameters:
+            yield key.removeprefix("param:").replace("%2E", ".").replace("%25", "%")
+
+    def extra_repr(self) -> str:
+        """The Pyro names."""
+        return ", ".join(self)
 
     def __contains__(self, name: str) -> bool:
         return self.key(name) in self._parameters

@@ -389,3 +389,15 @@ def test_every_reference_is_evaluated_without_a_trace():
         after = reference.pair.state_dict()
         assert after.keys() == before.keys()
         assert all(torch.equal(after[k], before[k]) for k in before)
+
+
+def test_the_names_of_a_pair_and_pyro_s_own_tools():
+    pair = pair_of_params()
+    ppvae.fit(pair, X, epochs=200, lr=0.05, progress=False)
+    assert set(pair.pyro_params) == {"net.a", "t", "s"}
+    assert all(name in repr(pair.pyro_params) for name in pair.pyro_params)
+    local = LocalParams(pair, attach=False)
+    draws = pyro.infer.Predictive(local(pair.model), guide=local(pair.guide), num_samples=4000)(X)["z"]
+    expected = pair.pyro_params["net.a"] * X
+    assert torch.allclose(draws.mean(0), expected.detach(), atol=0.1)
+    assert not list(pyro.get_param_store().keys())

@@ -12,6 +12,7 @@ from ppvae.evaluate.annealed import Sandwich
 from ppvae.evaluate.diagnostics import PARETO_GOOD, PARETO_SAMPLES, ParetoWarning
 from ppvae.evaluate.estimates import AnnealedLogMarginal, Elbo, Estimate, LogMarginal, mean_over_data
 from ppvae.evaluate.marginal import elbo, log_marginal
+from ppvae.infer.importance import check_count
 from ppvae.pair import Batch
 
 Report = dict[str, Any]
@@ -65,6 +66,8 @@ def report(
 
 def first(data: Batch, limit: int | None) -> Batch:
     """The first `limit` data."""
+    if limit is not None:
+        check_count("limit", limit)
     return tuple(t if t is None else t[:limit] for t in data)
 
 
@@ -107,7 +110,7 @@ def by_class(terms: Elbo, estimate: Estimate, labels: Tensor) -> Report:
 
     Returns:
         By class, in order: `num_data`, `elbo` and `log_marginal` as {"mean", "std_error"}; of importance samples
-        `above_0.7`.
+        `above_0.7`, from 100.
 
     Raises:
         ValueError: where there is not one integer for each datum.
@@ -125,7 +128,7 @@ def by_class(terms: Elbo, estimate: Estimate, labels: Tensor) -> Report:
             "elbo": mean_over_data(terms.values[index]),
             "log_marginal": mean_over_data(estimate.values[index]),
         }
-        if isinstance(estimate, LogMarginal):
+        if isinstance(estimate, LogMarginal) and estimate.num_samples >= PARETO_SAMPLES:
             figures[str(c)][f"above_{PARETO_GOOD}"] = int((estimate.pareto_k[index] > PARETO_GOOD).sum())
     return figures
 
@@ -163,11 +166,17 @@ def table(figures: Report) -> str:
         lines += [f"{name:<8}{line}" for line in _diagnostics(split, figures)]
         lines += _class_rows(split.get("by_class", {}), figures)
     if both:
-        lines.append(
-            f"on data drawn from the model {both['lower']['mean']:.3f} ≤ mean {figures['symbol']} ≤ "
-            f"{both['upper']['mean']:.3f} nats, a gap of {both['gap']['mean']:.3f} ± {both['gap']['std_error']:.3f}"
-        )
+        lines.append(_sandwich_line(both, figures["symbol"]))
     return "\n".join([*lines, *([figures["summary"]] if "summary" in figures else [])])
+
+
+def _sandwich_line(both: Report, symbol: str) -> str:
+    """Both bounds, which noise can put in the wrong order."""
+    lower, upper, gap = both["lower"]["mean"], both["upper"]["mean"], both["gap"]
+    between = f"{lower:.3f} ≤ mean {symbol} ≤ {upper:.3f} nats"
+    if lower > upper:
+        between = f"the bounds on the mean {symbol} cross: {lower:.3f} from below, {upper:.3f} from above, in nats"
+    return f"on data drawn from the model {between}, a gap of {gap['mean']:.3f} ± {gap['std_error']:.3f}"
 
 
 def _label(key: str, figures: Report) -> str:

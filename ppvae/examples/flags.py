@@ -70,6 +70,8 @@ class ExperimentArgs:
 
     def resolved(self) -> Self:
         """These arguments with every default that depends on another filled in."""
+        if self.epochs is not None:
+            check_count("--epochs", self.epochs)
         check_count("--num-samples", self.num_samples)
         check_count("--num-eval", self.num_eval)
         kind = self.binarize or ("dynamic" if self.likelihood == "bernoulli" else "none")

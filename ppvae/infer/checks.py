@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,8 +12,10 @@ import torch
 from pyro import poutine
 from pyro.distributions import ExpandedDistribution, MaskedDistribution
 from pyro.infer import ELBO
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 from torch.distributions import Independent
+from torch.utils.data import DataLoader
 
 from ppvae.data import Batches, JointBatches
 from ppvae.infer.elbo import evaluate_objective
@@ -85,14 +88,17 @@ def check_fits(pair: nn.Module, data: Source, device: torch.device, *, name: str
     for i, tensor in enumerate(batch):
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise ValueError(f"{name}[{i}] holds NaN or infinite values")
-    _check_runs(pair, batch, data, name)
+    model_trace, guide_trace = _check_runs(pair, batch, data, name)
+    if isinstance(data, Batches | DataLoader) and epoch_length(data) != 1:
+        _warn_of_global_latents(model_trace, guide_trace, name)
+        _check_takes_minibatches(pair, batch, name)
     short = data.num_data % data.batch_size if isinstance(data, Batches) and not data.drop_last else 0
     if short and len(data) > 1:  # type: ignore[arg-type]
         _check_runs(pair, tuple(None if t is None else t[:short] for t in batch), data, name)
 
 
-def _check_runs(pair: nn.Module, batch: Batch, data: Source, name: str) -> None:
-    """Runs the pair on a minibatch, under Pyro's validation."""
+def _check_runs(pair: nn.Module, batch: Batch, data: Source, name: str) -> tuple[Trace, Trace]:
+    """Runs the pair on a minibatch, under Pyro's validation; returns the traces of model and guide."""
     with _failing_on(batch, pair, name):
         guide_trace = poutine.trace(pair.guide).get_trace(*batch)
         model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(*batch)
@@ -101,6 +107,49 @@ def _check_runs(pair: nn.Module, batch: Batch, data: Source, name: str) -> None:
     with _failing_on(batch, pair, name):
         guide_trace.compute_log_prob()
         model_trace.compute_log_prob()
+    return model_trace, guide_trace
+
+
+def _warn_of_global_latents(model_trace: Trace, guide_trace: Trace, name: str) -> None:
+    """Warns where a latent lies in no plate, and the data of a minibatch are not scaled to all of them."""
+    if any(not isinstance(site["scale"], int | float) or site["scale"] != 1 for _, site in sample_sites(model_trace)):
+        return
+    for site, frames in _plates_of_latents(guide_trace):
+        if not frames:
+            warnings.warn(
+                f"the latent {site!r} lies in no plate: every minibatch of {name} counts its KL term in full. Scale "
+                "the data by pyro.plate(name, their number, subsample_size=len(x)) in the model, or train on all at "
+                "once"
+            )
+
+
+def _check_takes_minibatches(pair: nn.Module, batch: Batch, name: str) -> None:
+    """Checks that what the guide draws is of the minibatch that it is given, and not of certain data.
+
+    Raises:
+        ValueError: where it draws as many latents whatever it is given.
+    """
+    n = check_batch(batch)
+    try:
+        fewer = poutine.trace(pair.guide).get_trace(*(None if t is None else t[: n - 1] for t in batch))
+    except Exception:  # a pair may be made for minibatches of one size
+        return
+    for site, frames in _plates_of_latents(fewer):
+        if any(frame.dim == -1 and frame.size == frame.full_size == n for frame in frames):
+            raise ValueError(
+                f"the guide draws {site!r} for {n} data whatever it is given: its parameters are those of certain data "
+                f"(an autoguide of latents of each datum), but {name} comes in shuffled minibatches. Give all data at "
+                "once, batch_size >= their number, or use a guide that computes q(z|x) from x"
+            )
+
+
+def _plates_of_latents(trace: Trace) -> list[tuple[str, list[Any]]]:
+    """The latent sites by name, each with the plates that it lies in."""
+    return [
+        (name, [frame for frame in site["cond_indep_stack"] if frame.vectorized])
+        for name, site in sample_sites(trace)
+        if not site["is_observed"] and not site["infer"].get("is_auxiliary")
+    ]
 
 
 @contextmanager

@@ -125,6 +125,8 @@ def fit(
     settings = {
         "loss": _describe(loss),
         "epochs": epochs,
+        "train": _shapes(train_batches),
+        "valid": _shapes(valid_batches),
         "batch_size": getattr(train_batches, "batch_size", None),
         "lr": _describe(lr),
         "optim": _describe(optim),
@@ -157,6 +159,8 @@ def fit(
     trainer.prepare()
     if folder is not None and resume:
         trainer.resume()
+        if epochs < (behind := len(trainer.progress.history)):
+            raise ValueError(f"epochs must be at least {behind}, which the run in {folder.path} has had, got {epochs}")
         folder.update_config(settings)
     elif folder is not None:
         folder.create({**_versions(), "fit": settings, "experiment": config})
@@ -220,7 +224,8 @@ def _batches(name: str, data: Data, batch_size: int, seed: int, device: torch.de
         return data if data.device == device else data.to(device)
     tensors = (data,) if isinstance(data, Tensor) else data
     if isinstance(tensors, tuple) and any(isinstance(t, Tensor) for t in tensors):
-        check_batch(tensors, name=name)
+        # The order of a single minibatch means nothing, but to a guide with parameters for each datum.
+        shuffle = shuffle and check_batch(tensors, name=name) > batch_size
         try:
             return Batches(*tensors, batch_size=batch_size, shuffle=shuffle, seed=seed, device=device)
         except (TypeError, ValueError) as error:
@@ -230,6 +235,13 @@ def _batches(name: str, data: Data, batch_size: int, seed: int, device: torch.de
     if isinstance(data, Iterator):
         raise TypeError(f"{expected}, got the iterator {type(data).__name__}: it can be passed only once")
     return data
+
+
+def _shapes(data: Any) -> Any:
+    """The shapes of data in memory, for the config; None of others."""
+    if isinstance(data, JointBatches):
+        return [_shapes(part) for part in data.sets]
+    return [list(tensor.shape) for tensor in data.tensors] if isinstance(data, Batches) else None
 
 
 def usable_device(device: str | torch.device) -> torch.device:

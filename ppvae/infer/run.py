@@ -89,9 +89,9 @@ class RunFolder:
         # through JSON, so that a tuple here equals the list that the file holds
         started, resumed = self.read_config().get("fit", {}), json.loads(json.dumps(settings))
         changed = [
-            f"{name} was {started.get(name)!r}, is {resumed.get(name)!r}"
-            for name in sorted(started.keys() | resumed.keys())
-            if name not in RESUMABLE_CHANGES and started.get(name) != resumed.get(name)
+            f"{name} was {started[name]!r}, is {resumed[name]!r}"
+            for name in sorted(started.keys() & resumed.keys())  # others are those of another version
+            if name not in RESUMABLE_CHANGES and started[name] != resumed[name]
         ]
         if changed:
             raise ValueError(f"cannot resume {self.path} with other settings: " + "; ".join(changed))

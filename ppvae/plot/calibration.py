@@ -102,8 +102,9 @@ def sbc_ecdf(ranks: Array, low: Array, high: Array, *, names: Sequence[str] | No
         for curve in curves[~outside]:
             axes.step(x, curve - uniform, where="mid", color=_GREY, linewidth=0.7)
         for i, place in enumerate(np.flatnonzero(outside)):
-            colour = PALETTE[i % len(PALETTE)]
-            axes.step(x, curves[place] - uniform, where="mid", color=colour, label=labels[place])
+            again, colour = divmod(i, len(PALETTE))
+            style = ("-", "--", ":", "-.")[again % 4]
+            axes.step(x, curves[place] - uniform, style, where="mid", color=PALETTE[colour], label=labels[place])
         axes.set(xlabel=f"rank / {k - 1}", ylabel="ECDF − uniform")
         plain_axes(axes)
         if outside.any():

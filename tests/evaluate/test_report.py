@@ -133,6 +133,8 @@ def test_rows_by_class():
     assert three.split()[5] == f"{rows['3']['log_marginal']['mean']:.3f}"
     assert three.split()[-1] == str(rows["3"]["above_0.7"])
     assert "nan" in seven
+    few = ppvae.log_marginal(reference.pair, *reference.data, num_samples=99)
+    assert all("above_0.7" not in row for row in by_class(terms, few, labels).values())  # k̂ is not known
     for bad in (labels[:4], labels.float(), labels[:, None]):
         with pytest.raises(ValueError, match=r"labels must be integers of shape \(11,\), one for each datum"):
             by_class(terms, estimate, bad)
@@ -145,3 +147,15 @@ def test_json_has_no_nan():
     figures = strict_json(report(reference.pair, {"test": reference.data}, num_samples=200, limit=1))
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
     assert figures["test"]["elbo"]["std_error"] is None
+
+
+def test_bounds_that_cross_by_noise_are_no_inequality():
+    def value(mean):
+        return {"mean": mean, "std_error": 0.1}
+
+    both = {"lower": value(-26.8), "upper": value(-26.9), "gap": value(-0.1)}
+    figures = {"num_dims": 6, "num_samples": 2, "symbol": "log p(x)", "sandwich": both}
+    assert "≤" not in table(figures)
+    assert "cross: -26.800 from below, -26.900 from above" in table(figures)
+    both["upper"] = value(-26.7)
+    assert "-26.800 ≤ mean log p(x) ≤ -26.700 nats" in table(figures)

@@ -130,7 +130,7 @@ BAD = {
         torch.arange(12.0),
         {"batch_size": 5},
         ValueError,
-        r"the pair fails on a minibatch of train \(torch.float32 \(2,\)",
+        "the guide draws 'z' for 5 data whatever it is given",
     ),
     "missed": (lambda: Broken("missed"), scalar(), {}, ValueError, "the guide misses the latent site 'z'"),
     "extra": (lambda: Broken("extra"), scalar(), {}, ValueError, "the guide samples 'w', which is no latent"),
@@ -212,3 +212,50 @@ def test_a_loader_without_a_generator_leaves_the_global_one_alone():
 def test_ppca_accepts_what_fits():
     run = ppvae.fit(PPCA(3, 1), torch.randn(9, 3, generator=torch.Generator().manual_seed(0)), epochs=1, progress=False)
     assert run.stopped == "finished"
+
+
+def two_dimensional(x):
+    """z ~ N(0, I), x ~ N(z W, σ), for an autoguide with parameters for each datum."""
+    sigma = pyro.param("sigma", torch.tensor(1.0), constraint=dist.constraints.positive)
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z @ torch.tensor([[1.0, 0.5, -1.0], [0.0, 1.0, 2.0]]), sigma).to_event(1), obs=x)
+
+
+def data_of_two_dimensions(n):
+    torch.manual_seed(0)
+    return torch.randn(n, 2) @ torch.tensor([[1.0, 0.5, -1.0], [0.0, 1.0, 2.0]]) + 0.3 * torch.randn(n, 3)
+
+
+def test_a_guide_of_each_datum_is_refused_in_minibatches():
+    pair, x = ppvae.Pair(two_dimensional, AutoNormal(two_dimensional)), data_of_two_dimensions(64)
+    for train in (x, DataLoader(TensorDataset(x), batch_size=32, shuffle=True)):
+        with pytest.raises(ValueError, match=r"the guide draws 'z' for 32 data whatever it is given.*batch_size >="):
+            ppvae.fit(pair, train, epochs=1, batch_size=32, progress=False)
+
+
+def test_a_guide_of_each_datum_trains_on_all_data_at_once():
+    pair, x = ppvae.Pair(two_dimensional, AutoNormal(two_dimensional)), data_of_two_dimensions(64)
+    ppvae.fit(pair, x, epochs=600, batch_size=64, lr=0.03, progress=False)
+    assert pair.pyro_params["sigma"].item() == pytest.approx(0.3, abs=0.1)
+
+
+@pytest.mark.parametrize("subsample", [False, True])
+def test_a_latent_of_all_data_is_counted_once_by_a_scaled_plate(subsample):
+    def model(x):
+        loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", 40, subsample_size=len(x)) if subsample else pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    def guide(x):
+        loc = pyro.param("loc_mean", torch.tensor(0.0))
+        pyro.sample("loc", dist.Normal(loc, 0.2))
+
+    def train():
+        ppvae.fit(ppvae.Pair(model, guide), torch.randn(40), epochs=1, batch_size=10, progress=False)
+
+    if subsample:
+        train()
+    else:
+        with pytest.warns(UserWarning, match="the latent 'loc' lies in no plate: every minibatch of train"):
+            train()

@@ -8,6 +8,7 @@ from pyro.infer import Trace_ELBO
 
 import ppvae
 from ppvae.infer import Linear, RunFolder
+from ppvae.models import PPCA
 from ppvae.storage import load_state, save_state
 from tests.infer.pairs import binary, same, small_vae, state
 
@@ -36,6 +37,8 @@ def test_what_a_run_leaves(tmp_path):
         "loss": "Trace_ELBO(ignore_jit_warnings=False, jit_options=None, num_particles=1, retain_graph=None, "
         "strict_enumeration_warning=True, tail_adaptive_beta=-1.0, vectorize_particles=False)",
         "epochs": 3,
+        "train": [[50, 6]],
+        "valid": [[20, 6]],
         "batch_size": 16,
         "lr": "Linear(epochs=3, start=0.01, end=0.001)",
         "optim": "Adam(fused=True)",
@@ -194,3 +197,15 @@ def test_columns_that_not_every_row_has(tmp_path):
     assert folder.read_history() == rows
     folder.write_metrics({"elbo": 1.5})
     assert json.loads((tmp_path / "metrics.json").read_text()) == {"elbo": 1.5}
+
+
+def test_a_run_is_not_resumed_with_other_data_or_fewer_epochs(tmp_path):
+    fit, x = ppvae.fit, torch.randn(20, 8)
+    fit(PPCA(8, 2), x, epochs=3, out=tmp_path / "run", progress=False)
+    before = (tmp_path / "run" / "config.json").read_text()
+    with pytest.raises(ValueError, match=r"train was \[\[20, 8\]\], is \[\[12, 8\]\]"):
+        fit(PPCA(8, 2), x[:12], epochs=5, out=tmp_path / "run", resume=True, progress=False)
+    with pytest.raises(ValueError, match="epochs must be at least 3"):
+        fit(PPCA(8, 2), x, epochs=2, out=tmp_path / "run", resume=True, progress=False)
+    assert (tmp_path / "run" / "config.json").read_text() == before
+    assert len(fit(PPCA(8, 2), x, epochs=4, out=tmp_path / "run", resume=True, progress=False).history) == 4
