@@ -143,6 +143,15 @@ def is_objective_only(site: Any) -> bool:
     return bool(site["is_observed"] and site["infer"].get("is_auxiliary") and not isinstance(site["fn"], Unit))
 
 
+def latent_of(site: str, latents: Collection[str]) -> str:
+    """The latent whose posterior a site of the guide belongs to: `z` for the `z_unconstrained` of Pyro's autoguides.
+
+    They draw z_unconstrained and make z of it by a `Delta` that holds the change of volume: log q(z|x) is their sum.
+    """
+    latent = site.removesuffix("_unconstrained")
+    return latent if latent in latents else site
+
+
 def check_sites(model_trace: Trace, guide_trace: Trace) -> None:
     """Checks that the guide samples every latent of the model, and nothing else but auxiliary sites.
 

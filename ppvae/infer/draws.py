@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ppvae.pair import latent_of
+
 
 @dataclass(frozen=True)
 class Draws:
@@ -60,8 +62,10 @@ class Draws:
     def kl(self) -> dict[str, Tensor]:
         """Log q − log p of each site, (s, n): its mean over s estimates KL(q ‖ p) of that site."""
         zero = torch.zeros_like(self.log_likelihood)
-        names = dict.fromkeys([*self.log_prior, *self.log_posterior])
-        terms = {z: self.log_posterior.get(z, zero) - self.log_prior.get(z, zero) for z in names}
+        terms = {z: -log_p for z, log_p in self.log_prior.items()}
+        for site, log_q in self.log_posterior.items():
+            z = latent_of(site, self.log_prior)
+            terms[z] = terms.get(z, zero) + log_q
         if self.marginalized:  # their q is p(y|x, z), which the sum over them makes exact
             joint = self._log_marginalized()
             for name in self.marginalized:

@@ -24,7 +24,7 @@ from pyro.infer import (
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from ppvae.pair import Batch, is_objective_only, sample_sites
+from ppvae.pair import Batch, is_objective_only, latent_of, sample_sites
 
 Traces = list[tuple[Trace, Trace]]
 """The (model, guide) traces of one step, a pair for each particle."""
@@ -270,6 +270,7 @@ def elbo_terms(objective: Any, traces: Traces) -> tuple[Tensor | None, dict[str,
             if "_enumerate_dim" in site["infer"] or "_enum_total" in site["infer"]:
                 return None, {}
             if not site["is_observed"]:
+                name = latent_of(name, kl)
                 kl[name] = kl.get(name, 0.0) - sign * _unscaled_sum(site) / num_particles
             elif sign == 1 and not is_objective_only(site):
                 reconstruction = reconstruction + _unscaled_sum(site) / num_particles

@@ -396,3 +396,12 @@ def test_bits_per_dimension_count_what_is_observed():
         assert both.num_dims == 10
         assert both.bits_per_dim() == pytest.approx(-both.mean() / (10 * math.log(2)))
         assert ppvae.log_marginal(pair, *data, **options, given=["y"]).num_dims == 4
+
+
+def test_the_kl_of_an_autoguide_is_that_of_the_latent():
+    reference = REFERENCES["autoguide"]()
+    x, _ = reference.data
+    terms = ppvae.elbo(reference.pair, *reference.data, num_samples=20000)
+    exact = torch.distributions.kl_divergence(dist.Normal(x / 1.25, 0.6), dist.Normal(0.0, 1.0))
+    assert list(terms.kl) == ["z"]
+    assert torch.allclose(terms.kl["z"].float(), exact, atol=0.05)

@@ -236,7 +236,9 @@ def test_a_guide_of_each_datum_is_refused_in_minibatches():
 
 def test_a_guide_of_each_datum_trains_on_all_data_at_once():
     pair, x = ppvae.Pair(two_dimensional, AutoNormal(two_dimensional)), data_of_two_dimensions(64)
-    ppvae.fit(pair, x, epochs=600, batch_size=64, lr=0.03, progress=False)
+    run = ppvae.fit(pair, x, epochs=600, batch_size=64, lr=0.03, progress=False)
+    assert {column for column in run.history[-1] if column.startswith("kl_")} == {"kl_z"}
+    assert run.history[-1]["kl_z"] > 0
     assert pair.pyro_params["sigma"].item() == pytest.approx(0.3, abs=0.1)
 
 
