@@ -2,7 +2,8 @@
 
 Rebuilds the pair and the data of each run from its `config.json`, loads its weights, and prints the table of the test
 set with its diagnostics; of several runs also the differences to the first. Into each run folder it writes
-`evaluation.json`, `evaluation.safetensors` (the values per datum, for `ppvae.evaluate.compare`) and figures.
+`evaluation.json`, `evaluation.safetensors` (the values per datum, for `ppvae.evaluate.compare`) and figures; of the
+annealed method `evaluation-annealed.json` and so on.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def _run(args: Args) -> int:
         figures[name], estimates[name] = _evaluate(run, Path(name), args)
         if not args.json:
             print(table(figures[name]) if len(runs) == 1 else f"{name}\n{table(figures[name])}")
-            print(f"written to {Path(name) / 'evaluation.json'}")
+            print(f"written to {Path(name) / _file(args)}.json")
     comparison = compare(estimates) if len(runs) > 1 else {}
     if args.json:
         result = {"runs": figures, **({"comparison": comparison} if comparison else {})}
@@ -146,13 +147,18 @@ def _evaluate(run: Trained, folder: Path, args: Args) -> tuple[Report, Estimate]
         checks = check_posterior(run.pair, *run.test, log_marginal=annealed, seed=args.seed)
         figures |= {"posterior": checks.figures(), "summary": checks.summary()}
         _draw_posterior(checks, folder / "figures")
-    write_json(folder / "evaluation.json", strict_json(figures))
+    write_json(folder / f"{_file(args)}.json", strict_json(figures))
     own = ("pareto_k", "bound") if isinstance(estimate, LogMarginal) else ("acceptance",)
     of_datum = {name: getattr(estimate, name) for name in ("std_error", "ess", *own)}
     state = {"log_marginal": estimate.values, **of_datum, "elbo": terms.values, "labels": run.labels}
-    save_state(folder / "evaluation.safetensors", state)
+    save_state(folder / f"{_file(args)}.safetensors", state)
     _draw(estimate, folder / "figures", run.symbol)
     return figures, estimate
+
+
+def _file(args: Args) -> str:
+    """The name of the files, one for each method: the annealed estimate does not overwrite the other."""
+    return "evaluation-annealed" if args.method == "annealed" else "evaluation"
 
 
 def _estimate(run: Trained, args: Args) -> Estimate:
@@ -176,7 +182,8 @@ def _draw(estimate: Estimate, folder: Path, symbol: str) -> None:
     figures: dict[str, Any] = {}
     values = estimate.values[estimate.values.isfinite()]
     if len(values):
-        figures["log_prob"] = plot.log_prob_histogram(values, xlabel=f"{symbol}, nats")
+        name = "log_prob" if isinstance(estimate, LogMarginal) else "log_prob-annealed"
+        figures[name] = plot.log_prob_histogram(values, xlabel=f"{symbol}, nats")
     if isinstance(estimate, LogMarginal):
         figures |= _of_weights(estimate)
     for name, figure in figures.items():

@@ -34,8 +34,8 @@ def runs(tmp_path_factory):
     return {name: str(folder / name) for name in commands}
 
 
-def figures_of(run):
-    return json.loads((Path(run) / "evaluation.json").read_text())
+def figures_of(run, name="evaluation"):
+    return json.loads((Path(run) / f"{name}.json").read_text())
 
 
 def test_one_run_leaves_table_values_and_figures(runs, capsys):
@@ -60,18 +60,21 @@ def test_one_run_leaves_table_values_and_figures(runs, capsys):
 
 def test_annealed(runs, capsys):
     flags = ["--method", "annealed", "--num-samples", "2", "--num-temperatures", "3", "--limit", "20", "--by-class"]
+    assert main([runs["a"], "--num-samples", "5", "--limit", "10"]) == 0
     assert main([runs["a"], *flags, "--bidirectional"]) == 0
     printed = capsys.readouterr().out
-    figures = figures_of(runs["a"])
+    assert figures_of(runs["a"])["method"] == "importance"  # not overwritten
+    figures = figures_of(runs["a"], "evaluation-annealed")
     assert (figures["method"], figures["num_samples"], figures["num_temperatures"]) == ("annealed", 2, 3)
     assert "log p(x), 2 chains" in printed
     assert "annealed over 3 temperatures" in printed
     both = figures["sandwich"]
     assert both["gap"]["mean"] == pytest.approx(both["upper"]["mean"] - both["lower"]["mean"])
-    assert f"on data drawn from the model {both['lower']['mean']:.3f} ≤" in printed
+    assert f" {both['lower']['mean']:.3f} " in printed
     assert "k̂" not in printed
     assert {"bound", "k_hat"} & figures["test"].keys() == set()
-    assert load_state(Path(runs["a"]) / "evaluation.safetensors")["acceptance"].shape == (20,)
+    assert load_state(Path(runs["a"]) / "evaluation-annealed.safetensors")["acceptance"].shape == (20,)
+    assert (Path(runs["a"]) / "figures" / "log_prob-annealed.png").is_file()
 
 
 def test_posterior_checks(runs, capsys):
