@@ -102,8 +102,8 @@ def posterior_predictive(pair: nn.Module, *data: Any, num_samples: int = 100, se
 
     Raises:
         TypeError: where an argument is of the wrong kind.
-        ValueError: where the pair or the data break the contract, an argument is out of range, or the draws would
-            take more than `MAX_BYTES`.
+        ValueError: where the pair or the data break the contract, an argument is out of range, the density of an
+            observed site is fed the data that it should draw, or the draws would take more than `MAX_BYTES`.
 
     Example:
         >>> import torch
@@ -163,8 +163,9 @@ def ppc(
 
     Raises:
         TypeError: where an argument is of the wrong kind.
-        ValueError: where the pair or the data break the contract, an argument is out of range, or a statistic gives
-            something else than finite numbers of one of those shapes.
+        ValueError: where the pair or the data break the contract, an argument is out of range, the density of an
+            observed site is fed the data that it should draw, or a statistic gives something else than finite numbers
+            of one of those shapes.
 
     Example:
         >>> import torch
