@@ -208,7 +208,9 @@ def choose_sampler(pair: nn.Module, probe: Batch, num_samples: int, given: Seque
     repeated = replace(repeated, enumeration=enumeration, given=tuple(given))
     if given:
         _check_given(repeated, probe)
-    with Allocations() as single:  # not of the first run, which may make what is made once
+    device = next(t.device for t in probe if t is not None)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), Allocations() as single:
+        # Not the first run, which may make what is made once; the draws that follow are the same with and without it.
         Sampler(pair).guide(probe, 1, {}, {})
         Sampler(pair).model(probe, 1, latents, {})
     most = _most_data(model_trace, guide_trace)

@@ -114,7 +114,7 @@ def test_one_sample_runs_the_pair_as_it_was_written():
         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
     ppvae.elbo(plain(body), torch.randn(9), num_samples=1)
-    assert shapes == [(5,), (9,)]
+    assert shapes == [(5,), (5,), (9,)]
 
 
 def test_noise_drawn_outside_a_sample_statement_is_not_shared_by_the_samples():
@@ -151,7 +151,7 @@ def test_exactly_so_many_draws(num_samples, batch_size):
         s, m = draws.log_weight().shape
         for i in range(draws.start, draws.start + m):
             drawn[i] += s
-    trial = PROBE_DATA * (1 if num_samples == 1 else 1 + PROBE_SAMPLES)
+    trial = PROBE_DATA * (2 if num_samples == 1 else 2 + PROBE_SAMPLES)
     assert Counting.drawn - trial == n * num_samples
     assert drawn == [num_samples] * n
 

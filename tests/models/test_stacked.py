@@ -225,7 +225,8 @@ def test_overfits_a_tiny_set_in_two_stages():
     """M1 learns six patterns without labels; on its code, M2 learns the classes from a label of each pattern."""
     pair, _, _ = make(hidden=32)
     pair.m2.p_y = UniformCategorical(C)
-    ppvae.fit(pair.m1, PATTERNS.repeat(8, 1), epochs=150, lr=1e-2, batch_size=48, progress=False)
+    patterns = Batches(PATTERNS.repeat(8, 1), batch_size=48)
+    ppvae.fit(pair.m1, patterns, epochs=150, lr=1e-2, progress=False)
     assert (pair.m1.reconstruct(PATTERNS) - PATTERNS).abs().max() < 0.5
     pair.m1.requires_grad_(False)
     both = JointBatches(
