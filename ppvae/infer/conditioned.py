@@ -176,7 +176,7 @@ def simulate(template: Conditioned) -> Simulated:
             observed values themselves (an autoregressive net that is fed the data), so that one pass cannot draw them.
     """
     template = _one_by_one(template)
-    places = _places(template)
+    places = _places(template, template.model_trace(template.draw(1)[0]))
     for name in template.observed:
         if name not in places:
             raise ValueError(
@@ -202,8 +202,9 @@ def check_predictable(c: Conditioned) -> None:
         ValueError: naming the site whose density is.
     """
     few = _one_by_one(replace(c, data=take(c.data, slice(0, PROBE_DATA))))
-    places, (latents, _) = _places(few), few.draw(1)
-    seen = few.model_trace(latents).nodes
+    latents, _ = few.draw(1)
+    trace = few.model_trace(latents)
+    places, seen = _places(few, trace), trace.nodes
     with _Unobserved(places):
         trace = few.model_trace(latents)
     drawn = {x: torch.where(counted(seen[x]), trace.nodes[x]["value"], seen[x]["value"]) for x in places}
@@ -233,12 +234,11 @@ def _one_by_one(c: Conditioned) -> Conditioned:
     return replace(c, sampler=replace(c.sampler, plate_dim=None), data=data)
 
 
-def _places(template: Conditioned) -> Places:
-    """The places of the observed sites that take an argument of the pair as it is."""
-    sites = template.model_trace(template.draw(1)[0]).nodes
+def _places(template: Conditioned, trace: Trace) -> Places:
+    """The places of the observed sites that take an argument of the pair as it is, in a trace of the model on it."""
     places: Places = {}
     for name in template.observed:
-        value = sites[name]["value"]
+        value = trace.nodes[name]["value"]
         same = [i for i, t in enumerate(template.data) if same_values(value, t)]
         places |= {name: (same[0], value.stride())} if same else {}
     return places
