@@ -6,11 +6,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import ppvae
-from ppvae.distributions import ConditionalNormal, StandardNormal, VampPrior
-from ppvae.infer import sampler
+from ppvae.distributions import ConditionalNormal, StandardNormal
 from ppvae.infer.importance import _parts, evaluating, importance_draws, validation
 from ppvae.infer.sampler import PROBE_DATA, PROBE_SAMPLES, choose_sampler
 from ppvae.models import PPCA, VAE
@@ -41,18 +39,6 @@ def line(x):
 
 def values(pair, *data, **options):
     return ppvae.log_marginal(pair, *data, **{"num_samples": 20, **options}).values
-
-
-class Largest(TorchDispatchMode):
-    """The bytes of the largest tensor that is computed."""
-
-    bytes = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor):
-            self.bytes = max(self.bytes, result.untyped_storage().nbytes())
-        return result
 
 
 # Which form.
@@ -305,59 +291,6 @@ def test_arguments_may_be_none():
     torch.testing.assert_close(values(pair, x, y), joint[1].double())  # no latent: every weight is p(x, y)
     estimate = ppvae.log_marginal(pair, x, None, num_samples=2000)
     assert ((estimate.values - joint.logsumexp(0)) / estimate.std_error).abs().max() < 4
-
-
-# Memory.
-
-
-def wide(hidden, data_dim=784):
-    torch.manual_seed(0)
-    return VAE(
-        StandardNormal(2),
-        ConditionalNormal(MLP(2, hidden, data_dim), scale=1.0),
-        ConditionalNormal(MLP(data_dim, (), (2, 2))),
-    )
-
-
-def largest(pair, x, num_samples):
-    with Largest() as tensors:
-        values(pair, x, num_samples=num_samples)
-    return tensors.bytes
-
-
-def test_memory_grows_with_neither_data_nor_samples():
-    x = torch.zeros(1000, 784)
-    few, many = largest(wide(()), x[:100], 20), largest(wide(()), x, 150)
-    rows = sampler.ROW_BLOCK["cpu"]
-    assert many <= max(rows * 784 * 4, x.untyped_storage().nbytes())  # a view of x has the storage of x
-    assert few <= rows * 784 * 4
-
-
-def test_a_budget_shrinks_the_blocks_of_a_wide_model(monkeypatch):
-    x = torch.randn(8, 784)
-    with evaluating(wide(()), 0):
-        roomy = choose_sampler(wide(()), (x[:5],), 10).rows
-        monkeypatch.setattr(sampler, "MEMORY_BUDGET", 2**20)
-        tight = choose_sampler(wide(()), (x[:5],), 10).rows
-    assert tight < roomy <= sampler.ROW_BLOCK["cpu"]
-    assert 1 < tight * 784 * 4 < 2**20
-    estimate = ppvae.log_marginal(wide(()), x, num_samples=300)
-    assert estimate.values.isfinite().all()
-
-
-def test_large_weights_do_not_count_against_the_rows(monkeypatch):
-    pair, x = wide((4000,)), torch.zeros(5, 784)  # 12 MB of weights, 0.1 MB a row
-    monkeypatch.setattr(sampler, "MEMORY_BUDGET", 2**25)
-    with evaluating(pair, 0):
-        assert choose_sampler(pair, (x,), 10).rows > 100
-
-
-def test_what_all_rows_share_is_worth_more_rows():
-    pair, x = wide((16,)), torch.zeros(5, 784)
-    with evaluating(pair, 0):
-        alone = choose_sampler(pair, (x,), 10).rows
-        pair.p_z = VampPrior(pair.q_z_given_x, torch.rand(2000, 784))  # 13 MB, encoded once a block
-        assert alone < choose_sampler(pair, (x,), 10).rows <= sampler.ROW_BLOCK["cpu"]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 16, 17, 250, 256])
