@@ -30,6 +30,7 @@ from ppvae.evaluate.marginal import elbo, log_marginal
 from ppvae.evaluate.posterior import PosteriorChecks, check_posterior
 from ppvae.evaluate.report import Report, by_class, describe, first, sandwich, strict_json, table
 from ppvae.examples.experiment import Trained, restore
+from ppvae.examples.flags import check_used
 from ppvae.infer import keep_freed_memory
 from ppvae.storage import save_state, write_json
 
@@ -82,8 +83,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(args: Args) -> int:
     """Evaluates the runs one after another, and prints the tables or their JSON."""
-    if args.bidirectional and args.method != "annealed":
-        raise ValueError(f"--bidirectional goes with --method annealed, got --method {args.method}")
+    annealed = ("annealed",)
+    check_used(args, "method", num_temperatures=annealed, start=annealed, bidirectional=annealed)
     runs = _restored(args)
     figures: dict[str, Report] = {}
     estimates: dict[str, Estimate] = {}

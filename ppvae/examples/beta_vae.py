@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 from pyro.infer import ELBO
 
 from ppvae.distributions import ConditionalNormal, StandardNormal
 from ppvae.examples.experiment import Experiment, elbo_of_flag
+from ppvae.examples.flags import check_not_negative, check_used
 from ppvae.examples.images import ImageData
 from ppvae.examples.latents import active_units, write_unit_figures
 from ppvae.examples.nets import NetArgs, decoder, encoder
@@ -49,6 +50,14 @@ class Args(NetArgs):
     num_valid: int | None = 0
     """Training data held out for validation. With none the last weights are kept; with some those of the best ELBO,
     which is not what is trained for here."""
+
+    def resolved(self) -> Self:
+        """These arguments with every default that depends on another filled in."""
+        weight, target = ("beta",), ("capacity",)
+        check_used(self, "objective", beta=weight, beta_norm=weight, max_kl=("constrained",), free_bits=("free-bits",))
+        check_used(self, "objective", capacity=target, capacity_epochs=target, gamma=target)
+        check_not_negative("capacity", self.capacity)
+        return super().resolved()
 
 
 def build(args: Args, data: ImageData) -> VAE:

@@ -27,10 +27,11 @@ from ppvae.evaluate.marginal import log_marginal
 from ppvae.evaluate.report import Report
 from ppvae.examples.experiment import Experiment, InterruptedTraining, elbo_of_flag, fit_options
 from ppvae.examples.figures import write_completion_figures, write_label_figures
-from ppvae.examples.flags import ExperimentArgs, to_json
+from ppvae.examples.flags import ExperimentArgs, check_used, to_json
 from ppvae.examples.images import ImageData, likelihood, start_at_mean
 from ppvae.examples.quadrants import Baseline, BinarizeAndSplit, Completion, Quadrants, completions
 from ppvae.infer import Run, RunFolder, fit
+from ppvae.infer.importance import check_count
 from ppvae.models import CVAE
 from ppvae.nn import MLP, ConditionalMLP, ConditionalSequential, OneHot, Rescale, Reshape
 from ppvae.pair import Batch
@@ -65,6 +66,9 @@ class Args(ExperimentArgs):
 
     def resolved(self) -> Self:
         """These arguments with every default that depends on another filled in."""
+        check_used(self, "task", num_quadrants=("quadrants",))
+        if self.latent_dim is not None:
+            check_count("--latent-dim", self.latent_dim)
         args = super().resolved()
         prior: Prior = "standard" if args.task == "labels" else "conditional"
         hidden_dims = (200, 200) if args.dataset == "digits" else (500, 500)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+import math
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -80,14 +81,42 @@ class ExperimentArgs:
                 f"--binarize {kind} does not go with --likelihood {self.likelihood}: a Bernoulli likelihood is of "
                 "binary pixels, the others of intensities (continuous-bernoulli is the one for [0, 1])"
             )
-        if self.warmup_from < 0:
-            raise ValueError(f"--warmup-from must be at least 0, got {self.warmup_from:g}")
+        for name in ("warmup", "warmup_from", "lr", "adam_eps"):
+            check_not_negative(name, getattr(self, name))
         if self.warmup_from and not (self.warmup and self.warmup_shape == "linear"):
             raise ValueError("--warmup-from needs --warmup, and --warmup-shape linear")
         usual = 300 if self.dataset == "digits" else 50
         epochs = 1 if self.smoke else usual if self.epochs is None else self.epochs
         num_samples = 10 if self.smoke else self.num_samples
         return replace(self, binarize=kind, epochs=epochs, num_samples=num_samples)
+
+
+def check_used(args: Any, choice: str, **uses: tuple[str, ...]) -> None:
+    """Refuses flags that the choice made by another flag has no use for, in place of ignoring them.
+
+    Args:
+        args: a dataclass of flags, before defaults that depend on another are filled in.
+        choice: field of the flag that chooses.
+        uses: of each further field, the choices that it goes with.
+
+    Raises:
+        ValueError: where one of these has another value than its default, and the choice is none of its own.
+    """
+    chosen, defaults = getattr(args, choice), {field.name: field.default for field in fields(args)}
+    for name, choices in uses.items():
+        assert defaults[name] is not MISSING
+        if getattr(args, name) != defaults[name] and chosen not in choices:
+            raise ValueError(f"{_flag(name)} goes with {_flag(choice)} {' or '.join(choices)}, got {chosen}")
+
+
+def check_not_negative(name: str, value: float) -> None:
+    """Checks that the flag of the field `name` is a number >= 0."""
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{_flag(name)} must be finite and >= 0, got {value:g}")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def to_json(args: ExperimentArgs) -> dict[str, Any]:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 from torch import nn
 
 from ppvae.distributions import ConditionalMultivariateNormal, ConditionalNormal, FlowPosterior, StandardNormal
 from ppvae.examples.experiment import Experiment
 from ppvae.examples.figures import write_figures
+from ppvae.examples.flags import check_used
 from ppvae.examples.images import ImageData
 from ppvae.examples.nets import NetArgs, decoder, encoder
 from ppvae.models import VAE
@@ -34,7 +35,13 @@ class Args(NetArgs):
     num_flows: int = 2
     """Number of transforms of a flow."""
     flow_dims: tuple[int, ...] = (128,)
-    """Widths of the hidden layers of the nets in the transforms, each at least --latent-dim."""
+    """Widths of the hidden layers of the nets in the transforms; of iaf and spline each at least --latent-dim."""
+
+    def resolved(self) -> Self:
+        """These arguments with every default that depends on another filled in."""
+        flows = ("iaf", "planar", "householder", "spline")
+        check_used(self, "flow", num_flows=flows, flow_dims=flows)
+        return super().resolved()
 
 
 def build(args: Args, data: ImageData) -> VAE:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ppvae.distributions import ConditionalNormal
 from ppvae.examples.experiment import Experiment
 from ppvae.examples.figures import write_level_figures
+from ppvae.examples.flags import check_used
 from ppvae.examples.images import ImageData
 from ppvae.examples.levels import LevelArgs, Shape, model_pieces
 from ppvae.examples.nets import vamp_prior
@@ -44,6 +45,7 @@ class Args(LevelArgs):
     def resolved(self) -> Self:
         """These arguments with every default that depends on another filled in."""
         check_count("--num-components", self.num_components)
+        check_used(self, "prior", num_components=("vamp",))
         if self.guide == "bottom-up" and self.prior == "vamp":
             raise ValueError("--prior vamp needs --guide top-down: its q(zL|x) takes an image alone")
         return super().resolved()

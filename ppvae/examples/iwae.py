@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Self
 
 from pyro.infer import ELBO
 
 from ppvae.examples import hierarchical
 from ppvae.examples.experiment import Experiment
 from ppvae.examples.figures import write_level_figures
+from ppvae.examples.flags import check_used
 from ppvae.examples.images import ImageData
 from ppvae.examples.latents import active_units
 from ppvae.infer import CIWAE, IWAE, MIWAE, PIWAE
+from ppvae.infer.importance import check_count
 from ppvae.models.levels import Levels
 
 
@@ -46,13 +48,20 @@ class Args(hierarchical.Args):
     latent_dims: tuple[int, ...] = (50,)
     """Dimensions of z1, z2, ..., as many as there are to be levels."""
 
+    def resolved(self) -> Self:
+        """These arguments with every default that depends on another filled in."""
+        check_count("--num-particles", self.num_particles)
+        check_count("--num-groups", self.num_groups)
+        check_used(self, "objective", num_groups=("miwae", "piwae"), beta=("ciwae",))
+        if self.warmup:
+            raise ValueError(
+                f"--warmup must be 0: an importance-weighted bound has no KL term to weight, got {self.warmup}"
+            )
+        return super().resolved()
+
 
 def build(args: Args, data: ImageData) -> Levels:
     """The pair that the flags describe."""
-    if args.warmup:
-        raise ValueError(
-            f"--warmup must be 0: an importance-weighted bound has no KL term to weight, got {args.warmup}"
-        )
     return hierarchical.build(replace(args, beta=1.0), data)
 
 

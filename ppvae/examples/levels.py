@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from torch import nn
 
@@ -39,6 +39,12 @@ class LevelArgs(ExperimentArgs):
     """Weight of the KL terms while training."""
     warmup: float = 20.0
     """Epochs over which the weight of the KL terms rises linearly from 0 to its value."""
+
+    def resolved(self) -> Self:
+        """These arguments with every default that depends on another filled in."""
+        for k in self.latent_dims:
+            check_count("--latent-dims", k)
+        return super().resolved()
 
     def widths(self) -> tuple[int, ...]:
         """The width of the hidden layers at each level.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from torch import nn
 from ppvae.distributions import VampPrior
 from ppvae.examples.flags import ExperimentArgs
 from ppvae.examples.images import ImageData, likelihood, start_at_mean
+from ppvae.infer.importance import check_count
 from ppvae.nn import MLP, ConvDecoder, ConvEncoder, Rescale
 
 
@@ -32,6 +33,11 @@ class NetArgs(ExperimentArgs):
     """Normalisation before each activation."""
     dropout: float = 0.0
     """Probability with which a hidden unit is dropped while training."""
+
+    def resolved(self) -> Self:
+        """These arguments with every default that depends on another filled in."""
+        check_count("--latent-dim", self.latent_dim)
+        return super().resolved()
 
     def widths(self) -> tuple[int, ...]:
         """The hidden layers of the encoder."""

@@ -23,9 +23,10 @@ from ppvae.evaluate.labels import Reliability, error_rate, label_posterior, reli
 from ppvae.evaluate.report import Report
 from ppvae.examples.experiment import Experiment, InterruptedTraining, fit_options, image_batches
 from ppvae.examples.figures import write_figures, write_label_figures
-from ppvae.examples.flags import ExperimentArgs, to_json
+from ppvae.examples.flags import ExperimentArgs, check_not_negative, check_used, to_json
 from ppvae.examples.images import ImageData, likelihood, start_at_mean
 from ppvae.infer import Run, RunFolder, fit
+from ppvae.infer.importance import check_count
 from ppvae.models import SSVAE, VAE, StackedSSVAE
 from ppvae.models.queries import code_of
 from ppvae.nn import MLP, ConditionalMLP, ConditionalSequential, ConvEncoder, OneHot, Rescale
@@ -77,20 +78,35 @@ class Args(ExperimentArgs):
 
     def resolved(self) -> Self:
         """These arguments with every default that depends on another filled in."""
+        self._check()
         epochs = 150 if self.epochs is None and self.dataset == "digits" else self.epochs
         args = replace(super().resolved(), epochs=1 if self.smoke else epochs or 50)
-        check_whole("--num-labels", args.num_labels, at_least=0)
         hidden_dims = args.hidden_dims or ((300,) if args.variant == "m2" else (100,))
         m1_epochs = args.m1_epochs or (100 if args.dataset == "digits" else 15)
-        if args.classifier == "conv" and args.variant != "m2":
-            raise ValueError(f"--classifier conv does not go with --variant {args.variant}: only m2 classifies images")
         classifier_dims = args.classifier_dims or ((300, 300) if args.classifier == "mlp" else (32, 64))
         args = replace(args, hidden_dims=hidden_dims, m1_epochs=m1_epochs, classifier_dims=classifier_dims)
         return replace(args, m1_epochs=1, supervised_epochs=1) if args.smoke else args
 
+    def _check(self) -> None:
+        m1, m2, both = ("m1", "m1m2"), ("m2", "m1m2"), ("m1m2",)
+        check_used(self, "variant", code_dim=m1, m1_dims=m1, m1_epochs=both, freeze_m1=both)
+        check_used(self, "variant", latent_dim=m2, hidden_dims=m2, alpha=m2, labelled_batch_size=m2, dropout=m2)
+        check_used(self, "variant", classifier=("m2",), classifier_dims=m2, supervised_epochs=m2)
+        check_whole("--num-labels", self.num_labels, at_least=0)
+        check_whole("--supervised-epochs", self.supervised_epochs, at_least=0)
+        for name in ("latent_dim", "code_dim", "labelled_batch_size", "m1_epochs"):
+            if (value := getattr(self, name)) is not None:
+                check_count(f"--{name.replace('_', '-')}", value)
+        check_not_negative("alpha", self.alpha)
+
 
 def build(args: Args, data: ImageData) -> VAE | SSVAE | StackedSSVAE:
     """The pair that the flags describe."""
+    num, n, c = args.num_labels, len(data.train[0]), data.num_classes
+    if 0 < num < c or (num > n and not args.smoke):
+        raise ValueError(
+            f"--num-labels must be 0, or from {c}, one of each class, to {n}, all that there are; got {num}"
+        )
     if args.variant == "m1":
         return _m1(args, data)
     if args.variant == "m1m2":

@@ -16,6 +16,7 @@ from torch import nn
 from ppvae.distributions import ConditionalNormal, FlowPrior, MixturePrior, StandardNormal
 from ppvae.examples.experiment import Experiment
 from ppvae.examples.figures import write_figures
+from ppvae.examples.flags import check_used
 from ppvae.examples.images import ImageData
 from ppvae.examples.nets import NetArgs, decoder, encoder, vamp_prior
 from ppvae.infer.importance import check_count
@@ -47,6 +48,7 @@ class Args(NetArgs):
 
     def resolved(self) -> Self:
         """These arguments with every default that depends on another filled in."""
+        check_used(self, "prior", num_components=("vamp", "mixture"), pseudo_inputs=("vamp",))
         epochs, usual = (150, 100) if self.dataset == "digits" else (50, 500)
         num = usual if self.num_components is None else self.num_components
         check_count("--num-components", num)

@@ -122,4 +122,8 @@ class Layers:
         ]
 
     def _activation(self) -> nn.Module:
-        return nn.GLU() if self.gates and self.activation == GATED else activation(self.activation)
+        if not self.gates:
+            return activation(self.activation)
+        if self.activation not in (GATED, *_ACTIVATIONS):
+            raise ValueError(f"activation must be {GATED} or one of {', '.join(_ACTIVATIONS)}; got {self.activation!r}")
+        return nn.GLU() if self.activation == GATED else activation(self.activation)

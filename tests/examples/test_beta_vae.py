@@ -70,6 +70,8 @@ def test_active_units_are_counted():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--objective", "capacity", "--beta", "4"], "--beta goes with --objective beta, got capacity"),
+        (["--objective", "capacity", "--capacity", "-1"], "--capacity must be finite and >= 0, got -1"),
         (["--beta", "-1"], "beta must be a number >= 0, got -1.0"),
         (["--beta-norm", "-1"], "beta_norm must be finite and >= 0, got -1.0"),
         (["--objective", "capacity", "--gamma", "-1"], "gamma must be finite and >= 0, got -1.0"),

@@ -139,8 +139,9 @@ def test_every_likelihood_runs(task, likelihood, tmp_path):
 @pytest.mark.parametrize("conditioning", ["concat", "film", "batch_norm", "attention"])
 @pytest.mark.parametrize(("task", "likelihood"), [("labels", "bernoulli"), ("quadrants", "categorical")])
 def test_every_conditioning_and_prior_fits_together(task, likelihood, conditioning, prior):
-    flags = {"task": task, "num_quadrants": 3, "likelihood": likelihood, "conditioning": conditioning, "prior": prior}
-    args, data = args_and_data(**flags, hidden_dims=(8,), latent_dim=3)
+    given = {"num_quadrants": 3} if task == "quadrants" else {}
+    flags = {"task": task, "likelihood": likelihood, "conditioning": conditioning, "prior": prior}
+    args, data = args_and_data(**flags, **given, hidden_dims=(8,), latent_dim=3)
     pair = build(args, data)
     x, y = (t[:10] for t in arguments(args, *data.test))
     estimate = ppvae.log_marginal(pair, x, y, num_samples=4)
@@ -174,7 +175,8 @@ def test_defaults_follow_the_task():
     [
         (["--task", "quadrants", "--likelihood", "bernoulli", "--binarize", "none"], "--binarize none does not go"),
         (["--conditioning", "film", "--hidden-dims"], "hidden_dims must not be empty"),
-        (["--task", "quadrants", "--latent-dim", "0"], "must be a positive int"),
+        (["--task", "quadrants", "--latent-dim", "0"], "--latent-dim must be a whole number >= 1, got 0"),
+        (["--num-quadrants", "2"], "--num-quadrants goes with --task quadrants, got labels"),
         (["--dropout", "1"], "dropout"),
         (["--activation", "nope"], "nope"),
         (["--beta", "-1"], "beta"),

@@ -30,7 +30,8 @@ def test_warmup_from_above():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"warmup": 5, "warmup_from": -1}, "--warmup-from must be at least 0, got -1"),
+        ({"warmup": 5, "warmup_from": -1}, "--warmup-from must be finite and >= 0, got -1"),
+        ({"warmup": -3}, "--warmup must be finite and >= 0, got -3"),
         ({"warmup_from": 4}, "--warmup-from needs --warmup"),
         ({"warmup": 5, "warmup_from": 4, "warmup_shape": "sigmoid"}, "--warmup-shape linear"),
     ],

@@ -64,7 +64,7 @@ def test_iwae_takes_the_flags_of_the_top_down_guide(tmp_path):
     ("flags", "message"),
     [
         (["--latent-dims"], "--latent-dims must hold at least one"),
-        (["--latent-dims", "3", "0"], "positive int"),
+        (["--latent-dims", "3", "0"], "--latent-dims must be a whole number >= 1, got 0"),
         (["--hidden-dims", "8"], "--hidden-dims must hold a width for each of 2 levels, got 1"),
         (["--num-hidden", "0"], "--num-hidden must be a whole number >= 1, got 0"),
         (["--activation", "nope"], "nope"),

@@ -84,8 +84,9 @@ def test_nets_are_those_of_the_paper():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--num-particles", "0"], "num_samples must be a whole number >= 1, got 0"),
-        (["--objective", "miwae", "--num-groups", "0"], "num_groups must be a whole number >= 1, got 0"),
+        (["--num-particles", "0"], "--num-particles must be a whole number >= 1, got 0"),
+        (["--objective", "miwae", "--num-groups", "0"], "--num-groups must be a whole number >= 1, got 0"),
+        (["--num-groups", "2"], "--num-groups goes with --objective miwae or piwae, got iwae"),
         (["--objective", "ciwae", "--beta", "2"], "beta must be a number between 0 (the ELBO) and 1 (IWAE), got 2.0"),
         (["--warmup", "5"], "--warmup must be 0"),
     ],

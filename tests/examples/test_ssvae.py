@@ -17,7 +17,7 @@ from ppvae.models import SSVAE, VAE, StackedSSVAE
 
 FIGURES = {"samples", "style_transfer", "latent", "training", "reliability"}
 SMALL = [
-    *["--hidden-dims", "40", "--classifier-dims", "40", "--m1-dims", "60", "--supervised-epochs", "5"],
+    *["--hidden-dims", "40", "--classifier-dims", "40", "--supervised-epochs", "5"],
     *["--num-samples", "10", "--num-eval", "50"],
 ]
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ def run(request, tmp_path_factory):
 
 
 def of_variant(variant):
-    stacked = ["--freeze-m1", "--m1-epochs", "4"] if variant == "m1m2" else []
+    stacked = ["--freeze-m1", "--m1-epochs", "4", "--m1-dims", "60"] if variant == "m1m2" else []
     return ["--variant", variant, "--epochs", "4", "--lr", "1e-2", *stacked, *SMALL]
 
 
@@ -192,7 +192,8 @@ def test_minibatches_hold_every_image_once():
 
 def test_m1_is_a_vae_with_a_support_vector_machine_on_its_codes(tmp_path, capsys):
     out = tmp_path / "m1"
-    assert main(["--variant", "m1", "--epochs", "40", *SMALL, "--out", str(out)]) == 0
+    flags = ["--variant", "m1", "--epochs", "40", "--m1-dims", "60", "--num-samples", "10", "--num-eval", "50"]
+    assert main([*flags, "--out", str(out)]) == 0
     measured = json.loads((out / "metrics.json").read_text())["measured"]
     assert measured["test error in %, SVM on the codes"]["mean"] < 50
     assert not {"m1", "supervised"} & {path.name for path in out.iterdir()}
@@ -221,13 +222,16 @@ def test_build_follows_the_flags():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--num-labels", "7", "--alpha", "-1"], "alpha must be a number >= 0"),
+        (["--num-labels", "7", "--alpha", "-1"], "--alpha must be finite and >= 0, got -1"),
         (["--num-labels", "-1"], "--num-labels must be at least 0, got -1"),
-        (["--latent-dim", "0"], "must be a positive int"),
-        (["--labelled-batch-size", "0"], "batch_size"),
+        (["--num-labels", "9"], "--num-labels must be 0, or from 10, one of each class, to 256"),
+        (["--latent-dim", "0"], "--latent-dim must be a whole number >= 1, got 0"),
+        (["--labelled-batch-size", "0"], "--labelled-batch-size must be a whole number >= 1, got 0"),
+        (["--supervised-epochs", "-1"], "--supervised-epochs must be at least 0, got -1"),
+        (["--m1-epochs", "2"], "--m1-epochs goes with --variant m1m2, got m2"),
         (["--dropout", "1"], "dropout"),
         (["--variant", "m1m2", "--m1-dims", "0"], "hidden_dims"),
-        (["--variant", "m1m2", "--classifier", "conv"], "--classifier conv does not go with --variant m1m2"),
+        (["--variant", "m1m2", "--classifier", "conv"], "--classifier goes with --variant m2, got m1m2"),
         (["--resume"], "--resume needs --out"),
         (["--likelihood", "gaussian", "--binarize", "static"], "--binarize static does not go with"),
     ],
@@ -237,6 +241,11 @@ def test_wrong_flags_exit_with_2_and_say_why(flags, message, tmp_path, monkeypat
     assert main(["--smoke", *flags]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_more_labels_than_images_are_refused(tmp_path, capsys):
+    assert main(["--num-labels", "9999", "--out", str(tmp_path / "run")]) == 2
+    assert "to 1297, all that there are; got 9999" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flags", [["--variant", "m3"], ["--loss", "mean-field"], ["--num-labels", "few"]])

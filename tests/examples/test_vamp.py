@@ -8,7 +8,8 @@ from ppvae.evaluate.__main__ import main as evaluate
 from ppvae.examples.images import load_images
 from ppvae.examples.vamp import Args, build, main
 
-SMALL = ["--smoke", "--latent-dim", "3", "--hidden-dims", "8", "--num-components", "5"]
+SMALL = ["--smoke", "--latent-dim", "3", "--hidden-dims", "8"]
+FEW = ["--num-components", "5"]
 FIGURES = {"reconstructions", "samples", "latent", "interpolation", "training", "traversal"}
 PRIORS = {"vamp": VampPrior, "standard": StandardNormal, "mixture": MixturePrior, "flow": FlowPrior}
 
@@ -21,11 +22,11 @@ def data():
 @pytest.mark.parametrize(
     "flags",
     [
-        [],
-        ["--prior", "mixture"],
+        FEW,
+        [*FEW, "--prior", "mixture"],
         ["--prior", "flow"],
-        ["--encoder", "conv", "--activation", "relu", "--pseudo-inputs", "random"],
-        ["--likelihood", "categorical"],
+        [*FEW, "--encoder", "conv", "--activation", "relu", "--pseudo-inputs", "random"],
+        [*FEW, "--likelihood", "categorical"],
     ],
     ids=" ".join,
 )
@@ -76,6 +77,7 @@ def test_random_pseudo_inputs_have_the_scale_of_the_data(likelihood, highest):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--prior", "flow", "--num-components", "9"], "--num-components goes with --prior vamp or mixture, got flow"),
         (["--num-components", "2000"], "--num-components 2000 is more than the 1297 training images"),
         (["--num-components", "0"], "--num-components must be a whole number >= 1, got 0"),
         (["--encoder", "conv"], "got 'gated'"),
