@@ -24,6 +24,7 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
+from pyro.infer.util import is_validation_enabled
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
@@ -281,7 +282,7 @@ def _outside(model_trace: Trace, guide_trace: Trace) -> Any:
 
 
 def _scale(sampler: Sampler, s: int, model_trace: Trace, guide_trace: Trace) -> Any:
-    """The scale of the whole bound."""
+    """The scale of the whole bound, a number or that of each datum, (n,)."""
     sites = {
         f"site {name!r} of the {where}": site
         for where, trace in (("model", model_trace), ("guide", guide_trace))
@@ -295,4 +296,15 @@ def _scale(sampler: Sampler, s: int, model_trace: Trace, guide_trace: Trace) -> 
                     f"{name} lies in a subsampled plate, and the pair's code does not broadcast over an outer plate of "
                     "draws, which only together cannot be trained: see ppvae.infer.sampler"
                 )
-    return common_scale(sites, consequence="an importance-weighted bound has no part that could be weighted alone")
+    scale = common_scale(sites, consequence="an importance-weighted bound has no part that could be weighted alone")
+    if not isinstance(scale, Tensor) or scale.numel() == 1:
+        return scale
+    if sampler.plate_dim is None:
+        scale = scale.unflatten(-1, (s, -1)).movedim(-2, 0)
+    rows = scale.reshape(-1, scale.shape[-1])  # of draws and inner plates
+    if is_validation_enabled() and not bool((rows == rows[0]).all()):
+        raise ValueError(
+            f"a scale of shape {tuple(scale.shape)} differs among the draws of a datum, or among its inner plates: a "
+            "datum has one importance-weighted bound, which can have only one"
+        )
+    return rows[0]
