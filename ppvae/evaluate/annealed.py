@@ -216,7 +216,7 @@ def _bar(n: int, annealing: Annealing, num_runs: int, progress: bool) -> Any:
     return tqdm(total=total, unit="step", unit_scale=True, desc="annealing", leave=False, disable=not progress)
 
 
-def _estimate(runs: list[Chains], annealing: Annealing, num_dims: int) -> AnnealedLogMarginal:
+def _estimate(runs: list[Chains], annealing: Annealing, num_dims: float) -> AnnealedLogMarginal:
     """The logarithm of the mean weight of each datum, with its error."""
     log_weight = torch.cat([chains.log_weight for chains in runs], 1).cpu()
     s = len(log_weight)

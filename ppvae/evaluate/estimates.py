@@ -34,6 +34,19 @@ class Elbo:
         """The mean over the data, nats per datum."""
         return float(self.values.mean())
 
+    def mean_std_error(self) -> float:
+        """Standard error of the mean: the spread over the data, which includes that of the draws."""
+        return standard_error(self.values)
+
+    def summary(self) -> str:
+        """One sentence for a person: the mean, its error, and the terms it is made of."""
+        kl = "".join(f" − KL {site} {float(value.mean()):.3f}" for site, value in self.kl.items())
+        return (
+            f"ELBO = {self.mean():.3f} ± {self.mean_std_error():.3f} nats, mean ± standard error over "
+            f"{len(self.values)} data; reconstruction {float(self.reconstruction.mean()):.3f}{kl}; "
+            f"{self.num_samples} draws per datum"
+        )
+
 
 @dataclass(frozen=True)
 class Estimate(ABC):
@@ -44,13 +57,14 @@ class Estimate(ABC):
         std_error: standard error of `values` by the delta method, (n,), nats; NaN for a single draw.
         ess: effective sample size (Σw)² / Σw² of the draws, (n,). Where every weight is zero, `values` is −inf, and
             `std_error` and `ess` are NaN.
-        num_dims: elements of one datum that the model scores, for bits per dimension.
+        num_dims: elements of one datum that the model scores, for bits per dimension; their mean over the data where
+            masks leave some out.
     """
 
     values: Tensor
     std_error: Tensor
     ess: Tensor
-    num_dims: int
+    num_dims: float
 
     def mean(self) -> float:
         """The mean over the data, nats per datum."""

@@ -12,8 +12,8 @@ from pyro.distributions import Unit
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from ppvae.infer.conditioned import Conditioned, counted
-from ppvae.infer.drawer import take
+from ppvae.infer.conditioned import Conditioned, counted, is_masked
+from ppvae.infer.drawer import blocks, take
 from ppvae.infer.importance import evaluating, validation
 from ppvae.infer.sampler import PROBE_DATA, Latent
 from ppvae.pair import Batch, check_batch, device_of, is_objective_only, sample_sites
@@ -22,6 +22,9 @@ from ppvae.params import LocalParams
 Plates = dict[int, str]
 """Names of the plates inside the data plate, by their dim, from the left."""
 
+MASKED_DATA = 256
+"""The most data that are run at once to count what their masks leave out."""
+
 
 def once(c: Conditioned) -> Trace:
     """The model's trace on the data as they are, at one draw from the guide."""
@@ -29,25 +32,33 @@ def once(c: Conditioned) -> Trace:
     return replace(c.sampler, plate_dim=None).model(c.data, 1, latents, {})
 
 
-def num_observed(pair: nn.Module, data: Batch, given: Sequence[str], params: LocalParams | None = None) -> int:
+def num_observed(pair: nn.Module, data: Batch, given: Sequence[str], params: LocalParams | None = None) -> float:
     """Elements of a datum that the model scores: of its observed sites, without those that are conditioned on.
 
-    Of the first argument where it has none, but scores the data by `pyro.factor`.
+    Where a mask leaves some out, the mean over the data of those that count. Of the first argument where the model
+    observes nothing, but scores the data by `pyro.factor`.
     """
-    device = device_of(pair, data)
-    probe = take(data, slice(0, PROBE_DATA), device)
+    device, n = device_of(pair, data), check_batch(data)
     with evaluating(pair, 0, device=device, params=params), validation(False):
-        guide = poutine.trace(pair.guide).get_trace(*probe)
-        model = poutine.trace(poutine.replay(pair.model, trace=guide)).get_trace(*probe)
-    scored = [
-        site["fn"].shape().numel()
-        for name, site in sample_sites(model)
-        if site["is_observed"]
-        and name not in given
-        and not isinstance(site["fn"], Unit)
-        and not is_objective_only(site)
-    ]
-    return sum(scored) // check_batch(probe) or next(t for t in probe if t is not None)[0].numel()
+        probe = take(data, slice(0, PROBE_DATA), device)
+        sites = _scored_sites(pair, probe, given)
+        if not any(is_masked(site) for site in sites):
+            elements = sum(site["fn"].shape().numel() for site in sites) // check_batch(probe)
+            return elements or next(t for t in probe if t is not None)[0].numel()
+        total = sum(
+            int(counted(site).sum())
+            for first, last in blocks(n, MASKED_DATA)
+            for site in _scored_sites(pair, take(data, slice(first, last), device), given)
+        )
+    return total / n
+
+
+def _scored_sites(pair: nn.Module, data: Batch, given: Sequence[str]) -> list[Any]:
+    """The observed sites of the model whose density is part of log p(x)."""
+    guide = poutine.trace(pair.guide).get_trace(*data)
+    model = poutine.trace(poutine.replay(pair.model, trace=guide)).get_trace(*data)
+    scored = [site for name, site in sample_sites(model) if site["is_observed"] and name not in given]
+    return [site for site in scored if not isinstance(site["fn"], Unit) and not is_objective_only(site)]
 
 
 def inner_plates(c: Conditioned) -> dict[str, Plates]:

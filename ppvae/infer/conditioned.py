@@ -213,19 +213,26 @@ def check_predictable(c: Conditioned) -> None:
 
 def counted(site: Any) -> Tensor:
     """Which elements of a site count in its density: true or false, of the shape of its value."""
+    counts = torch.ones(site["fn"].shape(), dtype=torch.bool, device=site["value"].device)
+    for mask, event_dim in _masks(site):
+        counts = counts & (mask.bool().reshape(mask.shape + (1,) * event_dim) if isinstance(mask, Tensor) else mask)
+    return counts
+
+
+def is_masked(site: Any) -> bool:
+    """Whether a mask may leave elements of a site out."""
+    return any(mask is not True for mask, _ in _masks(site))
+
+
+def _masks(site: Any) -> list[tuple[Tensor | bool, int]]:
+    """The masks around a site and in its distribution, each with the number of event dims that it covers whole."""
     fn = site["fn"]
     masks = [(site["mask"], fn.event_dim)]
     while isinstance(fn, Independent | ExpandedDistribution | MaskedDistribution):
         if isinstance(fn, MaskedDistribution):
             masks.append((fn._mask, fn.event_dim))
         fn = fn.base_dist
-    counts = torch.ones(site["fn"].shape(), dtype=torch.bool, device=site["value"].device)
-    for mask, event_dim in masks:
-        if isinstance(mask, Tensor):
-            counts = counts & mask.bool().reshape(mask.shape + (1,) * event_dim)
-        elif mask is not None:
-            counts = counts & mask
-    return counts
+    return [(mask, event_dim) for mask, event_dim in masks if mask is not None]
 
 
 def _one_by_one(c: Conditioned) -> Conditioned:

@@ -398,6 +398,40 @@ def test_bits_per_dimension_count_what_is_observed():
         assert ppvae.log_marginal(pair, *data, **options, given=["y"]).num_dims == 4
 
 
+@pytest.mark.parametrize("where", ["poutine", "distribution"])
+def test_bits_per_dimension_leave_out_what_is_masked(where):
+    """Of series of other lengths, in an inner plate or in the event, the more of them the later."""
+
+    def model(x, length):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            if where == "poutine":
+                with pyro.plate("time", 4, dim=-2), poutine.mask(mask=torch.arange(4)[:, None] < length):
+                    pyro.sample("x", dist.Normal(z, 1.0), obs=x.T)
+            else:
+                seen = torch.arange(4) < length[:, None]
+                pyro.sample("x", dist.Normal(z[..., None], 1.0).expand((*z.shape, 4)).mask(seen).to_event(1), obs=x)
+
+    def guide(x, length):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    length = torch.cat([torch.full((200,), 4), torch.full((300,), 1)])
+    estimate = ppvae.log_marginal(ppvae.Pair(model, guide), torch.zeros(500, 4), length, num_samples=3)
+    assert estimate.num_dims == (200 * 4 + 300) / 500
+    assert estimate.bits_per_dim() == pytest.approx(-estimate.mean() / (2.2 * math.log(2)))
+
+
+def test_the_elbo_in_words():
+    terms = ppvae.elbo(PPCA(6, 2), torch.randn(5, 6), num_samples=3)
+    mean, reconstruction, kl = (float(v.mean()) for v in (terms.values, terms.reconstruction, terms.kl["z"]))
+    assert terms.summary() == (
+        f"ELBO = {mean:.3f} ± {terms.mean_std_error():.3f} nats, mean ± standard error over 5 data; "
+        f"reconstruction {reconstruction:.3f} − KL z {kl:.3f}; 3 draws per datum"
+    )
+    assert terms.mean_std_error() == pytest.approx(float(terms.values.std() / math.sqrt(5)))
+
+
 def test_the_kl_of_an_autoguide_is_that_of_the_latent():
     reference = REFERENCES["autoguide"]()
     x, _ = reference.data
