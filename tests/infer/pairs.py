@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -15,6 +16,7 @@ from ppvae.models import VAE
 from ppvae.nn import MLP
 
 D, K = 6, 2
+ADAM = partial(torch.optim.Adam, lr=0.01)
 
 
 def binary(n=50, d=D, seed=0):
@@ -135,3 +137,8 @@ def same(a, b):
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(same(v, w) for v, w in zip(a, b, strict=True))
     return a == b
+
+
+def twenty_steps(svi, *args):
+    pyro.set_rng_seed(3)
+    return [svi.step(*args) for _ in range(20)]
