@@ -6,14 +6,16 @@ plate is the data plate: its size is the batch size, its dim is -1, its name is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from pyro.distributions import Unit
+from pyro.distributions import ExpandedDistribution, MaskedDistribution, Unit
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
+from torch.distributions import Independent
 
 Batch = tuple[Any, ...]
 """Arguments of `model` and `guide`: tensors whose leading dim is the batch, or None."""
@@ -21,6 +23,10 @@ Batch = tuple[Any, ...]
 
 class Pair(nn.Module):
     """Two Pyro functions as one pair: a tutorial's model and guide, or a model and an autoguide.
+
+    An autoguide of latents in the data plate has parameters for certain data. It trains on all of them at once; what
+    scores any number of data (`log_marginal` and the other evaluators) takes it only where it is told which these are:
+    `plate(name, N, subsample=index)` with the index among the arguments, and the same plate as its `create_plates`.
 
     Args:
         model: the generative model, a function, a bound method or a module.
@@ -134,6 +140,46 @@ def sample_sites(trace: Trace) -> list[tuple[str, Any]]:
     ]
 
 
+def counted(site: Any) -> Tensor:
+    """Which elements of a site count in its density: true or false, of the shape of its value."""
+    counts = torch.ones(site["fn"].shape(), dtype=torch.bool, device=site["value"].device)
+    for mask, event_dim in _masks(site):
+        counts = counts & (mask.bool().reshape(mask.shape + (1,) * event_dim) if isinstance(mask, Tensor) else mask)
+    return counts
+
+
+def is_masked(site: Any) -> bool:
+    """Whether a mask may leave elements of a site out."""
+    return any(mask is not True for mask, _ in _masks(site))
+
+
+def _masks(site: Any) -> list[tuple[Tensor | bool, int]]:
+    """The masks around a site and in its distribution, each with the number of event dims that it covers whole."""
+    fn = site["fn"]
+    masks = [(site["mask"], fn.event_dim)]
+    while isinstance(fn, Independent | ExpandedDistribution | MaskedDistribution):
+        if isinstance(fn, MaskedDistribution):
+            masks.append((fn._mask, fn.event_dim))
+        fn = fn.base_dist
+    return [(mask, event_dim) for mask, event_dim in masks if mask is not None]
+
+
+def unequal_masks(model_trace: Trace, guide_trace: Trace) -> list[str]:
+    """The latents of which a mask leaves other elements out in the model than in the guide.
+
+    Where log p(z) of an element is left out and log q(z|x) is not, the weights p(x, z) / q(z|x) estimate nothing.
+    """
+    in_model = dict(sample_sites(model_trace))
+    shared = [(in_model[name], site) for name, site in sample_sites(guide_trace) if name in in_model]
+    return [
+        site["name"]
+        for of_model, site in shared
+        if not of_model["is_observed"]
+        and (is_masked(of_model) or is_masked(site))
+        and bool((counted(of_model) != counted(site)).any())
+    ]
+
+
 def is_objective_only(site: Any) -> bool:
     """Whether an observed site of a model is a term of the training objective and no part of p(x, z).
 
@@ -162,7 +208,10 @@ def check_sites(model_trace: Trace, guide_trace: Trace) -> None:
     latents = [name for name, site in model_sites.items() if not site["is_observed"]]
     for name in latents:
         if name not in guide_sites and not model_sites[name]["infer"].get("enumerate"):
-            raise ValueError(f"the guide misses the latent site {name!r}: it samples {list(guide_sites)}")
+            raise ValueError(
+                f"the guide misses the latent site {name!r}: it samples {list(guide_sites)} (or should the model have "
+                f"obs= at {name!r}?)"
+            )
     for name, site in guide_sites.items():
         if not site["is_observed"] and not site["infer"].get("is_auxiliary") and name not in latents:
             raise ValueError(f"the guide samples {name!r}, which is no latent of the model: it has {latents}")
@@ -191,6 +240,29 @@ def check_data_plate(trace: Trace, n: int, *, where: str) -> None:
             f"site {name!r} of the {where} lies in {plates}. A pair must take any number of data; a guide with "
             "parameters for each datum (an autoguide) does not"
         )
+
+
+@contextmanager
+def failing_on(
+    batch: Batch, pair: nn.Module, what: str, errors: tuple[type[Exception], ...] = (RuntimeError, TypeError)
+) -> Iterator[None]:
+    """Says of the pair's own errors on which data they came.
+
+    Args:
+        batch: what the pair is run on inside.
+        pair: a model/guide pair.
+        what: what the data are called, for the message.
+        errors: of what kinds.
+    """
+    try:
+        yield
+    except NotImplementedError:  # what a distribution cannot do, whatever the data
+        raise
+    except errors as error:
+        kinds = ", ".join(f"{t.dtype} {tuple(t.shape)}" for t in batch if isinstance(t, Tensor))
+        dtypes = ", ".join(sorted({str(p.dtype) for p in pair.parameters()})) or "none"
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"the pair fails on {what} ({kinds}; its parameters are {dtypes}): {error}") from error
 
 
 def device_of(pair: nn.Module, data: Batch = ()) -> torch.device:

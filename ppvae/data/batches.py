@@ -21,7 +21,8 @@ class Batches:
     without shuffling the minibatches are views of them.
 
     Args:
-        *tensors: the data, each of shape (n, ...), any real dtype, all finite.
+        *tensors: the data, each of shape (n, ...), any real dtype, all finite; or None for an argument that a pair can
+            do without, which every minibatch then has in its place.
         batch_size: rows per minibatch, at least 1.
         shuffle: whether to draw a new order in every epoch.
         drop_last: whether to leave out the last minibatch where it would be short.
@@ -50,7 +51,7 @@ class Batches:
 
     def __init__(
         self,
-        *tensors: Tensor,
+        *tensors: Tensor | None,
         batch_size: int,
         shuffle: bool = True,
         drop_last: bool = False,
@@ -58,18 +59,16 @@ class Batches:
         device: torch.device | str | None = None,
         seed: int = 0,
     ) -> None:
-        _check_tensors(tensors)
+        first = _check_tensors(tensors)
         check_whole("batch_size", batch_size, at_least=1)
         check_whole("seed", seed, at_least=0)
-        if drop_last and batch_size > len(tensors[0]):
-            raise ValueError(
-                f"batch_size={batch_size} with drop_last=True leaves no minibatch of {len(tensors[0])} rows"
-            )
+        if drop_last and batch_size > len(first):
+            raise ValueError(f"batch_size={batch_size} with drop_last=True leaves no minibatch of {len(first)} rows")
         if transform is not None:
             _check_transform(transform, tensors)
-        self.device = _usable(tensors[0].device if device is None else device)
-        self.tensors = tuple(tensor.to(self.device) for tensor in tensors)
-        self.num_data = len(tensors[0])
+        self.device = _usable(first.device if device is None else device)
+        self.tensors = tuple(None if tensor is None else tensor.to(self.device) for tensor in tensors)
+        self.num_data = len(first)
         self.batch_size = int(batch_size)
         self.shuffle = shuffle
         self.drop_last = drop_last
@@ -81,11 +80,11 @@ class Batches:
         whole, rest = divmod(self.num_data, self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+    def __iter__(self) -> Iterator[tuple[Tensor | None, ...]]:
         index, self._next_epoch = self._next_epoch, self._next_epoch + 1
         return self.epoch(index)
 
-    def epoch(self, index: int) -> Iterator[tuple[Tensor, ...]]:
+    def epoch(self, index: int) -> Iterator[tuple[Tensor | None, ...]]:
         """Return the minibatches of one epoch, the same at every call.
 
         Args:
@@ -128,25 +127,26 @@ class Batches:
         """
         moved = copy.copy(self)
         moved.device = _usable(device)
-        moved.tensors = tuple(tensor.to(moved.device) for tensor in self.tensors)
+        moved.tensors = tuple(None if tensor is None else tensor.to(moved.device) for tensor in self.tensors)
         return moved
 
-    def _rows(self, generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
+    def _rows(self, generator: torch.Generator) -> Iterator[tuple[Tensor | None, ...]]:
         """Yield the minibatches before the transform."""
         stop = len(self) * self.batch_size
         if self.shuffle:
             order = torch.randperm(self.num_data, generator=generator, device=self.device)
             for rows in order[:stop].split(self.batch_size):
                 # Three times quicker on a CPU than tensor[rows].
-                yield tuple(tensor.index_select(0, rows) for tensor in self.tensors)
+                yield tuple(None if tensor is None else tensor.index_select(0, rows) for tensor in self.tensors)
         else:
             for start in range(0, stop, self.batch_size):
-                yield tuple(tensor[start : start + self.batch_size] for tensor in self.tensors)
+                rows = slice(start, start + self.batch_size)
+                yield tuple(None if tensor is None else tensor[rows] for tensor in self.tensors)
 
 
 def _transformed(
-    transform: Transform, generator: torch.Generator, batches: Iterator[tuple[Tensor, ...]]
-) -> Iterator[tuple[Tensor, ...]]:
+    transform: Transform, generator: torch.Generator, batches: Iterator[tuple[Tensor | None, ...]]
+) -> Iterator[tuple[Tensor | None, ...]]:
     """Yield the minibatches after the transform."""
     for batch in batches:
         changed = transform(generator, *batch)
@@ -156,21 +156,22 @@ def _transformed(
         yield changed
 
 
-def _check_tensors(tensors: tuple[Tensor, ...]) -> None:
-    """Refuse data that cannot be cut into minibatches of finite numbers."""
-    if not tensors:
+def _check_tensors(tensors: tuple[Tensor | None, ...]) -> Tensor:
+    """Refuse data that cannot be cut into minibatches of finite numbers; return the first of them."""
+    given = {i: tensor for i, tensor in enumerate(tensors) if tensor is not None}
+    if not given:
         raise ValueError("tensors: at least one is needed, got none")
-    for i, tensor in enumerate(tensors):
+    for i, tensor in given.items():
         _check_kind(f"tensors[{i}]", tensor)
-    lengths = [len(tensor) for tensor in tensors]
-    for i, length in enumerate(lengths):
-        if length != lengths[0]:
-            raise ValueError(
-                f"tensors must be equally long, but tensors[0] has {lengths[0]} rows, tensors[{i}] {length}"
-            )
-    for i, tensor in enumerate(tensors):
+    first, of_first = next(iter(given.items()))
+    for i, tensor in given.items():
+        if len(tensor) != len(of_first):
+            rows = f"tensors[{first}] has {len(of_first)} rows, tensors[{i}] {len(tensor)}"
+            raise ValueError(f"tensors must be equally long, but {rows}")
+    for i, tensor in given.items():
         if tensor.is_floating_point():
             _check_finite(f"tensors[{i}]", tensor)
+    return of_first
 
 
 def _check_kind(name: str, tensor: object) -> None:
@@ -194,7 +195,7 @@ def _check_finite(name: str, tensor: Tensor) -> None:
     raise ValueError(f"{name} must be finite, but {int(bad.sum())} of its rows are not, first row {row}")
 
 
-def _check_transform(transform: Transform, tensors: tuple[Tensor, ...]) -> None:
+def _check_transform(transform: Transform, tensors: tuple[Tensor | None, ...]) -> None:
     """Refuse what cannot be called, and let the transform look at the data once."""
     if not callable(transform):
         raise TypeError(f"transform must be a callable (generator, *batch), got {type(transform).__name__}")

@@ -63,11 +63,11 @@ class JointBatches:
     def __len__(self) -> int:
         return max(len(part) for part in self.sets)
 
-    def __iter__(self) -> Iterator[tuple[tuple[Tensor, ...], ...]]:
+    def __iter__(self) -> Iterator[tuple[tuple[Tensor | None, ...], ...]]:
         index, self._next_epoch = self._next_epoch, self._next_epoch + 1
         return self.epoch(index)
 
-    def epoch(self, index: int) -> Iterator[tuple[tuple[Tensor, ...], ...]]:
+    def epoch(self, index: int) -> Iterator[tuple[tuple[Tensor | None, ...], ...]]:
         """Return the minibatches of one epoch, the same at every call.
 
         Args:
@@ -92,7 +92,7 @@ class JointBatches:
         return moved
 
 
-def _steps(part: Batches, start: int, stop: int) -> Iterator[tuple[Tensor, ...]]:
+def _steps(part: Batches, start: int, stop: int) -> Iterator[tuple[Tensor | None, ...]]:
     """Yield the minibatches `start` to `stop` of the epochs of `part`, one after another."""
     step = start
     while step < stop:

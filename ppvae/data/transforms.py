@@ -6,7 +6,7 @@ A `Transform` is applied by `Batches` to every minibatch, with a generator that 
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -31,12 +31,12 @@ class Transform(Protocol):
         torch.Size([4, 2])
     """
 
-    def __call__(self, generator: torch.Generator, *batch: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, generator: torch.Generator, *batch: Any) -> tuple[Any, ...]:
         """Return the minibatch to train on.
 
         Args:
             generator: the only source of randomness to use, on the batch's device.
-            *batch: tensors with the same leading dimension n.
+            *batch: tensors with the same leading dimension n, and None where the data have none.
 
         Returns:
             The tensors of the new minibatch.

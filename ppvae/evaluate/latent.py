@@ -107,10 +107,11 @@ class LatentReport:
         """A line per site, one for all together, and plain words on what has collapsed."""
         n = len(self.kl)
         lines = [f"{name}: {site.describe()}" for name, site in self.sites.items()]
-        lines.append(
-            f"all latents: KL {_nats(float(self.kl.mean()))} ± {_nats(standard_error(self.kl))} nats = I(x; z) "
-            f"{_nats(self.mutual_information)} + KL(q(z) ‖ p(z)) {_nats(self.marginal_kl)}, over {n} data"
-        )
+        parts = f"= I(x; z) {_nats(self.mutual_information)} + KL(q(z) ‖ p(z)) {_nats(self.marginal_kl)}"
+        if math.isnan(self.mutual_information):
+            parts = "(its parts are not known: the guide scores no values but its own, or a latent is masked)"
+        kl = f"KL {_nats(float(self.kl.mean()))} ± {_nats(standard_error(self.kl))} nats"
+        lines.append(f"all latents: {kl} {parts}, over {n} data")
         if self.mutual_information > 0.9 * math.log(n):
             lines.append(f"I(x; z) is at its bound, log n = {_nats(math.log(n))}: over more data it would be larger")
         lines += [f"{name} has collapsed: {self.sites[name].describe()}" for name in self.collapsed]
@@ -135,7 +136,7 @@ def latent_report(pair: nn.Module, *data: Any, num_samples: int = 10, seed: int 
 
     Raises:
         TypeError: where an argument is of the wrong kind.
-        ValueError: where the pair or the data break the contract, or there is a single datum.
+        ValueError: where the pair or the data break the contract, there is a single datum, or a density is NaN.
 
     References:
         ELBO surgery (Hoffman & Johnson 2016, NIPS workshop on advances in approximate Bayesian inference).
@@ -154,6 +155,7 @@ def latent_report(pair: nn.Module, *data: Any, num_samples: int = 10, seed: int 
         raise ValueError("data must hold at least 2 data: information and variances are over the data, got 1")
     with conditioned(pair, data, seed=seed) as c, validation(False):
         draws = draw_sites(c, num_samples)
+        _check_numbers(draws)
         try:
             own_q, own_p = independent_sites(c, draws)
             log_q_z = log_aggregated(c, draws)
@@ -168,6 +170,16 @@ def latent_report(pair: nn.Module, *data: Any, num_samples: int = 10, seed: int 
             sites[name] = _site(draws[name], log_q, own_prior=name in own_p)
     log_q, log_p = (torch.stack([getattr(z, term) for z in draws.values()]).sum(0) for term in ("log_q", "log_p"))
     return LatentReport(sites, (log_q - log_p).mean(1).cpu(), *_surgery(log_q, log_p, log_q_z.get(None)))
+
+
+def _check_numbers(draws: dict[str, SiteDraws]) -> None:
+    for name, z in draws.items():
+        bad = (z.log_q - z.log_p).isnan().any(1)
+        if bool(bad.any()):
+            raise ValueError(
+                f"log q − log p of the latent {name!r} is NaN for datum {int(bad.nonzero()[0])}: check that datum and "
+                "the weights of the pair"
+            )
 
 
 def _site(draws: SiteDraws, log_q_z: Tensor | None, *, own_prior: bool) -> LatentSite:

@@ -12,11 +12,11 @@ from pyro.distributions import Unit
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from ppvae.infer.conditioned import Conditioned, counted, is_masked
+from ppvae.infer.conditioned import Conditioned
 from ppvae.infer.drawer import blocks, take
 from ppvae.infer.importance import evaluating, validation
 from ppvae.infer.sampler import PROBE_DATA, Latent
-from ppvae.pair import Batch, check_batch, device_of, is_objective_only, sample_sites
+from ppvae.pair import Batch, check_batch, counted, device_of, is_masked, is_objective_only, sample_sites
 from ppvae.params import LocalParams
 
 Plates = dict[int, str]

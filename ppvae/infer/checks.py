@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,7 +18,8 @@ from torch.utils.data import DataLoader
 
 from ppvae.data import Batches, JointBatches
 from ppvae.infer.elbo import evaluate_objective
-from ppvae.pair import Batch, check_batch, check_sites, sample_sites
+from ppvae.infer.terms import same_scale, shown_scale
+from ppvae.pair import Batch, check_batch, check_sites, failing_on, sample_sites, unequal_masks
 
 Source = Batches | JointBatches | Iterable[Any]
 """What gives minibatches, epoch after epoch."""
@@ -89,6 +89,7 @@ def check_fits(pair: nn.Module, data: Source, device: torch.device, *, name: str
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise ValueError(f"{name}[{i}] holds NaN or infinite values")
     model_trace, guide_trace = _check_runs(pair, batch, data, name)
+    _warn_of_unequal_sites(model_trace, guide_trace)
     if isinstance(data, Batches | DataLoader) and epoch_length(data) != 1:
         _warn_of_global_latents(model_trace, guide_trace, name)
         _check_takes_minibatches(pair, batch, name)
@@ -99,15 +100,33 @@ def check_fits(pair: nn.Module, data: Source, device: torch.device, *, name: str
 
 def _check_runs(pair: nn.Module, batch: Batch, data: Source, name: str) -> tuple[Trace, Trace]:
     """Runs the pair on a minibatch, under Pyro's validation; returns the traces of model and guide."""
-    with _failing_on(batch, pair, name):
+    with failing_on(batch, pair, f"a minibatch of {name}", (RuntimeError, TypeError, ValueError)):
         guide_trace = poutine.trace(pair.guide).get_trace(*batch)
         model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(*batch)
     check_sites(model_trace, guide_trace)
     _check_supports(model_trace, data, batch, name)
-    with _failing_on(batch, pair, name):
+    with failing_on(batch, pair, f"a minibatch of {name}", (RuntimeError, TypeError, ValueError)):
         guide_trace.compute_log_prob()
         model_trace.compute_log_prob()
     return model_trace, guide_trace
+
+
+def _warn_of_unequal_sites(model_trace: Trace, guide_trace: Trace) -> None:
+    """Warns of latents whose log p(z) and log q(z|x) do not count alike, so that their difference is no KL term."""
+    in_model, in_guide = dict(sample_sites(model_trace)), dict(sample_sites(guide_trace))
+    for name in in_model.keys() & in_guide.keys():
+        p, q = in_model[name]["scale"], in_guide[name]["scale"]
+        if not in_model[name]["is_observed"] and not same_scale(p, q):
+            warnings.warn(
+                f"log p of the latent {name!r} has the scale {shown_scale(p)} in the model, and log q {shown_scale(q)} "
+                "in the guide: their difference is no KL term. A plate that stands for more data than it is given "
+                "(plate(name, N, subsample_size=n), plate(name, N)) and a poutine.scale belong in both"
+            )
+    if masked := unequal_masks(model_trace, guide_trace):
+        warnings.warn(
+            f"a mask leaves out other elements of the latents {masked} in the model than in the guide: what log q "
+            "alone counts is trained towards the widest q, and log p(x) cannot be estimated"
+        )
 
 
 def _warn_of_global_latents(model_trace: Trace, guide_trace: Trace, name: str) -> None:
@@ -118,8 +137,8 @@ def _warn_of_global_latents(model_trace: Trace, guide_trace: Trace, name: str) -
         if not frames:
             warnings.warn(
                 f"the latent {site!r} lies in no plate: every minibatch of {name} counts its KL term in full. Scale "
-                "the data by pyro.plate(name, their number, subsample_size=len(x)) in the model, or train on all at "
-                "once"
+                "the data by pyro.plate(name, their number, subsample_size=len(x)), in the model and in the guide, or "
+                "train on all at once"
             )
 
 
@@ -150,20 +169,6 @@ def _plates_of_latents(trace: Trace) -> list[tuple[str, list[Any]]]:
         for name, site in sample_sites(trace)
         if not site["is_observed"] and not site["infer"].get("is_auxiliary")
     ]
-
-
-@contextmanager
-def _failing_on(batch: Batch, pair: nn.Module, name: str) -> Iterator[None]:
-    """Says of the pair's own errors on which minibatch they came."""
-    try:
-        yield
-    except (RuntimeError, TypeError, ValueError) as error:
-        kinds = ", ".join(f"{t.dtype} {tuple(t.shape)}" for t in batch if isinstance(t, Tensor))
-        dtypes = ", ".join(sorted({str(p.dtype) for p in pair.parameters()})) or "none"
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(
-            f"the pair fails on a minibatch of {name} ({kinds}; its parameters are {dtypes}): {error}"
-        ) from error
 
 
 def check_objective(objective: Any, pair: Any, batch: Batch) -> None:
@@ -207,6 +212,7 @@ def _check_supports(model_trace: Any, data: Source, batch: Batch, name: str) -> 
         for i, tensor in enumerate(batch):
             if site["is_observed"] and same_values(site["value"], tensor):
                 values = data.tensors[i] if in_memory and isinstance(data, Batches) else tensor
+                assert values is not None
                 _check_support(site_name, site["fn"], values, f"{name}[{i}]")
 
 

@@ -13,18 +13,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from pyro.distributions import ExpandedDistribution, MaskedDistribution, Unit
+from pyro.distributions import Unit
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
-from torch.distributions import Independent
 
 from ppvae.infer.checks import same_values
 from ppvae.infer.drawer import take
 from ppvae.infer.enumeration import Enumeration
-from ppvae.infer.importance import evaluating
+from ppvae.infer.importance import evaluating, naming_nonfinite
 from ppvae.infer.sampler import PROBE_DATA, PROBE_SAMPLES, Latent, Sampler, choose_sampler
-from ppvae.pair import Batch, check_batch, check_pair, device_of, is_objective_only, sample_sites
+from ppvae.pair import Batch, check_batch, check_pair, counted, device_of, is_objective_only, sample_sites
 from ppvae.params import LocalParams
 
 Places = dict[str, tuple[int, tuple[int, ...]]]
@@ -125,7 +124,7 @@ def conditioned(pair: nn.Module, data: Batch, *, seed: int = 0, given: Sequence[
     device = device_of(pair, data)
     everywhere = slice(None)
     data = take(data, everywhere, device)
-    with evaluating(pair, seed, device=device, params=LocalParams(pair, attach=False)):
+    with evaluating(pair, seed, device=device, params=LocalParams(pair, attach=False)), naming_nonfinite(data):
         probe = take(data, slice(0, PROBE_DATA), device)
         sampler = choose_sampler(pair, probe, PROBE_SAMPLES, (given,) if isinstance(given, str) else given)
         if sampler.enumeration.model:
@@ -211,30 +210,6 @@ def check_predictable(c: Conditioned) -> None:
     _check_one_pass(replace(few, data=_in_place_of(few.data, drawn, places)), latents, trace, places)
 
 
-def counted(site: Any) -> Tensor:
-    """Which elements of a site count in its density: true or false, of the shape of its value."""
-    counts = torch.ones(site["fn"].shape(), dtype=torch.bool, device=site["value"].device)
-    for mask, event_dim in _masks(site):
-        counts = counts & (mask.bool().reshape(mask.shape + (1,) * event_dim) if isinstance(mask, Tensor) else mask)
-    return counts
-
-
-def is_masked(site: Any) -> bool:
-    """Whether a mask may leave elements of a site out."""
-    return any(mask is not True for mask, _ in _masks(site))
-
-
-def _masks(site: Any) -> list[tuple[Tensor | bool, int]]:
-    """The masks around a site and in its distribution, each with the number of event dims that it covers whole."""
-    fn = site["fn"]
-    masks = [(site["mask"], fn.event_dim)]
-    while isinstance(fn, Independent | ExpandedDistribution | MaskedDistribution):
-        if isinstance(fn, MaskedDistribution):
-            masks.append((fn._mask, fn.event_dim))
-        fn = fn.base_dist
-    return [(mask, event_dim) for mask, event_dim in masks if mask is not None]
-
-
 def _one_by_one(c: Conditioned) -> Conditioned:
     """The same, run as the pair was written, on data that can be written over."""
     data = tuple(t if t is None else t.contiguous() for t in c.data)
@@ -264,7 +239,7 @@ def _check_one_pass(c: Conditioned, latents: Latents, drawn: Trace, names: Itera
     """Checks that draws of these observed sites have the same density when the model is given them as its data."""
     again = c.sampler.model(c.data, 1, latents, {})
     for name in names:
-        before, after = (c.sampler.log_prob(trace.nodes[name], 1) for trace in (drawn, again))
+        before, after = (c.sampler.log_prob(trace.nodes[name], 1).double() for trace in (drawn, again))
         if not torch.allclose(before, after, rtol=1e-3, atol=1e-3, equal_nan=True):
             raise ValueError(
                 f"the density of the observed site {name!r} depends on the data that the model is given besides: it "

@@ -265,16 +265,28 @@ def elbo_terms(objective: Any, traces: Traces) -> tuple[Tensor | None, dict[str,
     reconstruction: Any = 0.0
     kl: dict[str, Any] = {}
     for model_trace, guide_trace in traces:
+        share = _share(model_trace)
         sites = [(1, *site) for site in sample_sites(model_trace)] + [(-1, *site) for site in sample_sites(guide_trace)]
         for sign, name, site in sites:
             if "_enumerate_dim" in site["infer"] or "_enum_total" in site["infer"]:
                 return None, {}
             if not site["is_observed"]:
                 name = latent_of(name, kl)
-                kl[name] = kl.get(name, 0.0) - sign * _unscaled_sum(site) / num_particles
+                part = 1.0 if any(_is_data_plate(frame) for frame in site["cond_indep_stack"]) else share
+                kl[name] = kl.get(name, 0.0) - sign * part * _unscaled_sum(site) / num_particles
             elif sign == 1 and not is_objective_only(site):
                 reconstruction = reconstruction + _unscaled_sum(site) / num_particles
     return torch.as_tensor(reconstruction) if traces else None, {z: torch.as_tensor(value) for z, value in kl.items()}
+
+
+def _share(model_trace: Trace) -> float:
+    """Which part of all data a minibatch is, where a subsampled data plate says so: it has that much of a global KL."""
+    frames = [f for _, site in sample_sites(model_trace) for f in site["cond_indep_stack"] if _is_data_plate(f)]
+    return min((frame.size / frame.full_size for frame in frames if frame.full_size), default=1.0)
+
+
+def _is_data_plate(frame: Any) -> bool:
+    return bool(frame.vectorized and frame.dim == -1)
 
 
 def _unscaled_sum(site: Any) -> Any:

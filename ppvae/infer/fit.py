@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
@@ -24,8 +25,8 @@ from ppvae.infer.schedule import Schedule, as_schedule
 from ppvae.infer.trainer import Trainer
 from ppvae.pair import check_batch, check_pair, device_of
 
-Data = Tensor | tuple[Tensor, ...] | Batches | JointBatches | Iterable[Any]
-"""A tensor, a tuple of tensors, `Batches`, `JointBatches`, or any iterable of them (a `DataLoader`)."""
+Data = Tensor | tuple[Tensor | None, ...] | Batches | JointBatches | Iterable[Any]
+"""A tensor, a tuple of tensors (or None), `Batches`, `JointBatches`, or any iterable of them (a `DataLoader`)."""
 
 ADAM = partial(torch.optim.Adam, fused=True)
 """The default optimizer: one fused kernel for all parameters."""
@@ -61,8 +62,9 @@ def fit(
     """Trains a pair with stochastic variational inference; minimises the mean loss over each minibatch.
 
     Afterwards the pair holds the weights of the epoch with the best validation ELBO, or the last ones where
-    there are no validation data. Ctrl-C stops at the next step, with a checkpoint. All modules train in training
-    mode, and come back in the mode that they were in.
+    there are no validation data. Ctrl-C, or a scheduler's SIGTERM, stops at the next step with a checkpoint; the
+    `stopped` of what is returned then says "interrupted". All modules train in training mode, and come back in the mode
+    that they were in.
 
     Args:
         pair: any `nn.Module` with `model(*batch)` and `guide(*batch)`.
@@ -111,6 +113,7 @@ def fit(
     """
     check_pair(pair)
     _check_options(epochs, batch_size, patience, clip_norm, seed, optim)
+    _check_kinds(autocast, out, config)
     if patience is not None and valid is None:
         raise ValueError("patience needs validation data: valid is None")
     lr_schedule = as_schedule(lr, name="lr")
@@ -186,6 +189,20 @@ def _check_options(epochs: Any, batch_size: Any, patience: Any, clip_norm: Any, 
         )
 
 
+def _check_kinds(autocast: Any, out: Any, config: Any) -> None:
+    """Checks what is used only later, or in a file."""
+    if autocast not in (None, torch.bfloat16, torch.float16):
+        raise ValueError(f"autocast must be torch.bfloat16, torch.float16 or None, got {autocast!r}")
+    if not (out is None or isinstance(out, str | os.PathLike)):
+        raise TypeError(f"out must be the path of a folder or None, got {out!r} of type {type(out).__name__}")
+    if not (config is None or isinstance(config, dict)):
+        raise TypeError(f"config must be a dict or None, got {config!r} of type {type(config).__name__}")
+    try:
+        json.dumps(config)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"config must hold what JSON can: {error}") from error
+
+
 def _check_kl_sites(sites: Any, weight: Any) -> None:
     if sites is None:
         return
@@ -219,6 +236,8 @@ def _folder(out: str | os.PathLike[str] | None, resume: bool, settings: dict[str
 
 def _batches(name: str, data: Data, batch_size: int, seed: int, device: torch.device, *, shuffle: bool) -> Source:
     """The data as something that gives minibatches, epoch after epoch."""
+    if hasattr(data, "__array__") and not isinstance(data, Tensor):
+        raise TypeError(f"{name} is an array of {type(data).__name__}: give torch.as_tensor of it")
     expected = f"{name} must be a tensor, a tuple of tensors, Batches, or an iterable of minibatches (a DataLoader)"
     if isinstance(data, Batches | JointBatches):
         return data if data.device == device else data.to(device)
@@ -241,7 +260,9 @@ def _shapes(data: Any) -> Any:
     """The shapes of data in memory, for the config; None of others."""
     if isinstance(data, JointBatches):
         return [_shapes(part) for part in data.sets]
-    return [list(tensor.shape) for tensor in data.tensors] if isinstance(data, Batches) else None
+    if not isinstance(data, Batches):
+        return None
+    return [None if tensor is None else list(tensor.shape) for tensor in data.tensors]
 
 
 def usable_device(device: str | torch.device) -> torch.device:
@@ -254,6 +275,8 @@ def usable_device(device: str | torch.device) -> torch.device:
         device = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"device must be a torch device such as 'cpu' or 'cuda', got {device!r}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be the CPU or a CUDA GPU, got '{device}'")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is 'cuda', but torch finds no CUDA GPU on this machine")
     if device.type == "cuda" and device.index is None:

@@ -77,7 +77,7 @@ def importance_draws(
     device = device_of(pair, data)
     given = (given,) if isinstance(given, str) else tuple(given)
     params = params or LocalParams(pair, attach=False)  # one for all blocks: what is made at first use is made once
-    with evaluating(pair, seed, device=device, params=params):
+    with evaluating(pair, seed, device=device, params=params), naming_nonfinite(data):
         sampler = choose_sampler(pair, take(data, slice(0, PROBE_DATA), device), num_samples, given)
     samples = _parts(num_samples, min(SAMPLE_BLOCK, sampler.rows))
     seeds = torch.Generator().manual_seed(seed)
@@ -89,7 +89,7 @@ def importance_draws(
 
     def drawn(block: tuple[Batch, int, int], block_seed: int, *, first: bool = False, eagerly: bool = True) -> Draws:
         # Validation costs time: a datum's first samples are enough to find a value off the support.
-        with evaluating(pair, block_seed, device=device, params=params), validation(first):
+        with evaluating(pair, block_seed, device=device, params=params), validation(first), naming_nonfinite(data):
             return draw(*block, eagerly=eagerly)
 
     trusted: set[tuple[int, int]] = set()
@@ -144,6 +144,22 @@ def evaluating(
         if device.type == "cuda":
             torch.cuda.default_generators[device.index or 0].manual_seed(seed)
         yield
+
+
+@contextmanager
+def naming_nonfinite(data: Batch) -> Iterator[None]:
+    """Where Pyro's validation stops on what a pair made of NaN or infinite data, says which datum that is."""
+    try:
+        yield
+    except ValueError as error:
+        problem = str(error).split(", but found invalid")[0]
+        for i, tensor in enumerate(data):
+            if problem.startswith("Expected ") and isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
+                bad = ~tensor.isfinite().reshape(len(tensor), -1).all(1)
+                if bool(bad.any()):
+                    where = f"data[{i}] holds NaN or infinite values, first in row {int(bad.nonzero()[0])}"
+                    raise ValueError(f"{where}, and the pair fails on them: {problem}") from error
+        raise
 
 
 @contextmanager

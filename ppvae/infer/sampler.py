@@ -25,7 +25,16 @@ from torch import Tensor, nn
 
 from ppvae.infer.enumeration import Enumeration
 from ppvae.infer.memory import Allocations
-from ppvae.pair import Batch, check_batch, check_data_plate, check_sites, is_objective_only, sample_sites
+from ppvae.pair import (
+    Batch,
+    check_batch,
+    check_data_plate,
+    check_sites,
+    failing_on,
+    is_objective_only,
+    sample_sites,
+    unequal_masks,
+)
 
 SAMPLES = "_samples"
 """Name of the outer plate."""
@@ -199,10 +208,17 @@ def choose_sampler(pair: nn.Module, probe: Batch, num_samples: int, given: Seque
     """
     n, s = check_batch(probe), PROBE_SAMPLES
     repeated = Sampler(pair)
-    guide_trace = repeated.guide(probe, 1, {}, {})
-    latents = repeated.posterior(guide_trace, 1)[0]
-    model_trace = repeated.model(probe, 1, latents, {})
+    with failing_on(probe, pair, "data"):
+        guide_trace = repeated.guide(probe, 1, {}, {})
+        latents = repeated.posterior(guide_trace, 1)[0]
+        model_trace = repeated.model(probe, 1, latents, {})
     check_sites(model_trace, guide_trace)
+    if masked := unequal_masks(model_trace, guide_trace):
+        raise ValueError(
+            f"a mask leaves out other elements of the latents {masked} in the model than in the guide, so that "
+            "p(x, z) / q(z|x) is no importance weight: mask log q(z|x) as log p(z) is (of a site x with obs_mask=mask "
+            "the model has the latent x_unobserved, with the mask ~mask)"
+        )
     _warn_of_factors(guide_trace)
     enumeration = Enumeration.of(model_trace, guide_trace)
     repeated = replace(repeated, enumeration=enumeration, given=tuple(given))

@@ -144,8 +144,16 @@ def as_schedule(value: float | Schedule, *, name: str) -> Schedule:
 
     Raises:
         TypeError: where `value` is neither.
+        ValueError: where it is negative or not finite, of a callable at the start.
     """
     if callable(value):
+        first = value(0.0)
+        try:
+            valid = 0 <= float(first) < math.inf
+        except (TypeError, ValueError):
+            valid = False
+        if not valid:
+            raise ValueError(f"{name} must give finite numbers >= 0, got {first!r} at epoch 0")
         return value
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number or a function of the epoch, got {type(value).__name__}")

@@ -75,8 +75,9 @@ class SVI:
     ) -> None:
         if compile not in (True, False, "auto"):
             raise ValueError(f"compile must be True, False or 'auto', got {compile!r}")
-        if not callable(loss):
-            raise TypeError(f"loss must be a pyro.infer ELBO object or a function, got {loss!r}")
+        if isinstance(loss, type) or not callable(loss):
+            example = f", e.g. {loss.__name__}()" if isinstance(loss, type) else ""
+            raise TypeError(f"loss must be a pyro.infer ELBO object or a function{example}, got {loss!r}")
         self.model = model
         self.guide = guide
         self.loss = loss

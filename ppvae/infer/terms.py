@@ -33,10 +33,10 @@ def common_scale(sites: dict[str, Any], *, consequence: str) -> Scale:
     scale = site["scale"]
     for name, other in others:
         numbers = not isinstance(scale, Tensor) and not isinstance(other["scale"], Tensor)
-        if (numbers or is_validation_enabled()) and not _same(scale, other["scale"]):
+        if (numbers or is_validation_enabled()) and not same_scale(scale, other["scale"]):
             raise ValueError(
-                f"{first} has the scale {_shown(scale)} and {name} {_shown(other['scale'])} (a KL weight or a "
-                f"poutine.scale): {consequence}"
+                f"{first} has the scale {shown_scale(scale)} and {name} {shown_scale(other['scale'])} (a KL weight or "
+                f"a poutine.scale): {consequence}"
             )
     return scale
 
@@ -125,10 +125,12 @@ def _estimate(name: str, model_trace: Trace, guide_trace: Trace, dims: int) -> T
     return site["fn"].base_dist.log_prob(site["value"]) - other["fn"].base_dist.log_prob(site["value"])
 
 
-def _same(a: Scale, b: Scale) -> bool:
+def same_scale(a: Scale, b: Scale) -> bool:
+    """Whether two scales are equal everywhere."""
     return a is b or bool((torch.as_tensor(a) == torch.as_tensor(b)).all())
 
 
-def _shown(scale: Scale) -> str:
+def shown_scale(scale: Scale) -> str:
+    """A scale as messages show it: the number, or its shape."""
     values = torch.as_tensor(scale)
     return f"{float(values):g}" if values.numel() == 1 else f"of shape {tuple(values.shape)}"

@@ -204,6 +204,12 @@ def test_any_pair_can_be_checked(make):
     assert check_sbc(ranks).num_simulations == len(reference.data[0])
 
 
+def test_a_template_in_double_precision_for_a_pair_in_single():
+    ranks = run_sbc(LinearGaussian(), torch.randn(6).double(), num_simulations=20, num_samples=9).ranks["z"]
+    assert ranks.shape == (20,)
+    assert 0 <= int(ranks.min()) < int(ranks.max()) <= 9
+
+
 def test_ranks_are_of_the_seed_and_leave_the_global_state_alone():
     reference = hierarchy()
     before = torch.get_rng_state()

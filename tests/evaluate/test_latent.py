@@ -277,6 +277,7 @@ def test_any_pair_has_a_report_whose_parts_add_up(name):
     report = latent_report(reference.pair, *reference.data, num_samples=200)
     if name == "masked_series":  # whose data have latents of their own number each
         assert math.isnan(report.mutual_information)
+        assert "nats (its parts are not known: " in report.summary()
     else:
         assert report.mutual_information + report.marginal_kl == pytest.approx(float(report.kl.mean()), abs=1e-6)
         assert report.mutual_information <= math.log(11) + 0.05
@@ -363,3 +364,19 @@ def test_a_mask_of_the_distribution_itself_leaves_a_latent_out_too():
     )
     assert math.isnan(some.mutual_information)
     assert not math.isnan(every.mutual_information)
+
+
+def test_a_datum_that_is_not_a_number_is_named():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.5 * x, 1.0))
+
+    x = torch.randn(30)
+    x[17] = float("nan")
+    with pytest.raises(ValueError, match=r"row 17|the latent 'z' is NaN for datum 17"):
+        latent_report(ppvae.Pair(model, guide), x)

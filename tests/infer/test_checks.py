@@ -1,15 +1,20 @@
+import warnings
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
+from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import ppvae
 from ppvae.data import Batches, Binarize
+from ppvae.evaluate import posterior_predictive
 from ppvae.models import PPCA
-from tests.infer.pairs import D, Published, TwoLatents, binary, same, small_vae, state
+from tests.infer.pairs import D, Published, Scalar, TwoLatents, binary, same, small_vae, state
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +98,7 @@ BAD = {
     "text": (small_vae, "mnist", {}, TypeError, "train must be .* got str"),
     "number": (small_vae, 3, {}, TypeError, "train must be .* got int"),
     "data set": (small_vae, TensorDataset(binary(4)), {}, TypeError, "train must be .* got TensorDataset"),
-    "array": (small_vae, binary(4).numpy(), {}, TypeError, "train must give minibatches .* got ndarray"),
+    "array": (small_vae, binary(4).numpy(), {}, TypeError, "train is an array of ndarray: give torch.as_tensor of it"),
     "list of dicts": (small_vae, [{"x": binary(4)}], {}, TypeError, "train must give minibatches .* got dict"),
     "batch of numbers": (small_vae, [(binary(4), 1)], {}, TypeError, r"train\[1\] must be .* got int"),
     "epochs": (small_vae, binary(4), {"epochs": 0}, ValueError, "epochs must be a whole number >= 1, got 0"),
@@ -107,6 +112,20 @@ BAD = {
     "clip_norm": (small_vae, binary(4), {"clip_norm": 0}, ValueError, "clip_norm must be a number > 0 or None, got 0"),
     "clip_norm text": (small_vae, binary(4), {"clip_norm": "1"}, ValueError, "clip_norm must be .* got '1'"),
     "lr": (small_vae, binary(4), {"lr": "1e-3"}, TypeError, "lr must be a number or a function .* got str"),
+    "lr, scheduled": (small_vae, binary(4), {"lr": lambda t: -1.0}, ValueError, "lr must give .* got -1.0 at epoch 0"),
+    "lr, of text": (small_vae, binary(4), {"lr": lambda t: "a"}, ValueError, "lr must give finite numbers .* got 'a'"),
+    "autocast": (small_vae, binary(4), {"autocast": "bf16"}, ValueError, "autocast must be torch.bfloat16, .* 'bf16'"),
+    "out": (small_vae, binary(4), {"out": 3}, TypeError, "out must be the path of a folder or None, got 3"),
+    "config": (
+        small_vae,
+        binary(4),
+        {"config": {"x": binary(1)}},
+        TypeError,
+        "config must hold what JSON can: ",
+    ),
+    "config, no dict": (small_vae, binary(4), {"config": 3}, TypeError, "config must be a dict or None, got 3"),
+    "mps": (small_vae, binary(4), {"device": "mps"}, ValueError, "device must be the CPU or a CUDA GPU, got 'mps'"),
+    "loss, class": (small_vae, binary(4), {"loss": Trace_ELBO}, TypeError, r"or a function, e.g. Trace_ELBO\(\), got"),
     "lr < 0": (small_vae, binary(4), {"lr": -1.0}, ValueError, "lr must be finite and >= 0, got -1.0"),
     "kl_weight": (small_vae, binary(4), {"kl_weight": [1]}, TypeError, "kl_weight must be .* got list"),
     "kl_sites": (
@@ -261,3 +280,110 @@ def test_a_latent_of_all_data_is_counted_once_by_a_scaled_plate(subsample):
     else:
         with pytest.warns(UserWarning, match="the latent 'loc' lies in no plate: every minibatch of train"):
             train()
+
+
+def global_and_local(model_plate, guide_plate):
+    """mu ~ N(0, 1); z ~ N(0, 1), x ~ N(mu + z, 1) of each of 1,000 data, in plates that the two make."""
+
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with model_plate(x):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(mu + z, 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("mu", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 0.1))
+        with guide_plate(x):
+            pyro.sample("z", dist.Normal(0.5 * x, pyro.param("scale", torch.tensor(0.7))))
+
+    return ppvae.Pair(model, guide)
+
+
+def given(x):
+    return pyro.plate("data", len(x))
+
+
+def of_all(x):
+    return pyro.plate("data", 1000, subsample_size=len(x))
+
+
+def of_a_fixed_size(x):
+    return pyro.plate("data", 1000)
+
+
+@pytest.mark.parametrize("plate", [of_all, of_a_fixed_size])
+def test_latents_that_count_otherwise_in_model_and_guide_are_named(plate):
+    x = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    options = {"epochs": 1, "batch_size": 100, "progress": False}
+    with pytest.warns(UserWarning, match="latent 'z' has the scale 10 in the model, and log q 1 in the guide"):
+        ppvae.fit(global_and_local(plate, given), x, **options)
+    with warnings.catch_warnings(action="error"):
+        ppvae.fit(global_and_local(of_all, of_all), x, **options)
+
+
+def test_the_history_has_its_share_of_a_global_kl():
+    x = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    pair = global_and_local(of_all, of_all)
+    run = ppvae.fit(pair, x, epochs=1, batch_size=100, lr=0.0, progress=False)
+    (row,) = run.history
+    exact = torch.distributions.kl_divergence(dist.Normal(0.0, 0.1), dist.Normal(0.0, 1.0)) / 1000
+    assert row["kl_mu"] == pytest.approx(float(exact), abs=1e-3)
+    assert row["elbo"] == pytest.approx(row["reconstruction"] - row["kl_mu"] - row["kl_z"])
+    assert row["elbo"] == pytest.approx(-row["loss"] / 10, rel=1e-4)
+
+
+def masked_pair(in_guide):
+    """A latent that only some data have: masked in the model, and in the guide or not."""
+
+    def model(x, has):
+        with pyro.plate("data", len(x)):
+            with poutine.mask(mask=has):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(torch.where(has, z, 0.0), 1.0), obs=x)
+
+    def guide(x, has):
+        with pyro.plate("data", len(x)), poutine.mask(mask=has if in_guide else torch.ones_like(has)):
+            pyro.sample("z", dist.Normal(0.5 * x, pyro.param("scale", torch.tensor(0.5**0.5))))
+
+    return ppvae.Pair(model, guide)
+
+
+def test_masks_of_a_latent_that_differ_are_named():
+    x, has = torch.randn(20), torch.arange(20) % 3 > 0
+    with pytest.raises(ValueError, match=r"mask leaves out other elements of the latents \['z'\] in the model than"):
+        ppvae.log_marginal(masked_pair(False), x, has, num_samples=5)
+    with pytest.warns(UserWarning, match=r"mask leaves out other elements of the latents \['z'\] in the model than"):
+        ppvae.fit(masked_pair(False), (x, has), epochs=1, progress=False)
+    exact = torch.where(has, dist.Normal(0.0, 2**0.5).log_prob(x), dist.Normal(0.0, 1.0).log_prob(x))
+    found = ppvae.log_marginal(masked_pair(True), x, has, num_samples=5).values
+    torch.testing.assert_close(found.float(), exact)
+
+
+@pytest.mark.parametrize("x", [binary(9).long(), binary(9).double(), binary(9, d=5), binary(9)[0]])
+def test_evaluators_name_data_that_the_pair_fails_on(x):
+    with pytest.raises(ValueError, match=r"the pair fails on data \(torch\..*; its parameters are torch.float32\)"):
+        ppvae.log_marginal(small_vae(), x, num_samples=2)
+
+
+def test_evaluators_name_the_datum_that_is_not_a_number():
+    x = binary(300)
+    x[7] = float("nan")
+    for evaluate in (ppvae.log_marginal, ppvae.elbo, posterior_predictive):
+        with pytest.raises(ValueError, match=r"data\[0\] holds NaN or infinite values, first in row 7, and the pair"):
+            evaluate(small_vae(), x, num_samples=20)
+
+
+def test_an_argument_that_all_data_do_without(tmp_path):
+    class Labelled(Scalar):
+        def model(self, x, y=None):
+            assert y is None
+            super().model(x)
+
+        def guide(self, x, y=None):
+            super().guide(x)
+
+    runs = [
+        ppvae.fit(pair, x, epochs=2, progress=False)
+        for pair, x in ((Scalar(), scalar()), (Labelled(), (scalar(), None)))
+    ]
+    assert runs[0].history == runs[1].history
