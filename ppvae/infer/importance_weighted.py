@@ -114,9 +114,8 @@ class ImportanceWeightedELBO(DifferentiableELBO):
         except Exception as error:  # an outer plate may fail on a size that the trial runs had not, such as one datum
             if sampler.plate_dim is None or isinstance(error, NotImplementedError):
                 raise
-        repeated = replace(sampler, plate_dim=None)
-        self._samplers.update({kind: repeated for kind, used in self._samplers.items() if used is sampler})
-        return self._draw(repeated, args)
+        self._samplers[self._kind(model, guide, args, kwargs)] = replace(sampler, plate_dim=None)
+        return self._draw(replace(sampler, plate_dim=None), args)
 
     def _draw(self, sampler: Sampler, args: Batch) -> tuple[Trace, Trace]:
         s = self.num_particles
@@ -138,14 +137,16 @@ class ImportanceWeightedELBO(DifferentiableELBO):
 
     def _sampler(self, model: Any, guide: Any, args: Batch, kwargs: Any) -> Sampler:
         """How the pair is run, found out once for each kind of minibatch."""
-        kind = (model, guide, *(a is None for a in args))
+        kind = self._kind(model, guide, args, kwargs)
         if kind not in self._samplers:
-            self._samplers[kind] = self._choose(model, guide, args, kwargs)
-        return self._samplers[kind]
+            self._samplers[kind] = self._choose(_pair(model, guide, kwargs), args)
+        return replace(self._samplers[kind], pair=_pair(model, guide, kwargs)) if kwargs else self._samplers[kind]
 
-    def _choose(self, model: Any, guide: Any, args: Batch, kwargs: Any) -> Sampler:
+    def _kind(self, model: Any, guide: Any, args: Batch, kwargs: Any) -> Any:
+        return (model, guide, *(a is None for a in args), *sorted(kwargs))
+
+    def _choose(self, pair: Pair, args: Batch) -> Sampler:
         """The form that works on a few data; the random state and the modules' modes stay as they are."""
-        pair = Pair(partial(model, **kwargs) if kwargs else model, partial(guide, **kwargs) if kwargs else guide)
         check_batch(args, name="the minibatch")
         device = next(a.device for a in args if a is not None)
         devices = [device] if device.type == "cuda" else []
@@ -158,6 +159,11 @@ class ImportanceWeightedELBO(DifferentiableELBO):
                 "train with TraceEnum_ELBO"
             )
         return sampler
+
+
+def _pair(model: Any, guide: Any, kwargs: dict[str, Any]) -> Pair:
+    """The pair whose functions take these keyword arguments besides a minibatch."""
+    return Pair(partial(model, **kwargs) if kwargs else model, partial(guide, **kwargs) if kwargs else guide)
 
 
 class IWAE(ImportanceWeightedELBO):

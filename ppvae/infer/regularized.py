@@ -21,8 +21,8 @@ from torch import Tensor
 from ppvae.infer.elbo import DifferentiableELBO
 from ppvae.infer.importance import check_count
 from ppvae.infer.schedule import Schedule, as_schedule
-from ppvae.infer.terms import check_reparameterized, common_scale, data_size, latent_sites, mean_kl
-from ppvae.pair import sample_sites
+from ppvae.infer.terms import check_reparameterized, common_scale, data_size, latent_sites, mean_kl, parts_of
+from ppvae.pair import latent_of, sample_sites
 
 Value = float | Schedule
 """A number, or a function of the time in epochs, see `ppvae.infer.schedule`."""
@@ -37,7 +37,9 @@ class PenalizedELBO(DifferentiableELBO):
     Works with `pyro.infer.SVI`, `ppvae.SVI` and `ppvae.fit`, for pairs whose guides are reparameterized. The KL of a
     site is exact where it is known and the order of the draws allows it, see `ppvae.infer.terms`; log q of latents
     that only the guide has, and its factors, are subtracted as in any ELBO. A subsampled plate scales everything, a KL
-    weight the penalty.
+    weight the penalty; where each datum has a scale of its own, the KL is averaged with them as weights.
+
+    What is a schedule moves in `ppvae.fit` alone: with an SVI of your own, call `set_time(epoch)` before its steps.
 
     Args:
         values: the numbers of the penalty, those that are schedules included.
@@ -83,21 +85,19 @@ class PenalizedELBO(DifferentiableELBO):
         kl: dict[str, Any] = {}
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             latents = latent_sites(model_trace, guide_trace)
+            total, weight = _weights(model_trace, guide_trace, latents)
             rest = rest + _other_terms(model_trace, guide_trace, latents) / self.num_particles
             for name in latents:
-                kl[name] = kl.get(name, 0.0) + mean_kl(name, model_trace, guide_trace) / self.num_particles
-        sites = {
-            f"site {name!r} of the {where}": trace.nodes[name]
-            for where, trace in (("model", model_trace), ("guide", guide_trace))
-            for name in latents
-        }
-        n = data_size(latents[0], guide_trace.nodes[latents[0]])
-        return common_scale(sites, consequence="the penalty has only one") * n * self._penalty(kl) - rest
+                kl[name] = kl.get(name, 0.0) + mean_kl(name, model_trace, guide_trace, weight) / self.num_particles
+        return total * self._penalty(kl) - rest
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         model_trace, guide_trace = get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
         check_reparameterized(dict(sample_sites(guide_trace)), objective=type(self).__name__)
-        for name in latent_sites(model_trace, guide_trace):
+        latents = latent_sites(model_trace, guide_trace)
+        if not latents:
+            raise ValueError(f"{type(self).__name__} is of the KL terms of latents, and the pair has none")
+        for name in latents:
             data_size(name, guide_trace.nodes[name])
         return model_trace, guide_trace
 
@@ -146,7 +146,8 @@ class ConstrainedELBO(PenalizedELBO):
     with the KL of all latents, averaged over the minibatch. λ = exp(rate · u) grows where the KL is above δ and falls
     where it is below, as in GECO: λ ← λ exp(rate · step · (KL − δ)), the step by the optimizer of everything else
     (Adam's averages take the place of GECO's). u is the `pyro.param` "kl_multiplier": it is trained, written to
-    checkpoints and restored with the pair's own parameters, as `pair.pyro_params["kl_multiplier"]`.
+    checkpoints and restored with the pair's own parameters, as `pair.pyro_params["kl_multiplier"]`. With
+    `pyro.infer.SVI` it lies in Pyro's store under this name, and goes on for a second model unless that is cleared.
 
     Args:
         max_kl: δ in nats per datum.
@@ -261,8 +262,30 @@ def beta_from_norm(beta_norm: float, *, latent_dim: int, data_dim: int) -> float
 def _other_terms(model_trace: Trace, guide_trace: Trace, latents: list[str]) -> Any:
     """What an ELBO has besides the KL of the shared latents, scaled."""
     in_model = [site["log_prob_sum"] for name, site in sample_sites(model_trace) if name not in latents]
-    in_guide = [site["log_prob_sum"] for name, site in sample_sites(guide_trace) if name not in latents]
+    in_guide = [
+        site["log_prob_sum"] for name, site in sample_sites(guide_trace) if latent_of(name, latents) not in latents
+    ]
     return sum(in_model) - sum(in_guide)
+
+
+def _weights(model_trace: Trace, guide_trace: Trace, latents: list[str]) -> tuple[Any, Tensor | None]:
+    """What the penalty per datum is multiplied with, and the weight of each datum, (n,), where they differ."""
+    sites = {
+        f"site {site['name']!r} of the {where}": site
+        for where, trace in (("model", model_trace), ("guide", guide_trace))
+        for name in latents
+        for site in (trace.nodes[name], *parts_of(name, trace))
+    }
+    scale = common_scale(sites, consequence="the penalty has only one")
+    if not isinstance(scale, Tensor) or scale.numel() == 1:
+        return scale * data_size(latents[0], guide_trace.nodes[latents[0]]), None
+    if scale.numel() > scale.shape[-1]:
+        raise ValueError(
+            f"the latents {latents} have a scale of shape {tuple(scale.shape)}, which differs within a datum: the "
+            "penalty is of the KL of a datum, which can have only one"
+        )
+    weight = scale.reshape(-1)
+    return weight.sum(), weight
 
 
 def _total(kl: dict[str, Tensor]) -> Tensor:

@@ -11,7 +11,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
-from ppvae.pair import sample_sites
+from ppvae.pair import latent_of, sample_sites
 
 Scale = float | Tensor
 """What log-probabilities are multiplied with: a number, or a tensor that a schedule updates in place."""
@@ -67,22 +67,25 @@ def data_size(name: str, site: Any) -> int:
     raise ValueError(f"site {name!r} lies in no data plate: there must be one at dim -1, of the size of the batch")
 
 
-def mean_kl(name: str, model_trace: Trace, guide_trace: Trace) -> Tensor:
+def mean_kl(name: str, model_trace: Trace, guide_trace: Trace, weight: Tensor | None = None) -> Tensor:
     """KL(q ‖ p) of one latent site, unscaled, averaged over the minibatch: (*inner plates, *dims), nats.
 
     One value for each dimension where both distributions factorise over their event dims; else one for the event.
     Exact given the draws before it where torch or Pyro know the KL in closed form and p depends on none of the draws
-    after it; else log q − log p of the draw.
+    after it; else log q − log p of the draw. A latent that the guide makes of another draw (`z_unconstrained` of Pyro's
+    autoguides) has log q of both, and counts as one dimension.
 
     Args:
         name: of the site.
         model_trace: with log-probabilities.
         guide_trace: with log-probabilities.
+        weight: of each datum in the average, (n,); None is all alike.
     """
-    site = guide_trace.nodes[name]
-    q, p, dims = _elements(site["fn"], model_trace.nodes[name]["fn"])
+    site, parts = guide_trace.nodes[name], parts_of(name, guide_trace)
+    q, p = site["fn"], model_trace.nodes[name]["fn"]
+    q, p, dims = (q, p, 0) if parts else _elements(q, p)
     try:
-        if not _parents_first(name, model_trace, guide_trace):
+        if parts or not _parents_first(name, model_trace, guide_trace):
             raise NotImplementedError
         kl = torch.as_tensor(kl_divergence(q, p))
     except NotImplementedError:
@@ -91,7 +94,16 @@ def mean_kl(name: str, model_trace: Trace, guide_trace: Trace) -> Tensor:
     if isinstance(mask, Tensor):
         mask = mask[(...,) + (None,) * dims]
     kl = scale_and_mask(kl, mask=mask)
-    return kl.mean(-1 - dims)
+    for part in parts:
+        kl = kl + scale_and_mask(part["unscaled_log_prob"], mask=part["mask"])
+    if weight is None:
+        return kl.mean(-1 - dims)
+    return (weight[(...,) + (None,) * dims] * kl).sum(-1 - dims) / weight.sum()
+
+
+def parts_of(name: str, guide_trace: Trace) -> list[Any]:
+    """The other sites of the guide that log q of this latent is made of."""
+    return [site for other, site in sample_sites(guide_trace) if other != name and latent_of(other, (name,)) == name]
 
 
 def latent_sites(model_trace: Trace, guide_trace: Trace) -> list[str]:

@@ -106,6 +106,15 @@ def test_bounds_against_brute_force_with_nested_plates_and_masks(name):
             torch.testing.assert_close(gradient[parameter], value, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("k", [1, 5])
+def test_the_bound_of_ppca_by_brute_force(k):
+    reference = ppca()
+    x, pair = reference.data[0], reference.pair
+    loss, _ = evaluate(IWAE(k), pair, (x,))
+    log_w = draws_of(pair, (x,), k).detach()
+    assert loss == pytest.approx(-float((log_w.logsumexp(0) - math.log(k)).sum()), rel=1e-5)
+
+
 def test_the_encoder_of_piwae_follows_miwae():
     pair, batch = series()
     _, partial_ = evaluate(PIWAE(3, 2), pair, batch)
@@ -179,6 +188,24 @@ def test_pyros_svi_takes_the_same_steps(name):
     (theirs, a), (ours, b) = results
     assert ours == pytest.approx(theirs, rel=1e-5)
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_keyword_arguments_are_those_of_each_call():
+    class Noisy(nn.Module):
+        def model(self, x, noise=1.0):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(z, noise), obs=x)
+
+        def guide(self, x, noise=1.0):
+            variance = 1 / (1 + noise**-2)
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(variance * noise**-2 * x, variance**0.5))  # the posterior
+
+    pair, x, objective = Noisy(), torch.randn(7), IWAE(3)
+    for options in ({"noise": 1.0}, {"noise": 0.1}, {}, {"noise": 2.0}):
+        exact = dist.Normal(0.0, (1 + options.get("noise", 1.0) ** 2) ** 0.5).log_prob(x).sum()
+        assert objective.loss(pair.model, pair.guide, x, **options) == pytest.approx(-float(exact), rel=1e-5)
 
 
 # Scales and what else an objective has.

@@ -29,7 +29,8 @@ from ppvae.nn import MLP
 from ppvae.params import local_params
 from tests.infer.pairs import Published, TwoLatents, binary, same, small_vae, state
 from tests.infer.test_compile import assert_same, compiled_graphs
-from tests.infer.test_importance_weighted import Chain, Subsampled, gradients, series
+from tests.infer.test_importance_weighted import Subsampled, gradients, series
+from tests.infer.test_importance_weighted_gradients import Chain
 from tests.infer.test_resume import Interrupted
 from tests.reference import REFERENCES
 
@@ -130,6 +131,93 @@ def test_nested_plates_and_masks():
     assert loss == pytest.approx(float(expected.detach()), rel=1e-5)
     for parameter, value in gradients(expected, pair).items():
         torch.testing.assert_close(gradient[parameter], value, rtol=1e-4, atol=1e-4)
+
+
+class Transformed(nn.Module):
+    """ln z ~ N(0, 1), x ~ N(ln z, 1); the guide draws ln z and makes z of it, as Pyro's autoguides do."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor(0.3))
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.LogNormal(torch.zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z.log(), 1.0), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            u = pyro.sample("z_unconstrained", dist.Normal(self.a * x, 0.3), infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Delta(u.exp(), log_density=-u))
+
+
+@pytest.mark.parametrize(
+    ("objective", "penalty"),
+    [
+        (BalancedELBO({"z": 0.5}), lambda kl: 0.5 * kl),
+        (CapacityELBO(0.1, gamma=3.0), lambda kl: 3.0 * (kl - 0.1).abs()),
+        (FreeBitsELBO({"z": 5.0}), lambda kl: 0.0 * kl + 5.0),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_latent_that_is_made_of_another_draw(objective, penalty):
+    pair, x = Transformed(), torch.linspace(-1, 1, 7)
+    torch.manual_seed(0)
+    u = pair.a * x + 0.3 * torch.empty(7).normal_()
+    kl = dist.Normal(pair.a * x, 0.3).log_prob(u) - dist.Normal(0.0, 1.0).log_prob(u)
+    expected = -dist.Normal(u, 1.0).log_prob(x).sum() + 7 * penalty(kl.mean())
+    loss, gradient = evaluate(objective, pair, (x,))
+    assert loss == pytest.approx(float(expected.detach()), rel=1e-5)
+    torch.testing.assert_close(gradient["a"], gradients(expected, pair)["a"], rtol=1e-4, atol=1e-4)
+
+
+class Weighted(nn.Module):
+    """The pair with a scale of each datum around everything."""
+
+    def __init__(self, pair, weight):
+        super().__init__()
+        self.pair, self.weight = pair, weight
+
+    def model(self, x):
+        with poutine.scale(scale=self.weight):
+            self.pair.model(x)
+
+    def guide(self, x):
+        with poutine.scale(scale=self.weight):
+            self.pair.guide(x)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_scale_of_each_datum_weights_its_kl(name):
+    pair, x, weight = small_vae(), binary(9), torch.linspace(0.1, 2.0, 9)
+    _, kl = likelihood_and_kl(pair, x)
+    torch.manual_seed(0)
+    q = pair.q_z_given_x(x).base_dist
+    log_likelihood = pair.p_x_given_z(q.loc + q.scale * torch.empty_like(q.loc).normal_()).log_prob(x)
+    mean_kl = (weight[:, None] * kl).sum(0) / weight.sum()
+    expected = -(weight * log_likelihood).sum() + weight.sum() * PENALTIES[name](mean_kl)
+    loss, gradient = evaluate(OBJECTIVES[name](), Weighted(pair, weight), (x,))
+    assert loss == pytest.approx(float(expected.detach()), rel=1e-5)
+    for parameter, value in gradients(expected, pair).items():
+        torch.testing.assert_close(gradient[f"pair.{parameter}"], value, rtol=1e-4, atol=1e-4)
+
+
+def test_a_scale_within_a_datum_and_no_latents_are_named():
+    class Steps(nn.Module):
+        def model(self, x):
+            with pyro.plate("data", len(x)), pyro.plate("time", 2, dim=-2):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x.T)
+
+        def guide(self, x):
+            with pyro.plate("data", len(x)), pyro.plate("time", 2, dim=-2):
+                pyro.sample("z", dist.Normal(x.T, 1.0))
+
+    pair = Weighted(Steps(), torch.tensor([[1.0], [2.0]]).expand(2, 7))
+    with pytest.raises(ValueError, match=r"\['z'\] have a scale of shape \(2, 7\), which differs within a datum"):
+        BalancedELBO({}).loss(pair.model, pair.guide, torch.randn(7, 2))
+    with pytest.raises(ValueError, match="CapacityELBO is of the KL terms of latents, and the pair has none"):
+        CapacityELBO(1.0).loss(lambda x: pyro.sample("x", dist.Normal(0.0, 1.0), obs=x), lambda x: None, torch.ones(()))
 
 
 @pytest.mark.parametrize("name", ["hierarchy", "masked", "ppca", "published_style_vae", "gamma_poisson", "autoguide"])
