@@ -98,6 +98,17 @@ class Transforms(nn.Module):
         self.inverted = [isinstance(t, _InverseTransform | _ConditionalInverseTransformModule) for t in transforms]
         self.transforms = [t.inv if inv else t for t, inv in zip(transforms, self.inverted, strict=True)]
         self.parts = nn.ModuleList(t for t in self.transforms if isinstance(t, nn.Module))
+        self.constants: list[dict[str, str]] = [self._registered(i, t) for i, t in enumerate(self.transforms)]
+
+    def _registered(self, place: int, transform: Any) -> dict[str, str]:
+        """Makes the tensors of a transform that is no module this one's, to be saved, moved and trained with it."""
+        names = {}
+        for name, value in [] if isinstance(transform, nn.Module) else vars(transform).items():
+            if isinstance(value, Tensor):
+                names[name] = f"constant_{place}_{name}"
+                register: Any = self.register_parameter if isinstance(value, nn.Parameter) else self.register_buffer
+                register(names[name], value)
+        return names
 
     def forward(self, context: Tensor) -> list[Transform]:
         """Returns the transforms for a context, ``(..., c)``."""
@@ -105,6 +116,9 @@ class Transforms(nn.Module):
             t.condition(context) if isinstance(t, ConditionalTransform) else _with_empty_cache(t)
             for t in self.transforms
         ]
+        for transform, names in zip(fresh, self.constants, strict=True):
+            for name, own in names.items():
+                setattr(transform, name, getattr(self, own))
         return [Inverse(t) if inv else t for t, inv in zip(fresh, self.inverted, strict=True)]
 
 

@@ -55,7 +55,11 @@ class Args(NetArgs):
         """These arguments with every default that depends on another filled in."""
         weight, target = ("beta",), ("capacity",)
         check_used(self, "objective", beta=weight, beta_norm=weight, max_kl=("constrained",), free_bits=("free-bits",))
-        check_used(self, "objective", capacity=target, capacity_epochs=target, gamma=target)
+        check_used(self, "objective", capacity=target, capacity_epochs=target, gamma=target, loss=weight)
+        if self.beta_norm is not None and self.beta != Args.beta:
+            raise ValueError(f"--beta-norm takes the place of --beta, got both: {self.beta_norm:g} and {self.beta:g}")
+        if self.capacity_epochs is not None and not self.capacity_epochs > 0:
+            raise ValueError(f"--capacity-epochs must be > 0, got {self.capacity_epochs:g}")
         check_not_negative("capacity", self.capacity)
         return super().resolved()
 

@@ -148,7 +148,7 @@ class Experiment:
             valid,
             loss=self.objective(args),
             patience=args.patience,
-            kl_weight=warmup_of(args),
+            kl_weight=warmup_of(args, getattr(pair, "beta", 1.0)),
             kl_sites=self.kl_sites(args) if args.warmup else None,
             out=out,
             resume=args.resume and RunFolder(out).config.is_file(),
@@ -202,13 +202,17 @@ def lr_of(args: ExperimentArgs, epochs: int) -> float | Schedule:
     return Cosine(epochs, args.lr, args.lr / 100) if args.lr_schedule == "cosine" else Stages(epochs, args.lr)
 
 
-def warmup_of(args: ExperimentArgs) -> Schedule | None:
-    """The weight of the KL term that the flags describe; None leaves the pair's own."""
+def warmup_of(args: ExperimentArgs, beta: float = 1.0) -> Schedule | None:
+    """What the flags multiply the KL weight of the pair with, which is `beta`; None leaves it as it is."""
     if not args.warmup:
         return None
+    if args.warmup_from and not beta:
+        raise ValueError(f"--warmup-from {args.warmup_from:g} does not go with --beta 0, which weights no KL term")
     if args.warmup_shape == "sigmoid":  # from 0.007 to 0.993
         return Sigmoid(midpoint=args.warmup / 2, width=args.warmup / 10)
-    return Cyclical(args.warmup) if args.warmup_shape == "cyclical" else Linear(args.warmup, start=args.warmup_from)
+    if args.warmup_shape == "cyclical":
+        return Cyclical(args.warmup)
+    return Linear(args.warmup, start=args.warmup_from and args.warmup_from / beta)
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,10 @@ class ExperimentArgs:
             )
         for name in ("warmup", "warmup_from", "lr", "adam_eps"):
             check_not_negative(name, getattr(self, name))
+        if self.warmup_shape != "linear" and not self.warmup:
+            raise ValueError(f"--warmup-shape {self.warmup_shape} needs --warmup")
+        if self.patience is not None and self.num_valid == 0:
+            raise ValueError("--patience needs validation data, and --num-valid is 0")
         if self.warmup_from and not (self.warmup and self.warmup_shape == "linear"):
             raise ValueError("--warmup-from needs --warmup, and --warmup-shape linear")
         usual = 300 if self.dataset == "digits" else 50

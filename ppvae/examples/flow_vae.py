@@ -9,7 +9,7 @@ they are compared with.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 from torch import nn
@@ -34,14 +34,19 @@ class Args(NetArgs):
     diagonal covariance."""
     num_flows: int = 2
     """Number of transforms of a flow."""
-    flow_dims: tuple[int, ...] = (128,)
-    """Widths of the hidden layers of the nets in the transforms; of iaf and spline each at least --latent-dim."""
+    flow_dims: tuple[int, ...] | None = None
+    """Widths of the hidden layers of the nets in the transforms, of iaf and spline each at least --latent-dim; by
+    default 128, or as many as that."""
 
     def resolved(self) -> Self:
         """These arguments with every default that depends on another filled in."""
         flows = ("iaf", "planar", "householder", "spline")
         check_used(self, "flow", num_flows=flows, flow_dims=flows)
-        return super().resolved()
+        least = self.latent_dim if self.flow in ("iaf", "spline") else 1
+        dims = (max(128, self.latent_dim),) if self.flow_dims is None else self.flow_dims
+        if not dims or min(dims) < least:
+            raise ValueError(f"--flow-dims must be widths of at least {least} for this flow, got {dims}")
+        return replace(super().resolved(), flow_dims=dims)
 
 
 def build(args: Args, data: ImageData) -> VAE:
@@ -57,6 +62,7 @@ def posterior(args: Args, data: ImageData) -> nn.Module:
     if args.flow == "full-covariance":
         return ConditionalMultivariateNormal(encoder(args, data, k + k * (k + 1) // 2))
     net = encoder(args, data, (3, k))
+    assert args.flow_dims is not None
     return FlowPosterior(net, flow=args.flow, num_flows=args.num_flows, hidden_dims=args.flow_dims)
 
 

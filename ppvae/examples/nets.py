@@ -37,6 +37,8 @@ class NetArgs(ExperimentArgs):
     def resolved(self) -> Self:
         """These arguments with every default that depends on another filled in."""
         check_count("--latent-dim", self.latent_dim)
+        if self.encoder == "conv" and self.activation == "gated":
+            raise ValueError("--encoder conv does not go with --activation gated: give another, such as relu")
         return super().resolved()
 
     def widths(self) -> tuple[int, ...]:

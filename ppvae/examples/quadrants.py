@@ -100,6 +100,11 @@ class Completion(nn.Module):
         self._beside = (baseline,)  # what a tuple holds is not registered
 
     @property
+    def beta(self) -> float:
+        """Weight of the CVAE's KL term."""
+        return self.cvae.beta
+
+    @property
     def baseline(self) -> Baseline:
         """The network without a latent."""
         return self._beside[0]

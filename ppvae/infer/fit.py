@@ -20,6 +20,7 @@ from ppvae.data import Batches, JointBatches
 from ppvae.infer.checks import Source
 from ppvae.infer.elbo import JointELBO
 from ppvae.infer.importance import check_count
+from ppvae.infer.importance_weighted import ImportanceWeightedELBO
 from ppvae.infer.run import Run, RunFolder
 from ppvae.infer.schedule import Schedule, as_schedule
 from ppvae.infer.trainer import Trainer
@@ -123,6 +124,12 @@ def fit(
     train_batches = _batches("train", train, batch_size, seed, where, shuffle=True)
     valid_batches = None if valid is None else _batches("valid", valid, VALID_BATCH, seed, where, shuffle=False)
     loss = _objective(loss, train_batches)
+    bound = loss.elbo if isinstance(loss, JointELBO) else loss
+    if kl_weight is not None and isinstance(bound, ImportanceWeightedELBO):
+        raise ValueError(
+            f"kl_weight does not go with the loss {type(bound).__name__}: an importance-weighted bound has no KL term "
+            "that could be weighted (CIWAE moves between it and the ELBO)"
+        )
     if isinstance(valid_batches, JointBatches):
         raise TypeError("valid must be one data set, got JointBatches: give the one that the ELBO is to be of")
     settings = {

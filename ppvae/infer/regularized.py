@@ -43,13 +43,15 @@ class PenalizedELBO(DifferentiableELBO):
 
     Args:
         values: the numbers of the penalty, those that are schedules included.
+        of_sites: the argument that they are, where their names are those of sites.
         num_particles: draws per datum and step, over which likelihood and KL are averaged.
     """
 
-    def __init__(self, values: Mapping[str, Value], num_particles: int) -> None:
+    def __init__(self, values: Mapping[str, Value], num_particles: int, *, of_sites: str | None = None) -> None:
         check_count("num_particles", num_particles)
         super().__init__(num_particles=num_particles)
-        self._schedules = {name: as_schedule(value, name=name) for name, value in values.items()}
+        called = {name: name if of_sites is None else f"{of_sites}[{name!r}]" for name in values}
+        self._schedules = {name: as_schedule(value, name=called[name]) for name, value in values.items()}
         self._values: dict[str, Any] = {  # a number stays one; a schedule's value is a tensor, updated in place
             name: torch.zeros(()) if callable(value) else float(value) for name, value in values.items()
         }
@@ -197,7 +199,10 @@ class FreeBitsELBO(PenalizedELBO):
 
     def __init__(self, free_bits: Value | Mapping[str, Value], *, num_particles: int = 1) -> None:
         self._by_site = isinstance(free_bits, Mapping)
-        super().__init__(free_bits if isinstance(free_bits, Mapping) else {"free_bits": free_bits}, num_particles)
+        if isinstance(free_bits, Mapping):
+            super().__init__(free_bits, num_particles, of_sites="free_bits")
+        else:
+            super().__init__({"free_bits": free_bits}, num_particles)
         self.free_bits = free_bits
 
     def _penalty(self, kl: dict[str, Tensor]) -> Tensor:
@@ -231,7 +236,7 @@ class BalancedELBO(PenalizedELBO):
     def __init__(self, weights: Mapping[str, Value], *, num_particles: int = 1) -> None:
         if not isinstance(weights, Mapping):
             raise TypeError(f"weights must be a dict from the names of sites, got {type(weights).__name__}")
-        super().__init__(weights, num_particles)
+        super().__init__(weights, num_particles, of_sites="weights")
         self.weights = weights
 
     def _penalty(self, kl: dict[str, Tensor]) -> Tensor:

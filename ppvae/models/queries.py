@@ -70,12 +70,22 @@ def code_of(q_z: TorchDistribution) -> Tensor:
 
 
 def mean_of(distribution: TorchDistribution) -> Tensor:
-    """E[x] of a likelihood; of a categorical pixel, its expected level."""
+    """E[x] of a likelihood; of a categorical pixel, its expected level.
+
+    Raises:
+        NotImplementedError: where the family has no mean in closed form (a flow).
+    """
     base = distribution
     while isinstance(base, Independent):
         base = base.base_dist
     if not isinstance(base, dist.Categorical):
-        return distribution.mean
+        try:
+            return distribution.mean
+        except NotImplementedError as error:
+            raise NotImplementedError(
+                f"p(x|z) is a {type(distribution).__name__}, whose mean E[x|z] is not known: take draws of "
+                "decode(z).sample(), or sample(num_samples)"
+            ) from error
     levels = torch.arange(base.probs.shape[-1], device=base.probs.device, dtype=base.probs.dtype)
     return base.probs @ levels
 

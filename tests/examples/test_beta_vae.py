@@ -53,8 +53,8 @@ def test_objective_follows_the_flags():
 def test_beta_is_of_the_objective_beta_alone():
     data = load_images(Args())
     assert build(Args(beta=3.0), data).beta == 3.0
-    assert build(Args(beta=3.0, beta_norm=0.5, latent_dim=8), data).beta == 0.5 * 64 / 8
-    assert build(Args(beta=3.0, beta_norm=0.5, objective="capacity"), data).beta == 1.0
+    assert build(Args(beta_norm=0.5, latent_dim=8), data).beta == 0.5 * 64 / 8
+    assert build(Args(objective="capacity"), data).beta == 1.0
 
 
 @torch.no_grad()
@@ -72,10 +72,14 @@ def test_active_units_are_counted():
     [
         (["--objective", "capacity", "--beta", "4"], "--beta goes with --objective beta, got capacity"),
         (["--objective", "capacity", "--capacity", "-1"], "--capacity must be finite and >= 0, got -1"),
+        (["--objective", "capacity", "--loss", "trace"], "--loss goes with --objective beta, got capacity"),
+        (["--beta", "3", "--beta-norm", "0.1"], "--beta-norm takes the place of --beta, got both: 0.1 and 3"),
+        (["--patience", "3"], "--patience needs validation data, and --num-valid is 0"),
+        (["--beta", "0", "--warmup", "3", "--warmup-from", "4"], "--warmup-from 4 does not go with --beta 0"),
         (["--beta", "-1"], "beta must be a number >= 0, got -1.0"),
         (["--beta-norm", "-1"], "beta_norm must be finite and >= 0, got -1.0"),
         (["--objective", "capacity", "--gamma", "-1"], "gamma must be finite and >= 0, got -1.0"),
-        (["--objective", "capacity", "--capacity-epochs", "0"], "epochs must be > 0, got 0"),
+        (["--objective", "capacity", "--capacity-epochs", "0"], "--capacity-epochs must be > 0, got 0"),
         (["--objective", "constrained", "--max-kl", "-1"], "max_kl must be finite and >= 0, got -1.0"),
         (["--objective", "free-bits", "--free-bits", "-1"], "free_bits must be finite and >= 0, got -1.0"),
     ],

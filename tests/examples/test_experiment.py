@@ -27,10 +27,17 @@ def test_warmup_from_above():
     assert warmup_of(ExperimentArgs(warmup=20, warmup_from=4).resolved()) == Linear(20, start=4)
 
 
+def test_warmup_goes_from_its_start_to_the_weight_of_the_pair():
+    factor = warmup_of(ExperimentArgs(warmup=10, warmup_from=1), beta=4.0)
+    assert [4.0 * factor(epoch) for epoch in (0, 5, 10, 20)] == [1.0, 2.5, 4.0, 4.0]
+    assert warmup_of(ExperimentArgs(warmup=10), beta=0.0) == Linear(10)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         ({"warmup": 5, "warmup_from": -1}, "--warmup-from must be finite and >= 0, got -1"),
+        ({"warmup_shape": "cyclical"}, "--warmup-shape cyclical needs --warmup"),
         ({"warmup": -3}, "--warmup must be finite and >= 0, got -3"),
         ({"warmup_from": 4}, "--warmup-from needs --warmup"),
         ({"warmup": 5, "warmup_from": 4, "warmup_shape": "sigmoid"}, "--warmup-shape linear"),

@@ -32,6 +32,11 @@ def test_run_folder_is_complete(flow, tmp_path, capsys):
     assert f"{metrics['test']['log_marginal']['mean']:.3f}" in capsys.readouterr().out
 
 
+def test_nets_of_a_flow_are_wide_enough_by_default():
+    assert Args(latent_dim=40).resolved().flow_dims == (128,)
+    assert Args(latent_dim=200).resolved().flow_dims == (200,)
+
+
 @pytest.mark.parametrize("flow", POSTERIORS)
 def test_build_follows_the_flags(flow):
     data = load_images(Args())
@@ -54,8 +59,8 @@ def test_other_likelihoods(likelihood, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--flow-dims", "3"], "hidden_dims must be widths of at least 16"),
-        (["--flow-dims"], "hidden_dims must be widths of at least 16"),
+        (["--flow-dims", "3"], "--flow-dims must be widths of at least 16 for this flow, got (3,)"),
+        (["--flow-dims"], "--flow-dims must be widths of at least 16"),
         (["--flow", "none", "--num-flows", "3"], "--num-flows goes with --flow iaf or planar or householder or spline"),
         (["--num-flows", "0"], "num_flows must be a positive int, got 0"),
     ],

@@ -77,6 +77,7 @@ def test_random_pseudo_inputs_have_the_scale_of_the_data(likelihood, highest):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--encoder", "conv"], "--encoder conv does not go with --activation gated: give another, such as relu"),
         (["--prior", "flow", "--num-components", "9"], "--num-components goes with --prior vamp or mixture, got flow"),
         (["--num-components", "2000"], "--num-components 2000 is more than the 1297 training images"),
         (["--num-components", "0"], "--num-components must be a whole number >= 1, got 0"),

@@ -409,7 +409,7 @@ def test_beta_from_norm():
         (partial(CapacityELBO, "1"), TypeError, "capacity must be a number or a function of the epoch, got str"),
         (partial(ConstrainedELBO, None), TypeError, "max_kl must be a number .* got NoneType"),
         (partial(ConstrainedELBO, 1.0, rate=-1.0), ValueError, "rate must be finite and >= 0"),
-        (partial(FreeBitsELBO, {"z": -0.1}), ValueError, "z must be finite and >= 0, got -0.1"),
+        (partial(FreeBitsELBO, {"z": -0.1}), ValueError, r"free_bits\['z'\] must be finite and >= 0, got -0.1"),
         (partial(FreeBitsELBO, [0.1]), TypeError, "free_bits must be a number .* got list"),
         (partial(BalancedELBO, 0.5), TypeError, "weights must be a dict from the names of sites, got float"),
         (partial(FreeBitsELBO, 0.1, num_particles=0), ValueError, "num_particles must be a whole number >= 1, got 0"),
@@ -435,6 +435,13 @@ def test_pairs_that_do_not_go_with_it_are_named(tmp_path):
     ):
         fit(mixture.pair, mixture.data, FreeBitsELBO(0.1))
     assert not (tmp_path / "run").exists()
+
+
+def test_values_of_sites_are_named_with_their_argument():
+    with pytest.raises(TypeError, match=r"free_bits\['z'\] must be a number or a function of the epoch, got list"):
+        FreeBitsELBO({"z": [0.1, 0.2]})
+    with pytest.raises(ValueError, match=r"weights\['z'\] must be finite and >= 0, got -1"):
+        BalancedELBO({"z": -1.0})
 
 
 def test_sites_in_no_plate_or_of_unequal_scales_are_named():

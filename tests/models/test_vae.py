@@ -14,6 +14,7 @@ from ppvae.distributions import (
     ConditionalContinuousBernoulli,
     ConditionalDiscretizedLogistic,
     ConditionalNormal,
+    FlowPosterior,
     StandardNormal,
 )
 from ppvae.models import VAE
@@ -168,6 +169,15 @@ def test_queries(family):
     torch.testing.assert_close(path[:, -1], vae.reconstruct(x[2:4]))
     with pytest.raises(ValueError, match="num_steps must be at least 2"):
         vae.interpolate(x[:2], x[2:4], 1)
+
+
+def test_a_likelihood_without_a_mean_is_named():
+    q_z_given_x = ConditionalNormal(MLP(4, (8,), (2, 2)))
+    pair = VAE(StandardNormal(2), FlowPosterior(MLP(2, (8,), (3, 4))), q_z_given_x)
+    assert pair.sample(5).shape == (5, 4)
+    for query in (pair.reconstruct, lambda x: pair.interpolate(x, x), lambda x: pair.sample(3, mean=True)):
+        with pytest.raises(NotImplementedError, match=r"p\(x\|z\) is a PushForward, whose mean .* take draws"):
+            query(torch.zeros(5, 4))
 
 
 def test_mean_of_a_categorical_is_its_expected_level():
