@@ -68,7 +68,8 @@ class VampPrior(nn.Module):
     .. math:: p(z) = \frac{1}{K} \sum_{j=1}^K q(z \mid u_j)
 
     It is a prior for the pair that the encoder belongs to, whose parameters it shares: they are trained and saved
-    once, with the encoder. The encoder runs once a call, on the K pseudo-inputs, whatever the number of particles. In
+    once, with the encoder. It keeps the encoder that it was given: where the guide of a pair is exchanged, so must be
+    the prior. The encoder runs once a call, on the K pseudo-inputs, whatever the number of particles. In
     training mode its batch normalisation normalises them by their own statistics, which enter the running ones as a
     batch would, and its dropout makes the prior a random one; in evaluation mode the density is exact.
 

@@ -111,6 +111,8 @@ class LogMarginal(Estimate):
 
     def summary(self) -> str:
         """One paragraph for a person: the mean, its error, and how well the weights behaved."""
+        if self.num_samples == 1:
+            return f"{self._in_words()}; 1 importance sample per datum, exact where all latents are summed over"
         bound = ", ".join(f"{float(self.bound[k].mean()):.3f} (K = {k})" for k in list(self.bound)[-4:])
         return (
             f"{self._in_words()}; {self.num_samples} importance samples per datum, of which effective: "

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ppvae.infer.checks import same_values
 from ppvae.infer.drawer import take
 from ppvae.infer.enumeration import Enumeration
-from ppvae.infer.importance import evaluating, naming_nonfinite
+from ppvae.infer.importance import check_seed, evaluating, names_of, naming_nonfinite
 from ppvae.infer.sampler import PROBE_DATA, PROBE_SAMPLES, Latent, Sampler, choose_sampler
 from ppvae.pair import Batch, check_batch, check_pair, counted, device_of, is_objective_only, sample_sites
 from ppvae.params import LocalParams
@@ -121,12 +121,13 @@ def conditioned(pair: nn.Module, data: Batch, *, seed: int = 0, given: Sequence[
     """
     check_pair(pair)
     check_batch(data)
+    check_seed(seed)
     device = device_of(pair, data)
     everywhere = slice(None)
     data = take(data, everywhere, device)
     with evaluating(pair, seed, device=device, params=LocalParams(pair, attach=False)), naming_nonfinite(data):
         probe = take(data, slice(0, PROBE_DATA), device)
-        sampler = choose_sampler(pair, probe, PROBE_SAMPLES, (given,) if isinstance(given, str) else given)
+        sampler = choose_sampler(pair, probe, PROBE_SAMPLES, names_of(given))
         if sampler.enumeration.model:
             raise ValueError(
                 f"the model has latents that the guide does not sample, {list(sampler.enumeration.model)}: "

@@ -19,7 +19,7 @@ import ppvae
 from ppvae.data import Batches, JointBatches
 from ppvae.infer.checks import Source
 from ppvae.infer.elbo import JointELBO
-from ppvae.infer.importance import check_count
+from ppvae.infer.importance import check_count, check_seed
 from ppvae.infer.importance_weighted import ImportanceWeightedELBO
 from ppvae.infer.run import Run, RunFolder
 from ppvae.infer.schedule import Schedule, as_schedule
@@ -184,8 +184,7 @@ def _check_options(epochs: Any, batch_size: Any, patience: Any, clip_norm: Any, 
     check_count("batch_size", batch_size)
     if patience is not None:
         check_count("patience", patience)
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed must be a whole number >= 0, got {seed!r}")
+    check_seed(seed)
     number = isinstance(clip_norm, int | float) and not isinstance(clip_norm, bool)
     if clip_norm is not None and not (number and clip_norm > 0):
         raise ValueError(f"clip_norm must be a number > 0 or None, got {clip_norm!r}")

@@ -11,7 +11,7 @@ scored at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -74,8 +74,10 @@ def importance_draws(
     check_count("num_samples", num_samples)
     if batch_size is not None:
         check_count("batch_size", batch_size)
-    device = device_of(pair, data)
-    given = (given,) if isinstance(given, str) else tuple(given)
+    check_seed(seed)
+    if compile not in (True, False, "auto"):
+        raise ValueError(f"compile must be True, False or 'auto', got {compile!r}")
+    device, given = device_of(pair, data), names_of(given)
     params = params or LocalParams(pair, attach=False)  # one for all blocks: what is made at first use is made once
     with evaluating(pair, seed, device=device, params=params), naming_nonfinite(data):
         sampler = choose_sampler(pair, take(data, slice(0, PROBE_DATA), device), num_samples, given)
@@ -199,6 +201,24 @@ def _parts(total: int, size: int) -> list[int]:
     each = (total - 1) // -(-(total - 1) // size)
     parts = (total - 1) // each
     return [total - parts * each, *[each] * parts]
+
+
+def check_seed(seed: Any) -> None:
+    """Checks that a seed is a whole number >= 0."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed must be a whole number >= 0, got {seed!r}")
+
+
+def names_of(given: Any) -> tuple[str, ...]:
+    """The sites to condition on; a single name is one of them.
+
+    Raises:
+        TypeError: where they are no names.
+    """
+    names = (given,) if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"given must be a list of names of observed sites, got {given!r}")
+    return names
 
 
 def check_count(name: str, value: int) -> None:

@@ -422,6 +422,26 @@ def test_bits_per_dimension_leave_out_what_is_masked(where):
     assert estimate.bits_per_dim() == pytest.approx(-estimate.mean() / (2.2 * math.log(2)))
 
 
+def test_one_sample_in_words():
+    found = ppvae.log_marginal(PPCA(6, 2), torch.randn(5, 6), num_samples=1).summary()
+    assert found.endswith("over 5 data; 1 importance sample per datum, exact where all latents are summed over")
+    assert "nan" not in found
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"compile": "maybe"}, ValueError, "compile must be True, False or 'auto', got 'maybe'"),
+        ({"seed": -1}, ValueError, "seed must be a whole number >= 0, got -1"),
+        ({"seed": "a"}, ValueError, "seed must be a whole number >= 0, got 'a'"),
+        ({"given": 3}, TypeError, "given must be a list of names of observed sites, got 3"),
+    ],
+)
+def test_options_are_checked(options, kind, message):
+    with pytest.raises(kind, match=message):
+        ppvae.log_marginal(PPCA(6, 2), torch.randn(5, 6), num_samples=3, **options)
+
+
 def test_the_elbo_in_words():
     terms = ppvae.elbo(PPCA(6, 2), torch.randn(5, 6), num_samples=3)
     mean, reconstruction, kl = (float(v.mean()) for v in (terms.values, terms.reconstruction, terms.kl["z"]))
