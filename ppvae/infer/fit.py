@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,6 +35,9 @@ ADAM = partial(torch.optim.Adam, fused=True)
 
 VALID_BATCH = 1000
 """Validation data checked at once before training; it does not change the validation ELBO."""
+
+DIGEST_ROWS = 1000
+"""Rows of the training data, evenly spaced, by which a resumed run knows them."""
 
 
 def fit(
@@ -137,6 +141,7 @@ def fit(
         "epochs": epochs,
         "train": _shapes(train_batches),
         "valid": _shapes(valid_batches),
+        "train_digest": _digest(train_batches),
         "batch_size": getattr(train_batches, "batch_size", None),
         "lr": _describe(lr),
         "optim": _describe(optim),
@@ -269,6 +274,19 @@ def _shapes(data: Any) -> Any:
     if not isinstance(data, Batches):
         return None
     return [None if tensor is None else list(tensor.shape) for tensor in data.tensors]
+
+
+def _digest(data: Any) -> str | None:
+    """A hash of rows of data in memory, so that a run is not continued on others; None of others."""
+    if not isinstance(data, Batches | JointBatches):
+        return None
+    found = hashlib.sha256()
+    for part in data.sets if isinstance(data, JointBatches) else (data,):
+        rows = slice(None, None, -(-part.num_data // DIGEST_ROWS))
+        for tensor in part.tensors:
+            if tensor is not None:
+                found.update(tensor[rows].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def usable_device(device: str | torch.device) -> torch.device:

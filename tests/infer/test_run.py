@@ -33,6 +33,7 @@ def test_what_a_run_leaves(tmp_path):
     config = json.loads(folder.config.read_text())
     assert config["experiment"] == {"who": "me"}
     assert config["torch"] == torch.__version__
+    assert len(config["fit"].pop("train_digest")) == 16
     assert config["fit"] == {
         "loss": "Trace_ELBO(ignore_jit_warnings=False, jit_options=None, num_particles=1, retain_graph=None, "
         "strict_enumeration_warning=True, tail_adaptive_beta=-1.0, vectorize_particles=False)",
@@ -205,6 +206,8 @@ def test_a_run_is_not_resumed_with_other_data_or_fewer_epochs(tmp_path):
     before = (tmp_path / "run" / "config.json").read_text()
     with pytest.raises(ValueError, match=r"train was \[\[20, 8\]\], is \[\[12, 8\]\]"):
         fit(PPCA(8, 2), x[:12], epochs=5, out=tmp_path / "run", resume=True, progress=False)
+    with pytest.raises(ValueError, match=r"train_digest was '.*', is '.*'"):
+        fit(PPCA(8, 2), -x, epochs=5, out=tmp_path / "run", resume=True, progress=False)
     with pytest.raises(ValueError, match="epochs must be at least 3"):
         fit(PPCA(8, 2), x, epochs=2, out=tmp_path / "run", resume=True, progress=False)
     assert (tmp_path / "run" / "config.json").read_text() == before
