@@ -115,4 +115,4 @@ def test_half_of_the_units_of_every_level_stay_active_on_digits():
     ppvae.fit(pair, train, epochs=60, lr=3e-3, kl_weight=Linear(40), compile=False, progress=False)
     codes = [q_z.mean for q_z in pair.eval().encode(data.test.x.round()).values()]
     active = [int((code.var(0) > 0.01).sum()) for code in codes]
-    assert all(units >= k / 2 for units, k in zip(active, dims, strict=True)), active  # none, without the warm-up
+    assert all(units >= k / 2 for units, k in zip(active, dims, strict=True)), active
