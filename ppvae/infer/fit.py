@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,13 +9,11 @@ from contextlib import closing, nullcontext
 from functools import partial
 from typing import Any, Literal
 
-import pyro
 import torch
 from pyro.infer import ELBO, Trace_ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
-import ppvae
 from ppvae.data import Batches, JointBatches
 from ppvae.infer.checks import Source
 from ppvae.infer.elbo import JointELBO
@@ -24,6 +21,7 @@ from ppvae.infer.importance import check_count, check_seed
 from ppvae.infer.importance_weighted import ImportanceWeightedELBO
 from ppvae.infer.run import Run, RunFolder
 from ppvae.infer.schedule import Schedule, as_schedule
+from ppvae.infer.settings import describe, digest, shapes, versions
 from ppvae.infer.trainer import Trainer
 from ppvae.pair import check_batch, check_pair, device_of
 
@@ -35,9 +33,6 @@ ADAM = partial(torch.optim.Adam, fused=True)
 
 VALID_BATCH = 1000
 """Validation data checked at once before training; it does not change the validation ELBO."""
-
-DIGEST_ROWS = 1000
-"""Rows of the training data, evenly spaced, by which a resumed run knows them."""
 
 
 def fit(
@@ -137,20 +132,20 @@ def fit(
     if isinstance(valid_batches, JointBatches):
         raise TypeError("valid must be one data set, got JointBatches: give the one that the ELBO is to be of")
     settings = {
-        "loss": _describe(loss),
+        "loss": describe(loss),
         "epochs": epochs,
-        "train": _shapes(train_batches),
-        "valid": _shapes(valid_batches),
-        "train_digest": _digest(train_batches),
+        "train": shapes(train_batches),
+        "valid": shapes(valid_batches),
+        "train_digest": digest(train_batches),
         "batch_size": getattr(train_batches, "batch_size", None),
-        "lr": _describe(lr),
-        "optim": _describe(optim),
+        "lr": describe(lr),
+        "optim": describe(optim),
         "clip_norm": clip_norm,
-        "kl_weight": _describe(kl_weight),
+        "kl_weight": describe(kl_weight),
         "kl_sites": None if kl_sites is None else list(kl_sites),
         "patience": patience,
         "compile": compile,
-        "autocast": _describe(autocast),
+        "autocast": describe(autocast),
         "device": str(where),
         "seed": seed,
     }
@@ -178,7 +173,7 @@ def fit(
             raise ValueError(f"epochs must be at least {behind}, which the run in {folder.path} has had, got {epochs}")
         folder.update_config(settings)
     elif folder is not None:
-        folder.create({**_versions(), "fit": settings, "experiment": config})
+        folder.create({**versions(), "fit": settings, "experiment": config})
     with open_log() as log:
         return trainer.run(epochs=epochs, patience=patience, progress=progress, log=log)
 
@@ -267,28 +262,6 @@ def _batches(name: str, data: Data, batch_size: int, seed: int, device: torch.de
     return data
 
 
-def _shapes(data: Any) -> Any:
-    """The shapes of data in memory, for the config; None of others."""
-    if isinstance(data, JointBatches):
-        return [_shapes(part) for part in data.sets]
-    if not isinstance(data, Batches):
-        return None
-    return [None if tensor is None else list(tensor.shape) for tensor in data.tensors]
-
-
-def _digest(data: Any) -> str | None:
-    """A hash of rows of data in memory, so that a run is not continued on others; None of others."""
-    if not isinstance(data, Batches | JointBatches):
-        return None
-    found = hashlib.sha256()
-    for part in data.sets if isinstance(data, JointBatches) else (data,):
-        rows = slice(None, None, -(-part.num_data // DIGEST_ROWS))
-        for tensor in part.tensors:
-            if tensor is not None:
-                found.update(tensor[rows].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
-
-
 def usable_device(device: str | torch.device) -> torch.device:
     """The device, if this machine has it.
 
@@ -308,27 +281,6 @@ def usable_device(device: str | torch.device) -> torch.device:
     if device.type == "cuda" and device.index >= torch.cuda.device_count():
         raise ValueError(f"device is '{device}', but torch finds {torch.cuda.device_count()} CUDA GPUs")
     return device
-
-
-def _describe(value: Any) -> Any:
-    """A setting for the config: numbers as they are, objects by a text that is equal for equal settings."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, ELBO):
-        # Pyro notes the plate nesting that it finds on the object.
-        own = {k: v for k, v in sorted(vars(value).items()) if not k.startswith("_") and k != "max_plate_nesting"}
-        options = ", ".join(f"{k}={_describe(v)}" for k, v in own.items())
-        return f"{type(value).__name__}({options})"
-    if isinstance(value, partial):
-        options = ", ".join(f"{k}={_describe(v)}" for k, v in sorted(value.keywords.items()))
-        return f"{_describe(value.func)}({options})"
-    if type(value).__repr__ is object.__repr__:  # it holds the address
-        return f"{type(value).__qualname__}({_describe(vars(value)) if hasattr(value, '__dict__') else ''})"
-    return getattr(value, "__qualname__", None) or repr(value)
-
-
-def _versions() -> dict[str, str]:
-    return {"ppvae": ppvae.__version__, "torch": torch.__version__, "pyro": pyro.__version__}
 
 
 def _summary_writer(folder: RunFolder | None) -> Callable[[], Any]:
