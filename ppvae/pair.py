@@ -6,6 +6,7 @@ plate is the data plate: its size is the batch size, its dim is -1, its name is 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -178,6 +179,30 @@ def unequal_masks(model_trace: Trace, guide_trace: Trace) -> list[str]:
         and (is_masked(of_model) or is_masked(site))
         and bool((counted(of_model) != counted(site)).any())
     ]
+
+
+def check_masks(model_trace: Trace, guide_trace: Trace) -> None:
+    """Checks that every latent is masked alike in the model and in the guide.
+
+    Raises:
+        ValueError: naming those that are not.
+    """
+    if masked := unequal_masks(model_trace, guide_trace):
+        raise ValueError(
+            f"a mask leaves out other elements of the latents {masked} in the model than in the guide, so that "
+            "p(x, z) / q(z|x) is no importance weight: mask log q(z|x) as log p(z) is (of a site x with obs_mask=mask "
+            "the model has the latent x_unobserved, with the mask ~mask)"
+        )
+
+
+def warn_of_factors(guide_trace: Trace) -> None:
+    """Warns of the guide's factors, of which log q(z|x) knows nothing."""
+    for name, site in sample_sites(guide_trace):
+        if isinstance(site["fn"], Unit) and site["fn"].has_rsample:
+            warnings.warn(
+                f"the guide's factor {name!r} is ignored in log q(z|x); if it is a change of volume, "
+                "make it part of the site's density (TransformedDistribution, or Delta's log_density)"
+            )
 
 
 def is_objective_only(site: Any) -> bool:

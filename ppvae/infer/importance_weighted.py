@@ -24,7 +24,6 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
-from pyro.infer.util import is_validation_enabled
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
@@ -33,7 +32,7 @@ from ppvae.infer.elbo import DifferentiableELBO
 from ppvae.infer.importance import check_count, eval_mode
 from ppvae.infer.pathwise import CutAtDraws, pathwise
 from ppvae.infer.sampler import PROBE_DATA, Sampler, choose_sampler
-from ppvae.infer.terms import check_reparameterized, common_scale
+from ppvae.infer.terms import check_reparameterized, common_scale, scale_of_each_datum
 from ppvae.pair import Batch, Pair, check_batch, is_objective_only, sample_sites
 
 Gradient = Literal["standard", "dreg", "stl"]
@@ -138,9 +137,10 @@ class ImportanceWeightedELBO(DifferentiableELBO):
     def _sampler(self, model: Any, guide: Any, args: Batch, kwargs: Any) -> Sampler:
         """How the pair is run, found out once for each kind of minibatch."""
         kind = self._kind(model, guide, args, kwargs)
+        functions: Any = [partial(f, **kwargs) if kwargs else f for f in (model, guide)]
         if kind not in self._samplers:
-            self._samplers[kind] = self._choose(_pair(model, guide, kwargs), args)
-        return replace(self._samplers[kind], pair=_pair(model, guide, kwargs)) if kwargs else self._samplers[kind]
+            self._samplers[kind] = self._choose(Pair(*functions), args)
+        return replace(self._samplers[kind], pair=Pair(*functions)) if kwargs else self._samplers[kind]
 
     def _kind(self, model: Any, guide: Any, args: Batch, kwargs: Any) -> Any:
         return (model, guide, *(a is None for a in args), *sorted(kwargs))
@@ -152,18 +152,12 @@ class ImportanceWeightedELBO(DifferentiableELBO):
         devices = [device] if device.type == "cuda" else []
         with eval_mode(pair), torch.random.fork_rng(devices), torch.no_grad():
             sampler = choose_sampler(pair, take(args, slice(0, PROBE_DATA), device), self.num_particles)
-        enumerated = sampler.enumeration.event_dims
-        if enumerated:
+        if enumerated := sampler.enumeration.event_dims:
             raise NotImplementedError(
                 f"{type(self).__name__} draws every latent, and {list(enumerated)} are marked to be summed over: "
                 "train with TraceEnum_ELBO"
             )
         return sampler
-
-
-def _pair(model: Any, guide: Any, kwargs: dict[str, Any]) -> Pair:
-    """The pair whose functions take these keyword arguments besides a minibatch."""
-    return Pair(partial(model, **kwargs) if kwargs else model, partial(guide, **kwargs) if kwargs else guide)
 
 
 class IWAE(ImportanceWeightedELBO):
@@ -303,14 +297,4 @@ def _scale(sampler: Sampler, s: int, model_trace: Trace, guide_trace: Trace) -> 
                     "draws, which only together cannot be trained: see ppvae.infer.sampler"
                 )
     scale = common_scale(sites, consequence="an importance-weighted bound has no part that could be weighted alone")
-    if not isinstance(scale, Tensor) or scale.numel() == 1:
-        return scale
-    if sampler.plate_dim is None:
-        scale = scale.unflatten(-1, (s, -1)).movedim(-2, 0)
-    rows = scale.reshape(-1, scale.shape[-1])  # of draws and inner plates
-    if is_validation_enabled() and not bool((rows == rows[0]).all()):
-        raise ValueError(
-            f"a scale of shape {tuple(scale.shape)} differs among the draws of a datum, or among its inner plates: a "
-            "datum has one importance-weighted bound, which can have only one"
-        )
-    return rows[0]
+    return scale_of_each_datum(scale, repeats=s if sampler.plate_dim is None else 1)

@@ -21,7 +21,7 @@ from torch import Tensor
 from ppvae.infer.elbo import DifferentiableELBO
 from ppvae.infer.importance import check_count
 from ppvae.infer.schedule import Schedule, as_schedule
-from ppvae.infer.terms import check_reparameterized, common_scale, data_size, latent_sites, mean_kl, parts_of
+from ppvae.infer.terms import check_reparameterized, data_size, latent_sites, mean_kl, penalty_weights
 from ppvae.pair import latent_of, sample_sites
 
 Value = float | Schedule
@@ -87,7 +87,7 @@ class PenalizedELBO(DifferentiableELBO):
         kl: dict[str, Any] = {}
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             latents = latent_sites(model_trace, guide_trace)
-            total, weight = _weights(model_trace, guide_trace, latents)
+            total, weight = penalty_weights(latents, model_trace, guide_trace)
             rest = rest + _other_terms(model_trace, guide_trace, latents) / self.num_particles
             for name in latents:
                 kl[name] = kl.get(name, 0.0) + mean_kl(name, model_trace, guide_trace, weight) / self.num_particles
@@ -271,26 +271,6 @@ def _other_terms(model_trace: Trace, guide_trace: Trace, latents: list[str]) -> 
         site["log_prob_sum"] for name, site in sample_sites(guide_trace) if latent_of(name, latents) not in latents
     ]
     return sum(in_model) - sum(in_guide)
-
-
-def _weights(model_trace: Trace, guide_trace: Trace, latents: list[str]) -> tuple[Any, Tensor | None]:
-    """What the penalty per datum is multiplied with, and the weight of each datum, (n,), where they differ."""
-    sites = {
-        f"site {site['name']!r} of the {where}": site
-        for where, trace in (("model", model_trace), ("guide", guide_trace))
-        for name in latents
-        for site in (trace.nodes[name], *parts_of(name, trace))
-    }
-    scale = common_scale(sites, consequence="the penalty has only one")
-    if not isinstance(scale, Tensor) or scale.numel() == 1:
-        return scale * data_size(latents[0], guide_trace.nodes[latents[0]]), None
-    if scale.numel() > scale.shape[-1]:
-        raise ValueError(
-            f"the latents {latents} have a scale of shape {tuple(scale.shape)}, which differs within a datum: the "
-            "penalty is of the KL of a datum, which can have only one"
-        )
-    weight = scale.reshape(-1)
-    return weight.sum(), weight
 
 
 def _total(kl: dict[str, Tensor]) -> Tensor:

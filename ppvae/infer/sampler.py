@@ -8,7 +8,6 @@ repeated along the batch every pair runs as it was written, but encodes every da
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,7 +15,6 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Unit
 from pyro.distributions.util import scale_and_mask
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.messenger import Messenger
@@ -29,11 +27,12 @@ from ppvae.pair import (
     Batch,
     check_batch,
     check_data_plate,
+    check_masks,
     check_sites,
     failing_on,
     is_objective_only,
     sample_sites,
-    unequal_masks,
+    warn_of_factors,
 )
 
 SAMPLES = "_samples"
@@ -213,13 +212,8 @@ def choose_sampler(pair: nn.Module, probe: Batch, num_samples: int, given: Seque
         latents = repeated.posterior(guide_trace, 1)[0]
         model_trace = repeated.model(probe, 1, latents, {})
     check_sites(model_trace, guide_trace)
-    if masked := unequal_masks(model_trace, guide_trace):
-        raise ValueError(
-            f"a mask leaves out other elements of the latents {masked} in the model than in the guide, so that "
-            "p(x, z) / q(z|x) is no importance weight: mask log q(z|x) as log p(z) is (of a site x with obs_mask=mask "
-            "the model has the latent x_unobserved, with the mask ~mask)"
-        )
-    _warn_of_factors(guide_trace)
+    check_masks(model_trace, guide_trace)
+    warn_of_factors(guide_trace)
     enumeration = Enumeration.of(model_trace, guide_trace)
     repeated = replace(repeated, enumeration=enumeration, given=tuple(given))
     if given:
@@ -272,15 +266,6 @@ def _check_given(sampler: Sampler, probe: Batch) -> None:
             )
     if set(observed) <= set(sampler.given):
         raise ValueError(f"given names every site that the model observes, {observed}: nothing is left to score")
-
-
-def _warn_of_factors(guide_trace: Trace) -> None:
-    for name, site in sample_sites(guide_trace):
-        if isinstance(site["fn"], Unit) and site["fn"].has_rsample:
-            warnings.warn(
-                f"the guide's factor {name!r} is ignored in log q(z|x); if it is a change of volume, "
-                "make it part of the site's density (TransformedDistribution, or Delta's log_density)"
-            )
 
 
 def _nesting(*traces: Trace) -> int:

@@ -41,6 +41,41 @@ def common_scale(sites: dict[str, Any], *, consequence: str) -> Scale:
     return scale
 
 
+def scale_of_each_datum(scale: Scale, *, repeats: int = 1) -> Scale:
+    """A scale for objectives that have one term for each datum: a number, or that of each datum, (n,).
+
+    Args:
+        scale: as Pyro has it, of the shape of log-probabilities or broadcast to it.
+        repeats: how often the data are repeated along the batch.
+
+    Raises:
+        ValueError: under Pyro's validation, where it differs within a datum.
+    """
+    if not isinstance(scale, Tensor) or scale.numel() == 1:
+        return scale
+    rows = scale.unflatten(-1, (repeats, -1)).flatten(0, -2)
+    if is_validation_enabled() and not bool((rows == rows[0]).all()):
+        raise ValueError(
+            f"a scale of shape {tuple(scale.shape)} differs within a datum, among its draws or in a plate inside the "
+            "data plate: the objective has one term for each datum, which can have only one scale"
+        )
+    return rows[0]
+
+
+def penalty_weights(latents: list[str], model_trace: Trace, guide_trace: Trace) -> tuple[Scale, Tensor | None]:
+    """What a penalty per datum is multiplied with, and the weight of each datum, (n,), where they differ."""
+    sites = {
+        f"site {site['name']!r} of the {where}": site
+        for where, trace in (("model", model_trace), ("guide", guide_trace))
+        for name in latents
+        for site in (trace.nodes[name], *parts_of(name, trace))
+    }
+    scale = scale_of_each_datum(common_scale(sites, consequence="the penalty has only one"))
+    if not isinstance(scale, Tensor) or scale.numel() == 1:
+        return scale * data_size(latents[0], guide_trace.nodes[latents[0]]), None
+    return scale.sum(), scale
+
+
 def check_reparameterized(sites: dict[str, Any], *, objective: str) -> None:
     """Checks that the draws of these sites of a guide are differentiable.
 

@@ -309,7 +309,7 @@ def test_a_scale_of_each_inner_plate_is_refused():
                 pyro.sample("z", dist.Normal(x.T, 1.0))
 
     pair, x = Inner([1.0, 2.0]), torch.randn(7, 2)
-    with pytest.raises(ValueError, match=r"a scale of shape \(2, 1\) differs among the draws of a datum, or among"):
+    with pytest.raises(ValueError, match=r"a scale of shape \(2, 1\) differs within a datum, among its draws"):
         IWAE(3).loss(pair.model, pair.guide, x)
     alike, plain = Inner([2.0, 2.0]), Inner([1.0, 1.0])
     assert evaluate_loss(alike, x) == pytest.approx(2 * evaluate_loss(plain, x))
