@@ -69,7 +69,7 @@ def test_masks_of_a_site_with_event_dims():
                 pyro.sample("x", inside, obs=x)
 
         def guide(self, x):
-            with pyro.plate("data", len(x)):
+            with pyro.plate("data", len(x)), poutine.mask(mask=x[:, 0] > 0):
                 pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
 
     x = torch.tensor([[1.0, 2.0], [-1.0, 2.0], [3.0, -1.0]])
