@@ -125,5 +125,5 @@ class Layers:
         if not self.gates:
             return activation(self.activation)
         if self.activation not in (GATED, *_ACTIVATIONS):
-            raise ValueError(f"activation must be {GATED} or one of {', '.join(_ACTIVATIONS)}; got {self.activation!r}")
+            raise ValueError(f"activation must be one of {', '.join([*_ACTIVATIONS, GATED])}; got {self.activation!r}")
         return nn.GLU() if self.activation == GATED else activation(self.activation)

@@ -90,7 +90,7 @@ def test_every_likelihood_and_encoder_runs(likelihood, encoder, tmp_path):
         (["--lr", "-1"], "lr"),
         (["--num-samples", "0"], "num-samples"),
         (["--latent-dim", "0"], "--latent-dim must be a whole number >= 1, got 0"),
-        (["--activation", "nope"], "activation must be gated or one of relu, leaky_relu, "),
+        (["--activation", "nope"], "softplus, identity, gated; got 'nope'"),
         (["--beta", "-1"], "beta"),
     ],
 )
