@@ -56,4 +56,4 @@ def test_logits_start_at_those_of_the_mean_image(data):
 
 def test_gates_are_of_fully_connected_nets(tmp_path, capsys):
     assert vae.main(["--smoke", "--encoder", "conv", "--activation", "gated", "--out", str(tmp_path / "run")]) == 2
-    assert "activation must be one of" in capsys.readouterr().err
+    assert "--encoder conv does not go with --activation gated" in capsys.readouterr().err

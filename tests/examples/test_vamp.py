@@ -81,7 +81,6 @@ def test_random_pseudo_inputs_have_the_scale_of_the_data(likelihood, highest):
         (["--prior", "flow", "--num-components", "9"], "--num-components goes with --prior vamp or mixture, got flow"),
         (["--num-components", "2000"], "--num-components 2000 is more than the 1297 training images"),
         (["--num-components", "0"], "--num-components must be a whole number >= 1, got 0"),
-        (["--encoder", "conv"], "got 'gated'"),
     ],
 )
 def test_wrong_flags_exit_with_2_and_say_why(flags, message, tmp_path, capsys):

@@ -191,10 +191,14 @@ def test_a_second_ctrl_c_interrupts_at_once(tmp_path, first):
             if self.count == 6 and torch.is_grad_enabled():
                 signal.raise_signal(signal.SIGINT)
 
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt):
-        train(Impatient(small_vae(), {6}, first), tensors, tmp_path / "run")
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C
+    try:
+        before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            train(Impatient(small_vae(), {6}, first), tensors, tmp_path / "run")
+        assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    finally:
+        signal.signal(signal.SIGINT, usual)
     resumed = train(Interrupted(small_vae()), tensors, tmp_path / "run", resume=True)
     assert resumed.history == train(Interrupted(small_vae()), tensors, tmp_path / "whole").history
 
