@@ -92,7 +92,7 @@ class FlowPosterior(nn.Module):
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
         """Returns q(z|c), of batch shape ``(...)`` and event shape ``(k,)``."""
         params = check_params(full_precision(self.net(*context)), self.num_params, 1)
-        check_precision(self.flow)
+        _check_precision(self.flow)
         loc, raw_scale = params[..., 0, :], params[..., 1, :]
         base = dist.Normal(loc, F.softplus(raw_scale) + self.min_scale).to_event(1)
         return PushForward(base, self.flow(params[..., 2:, :].flatten(-2)))
@@ -150,21 +150,21 @@ class FlowPrior(nn.Module):
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
         """Returns p(z), of batch shape ``()`` and event shape ``(k,)``, whatever the context."""
-        check_precision(self.flow)
+        _check_precision(self.flow)
         return PushForward(self.base(), self.flow(self.context))
 
 
-def check_precision(flow: nn.Module) -> None:
+def _check_precision(flow: nn.Module) -> None:
     """Refuses nets of a flow in half precision, in which its volume would be too coarse.
 
     Raises:
         TypeError: With the way to train in half precision.
     """
-    narrow = next((p.dtype for p in flow.parameters() if p.dtype in (torch.bfloat16, torch.float16)), None)
-    if narrow is not None:
+    first = next(flow.parameters(), None)  # the others have been converted with it
+    if first is not None and first.dtype in (torch.bfloat16, torch.float16):
         raise TypeError(
-            f"a flow needs its parameters in float32 or float64, got {narrow}: densities are sums of many small terms. "
-            "Leave the module as it is and train with autocast=torch.bfloat16"
+            f"a flow needs its parameters in float32 or float64, got {first.dtype}: densities are sums of many small "
+            "terms. Leave the module as it is and train with autocast=torch.bfloat16"
         )
 
 

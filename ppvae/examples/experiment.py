@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ppvae.data import Batches, Binarize, JointBatches, binarize
 from ppvae.evaluate.diagnostics import ParetoWarning
 from ppvae.evaluate.report import Report, report, strict_json, table
-from ppvae.examples.flags import ExperimentArgs, from_json, to_json
+from ppvae.examples.flags import ExperimentArgs, flag, from_json, to_json
 from ppvae.examples.images import ImageData, load_images
 from ppvae.infer import (
     Cosine,
@@ -280,7 +280,7 @@ def _check_same_experiment(folder: RunFolder, args: ExperimentArgs) -> None:
     started = (folder.read_config().get("experiment") or {}).get("args", {})
     free = {"epochs", "cuda", "out", "resume", "tensorboard", "data_root", "num_samples", "num_eval"}
     changed = [
-        f"--{key.replace('_', '-')} was {started[key]!r}, is {value!r}"
+        f"{flag(key)} was {started[key]!r}, is {value!r}"
         for key, value in to_json(args).items()
         if key not in free and key in started and started[key] != value  # a flag that came later has no other value
     ]

@@ -110,16 +110,17 @@ def check_used(args: Any, choice: str, **uses: tuple[str, ...]) -> None:
     for name, choices in uses.items():
         assert defaults[name] is not MISSING
         if getattr(args, name) != defaults[name] and chosen not in choices:
-            raise ValueError(f"{_flag(name)} goes with {_flag(choice)} {' or '.join(choices)}, got {chosen}")
+            raise ValueError(f"{flag(name)} goes with {flag(choice)} {' or '.join(choices)}, got {chosen}")
 
 
 def check_not_negative(name: str, value: float) -> None:
     """Checks that the flag of the field `name` is a number >= 0."""
     if not 0 <= value < math.inf:
-        raise ValueError(f"{_flag(name)} must be finite and >= 0, got {value:g}")
+        raise ValueError(f"{flag(name)} must be finite and >= 0, got {value:g}")
 
 
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
+    """The flag of a field, as it is typed."""
     return f"--{name.replace('_', '-')}"
 
 

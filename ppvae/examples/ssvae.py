@@ -23,7 +23,7 @@ from ppvae.evaluate.labels import Reliability, error_rate, label_posterior, reli
 from ppvae.evaluate.report import Report
 from ppvae.examples.experiment import Experiment, InterruptedTraining, fit_options, image_batches
 from ppvae.examples.figures import write_figures, write_label_figures
-from ppvae.examples.flags import ExperimentArgs, check_not_negative, check_used, to_json
+from ppvae.examples.flags import ExperimentArgs, check_not_negative, check_used, flag, to_json
 from ppvae.examples.images import ImageData, likelihood, start_at_mean
 from ppvae.infer import Run, RunFolder, fit
 from ppvae.infer.importance import check_count
@@ -96,7 +96,7 @@ class Args(ExperimentArgs):
         check_whole("--supervised-epochs", self.supervised_epochs, at_least=0)
         for name in ("latent_dim", "code_dim", "labelled_batch_size", "m1_epochs"):
             if (value := getattr(self, name)) is not None:
-                check_count(f"--{name.replace('_', '-')}", value)
+                check_count(flag(name), value)
         check_not_negative("alpha", self.alpha)
 
 
