@@ -376,52 +376,6 @@ def test_larger_models_agree_with_their_exact_value():
     )
 
 
-def test_bits_per_dimension_count_what_is_observed():
-    """Not the first argument: here a context, then two observed sites; one that is given does not count."""
-
-    def model(size, x, y):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z[..., None], 1.0).expand((*z.shape, 4)).to_event(1), obs=x)
-            pyro.sample("y", dist.Normal(size[:, None], 1.0).expand((len(size), 6)).to_event(1), obs=y)
-
-    def guide(size, x, y):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(0.0, 1.0))
-
-    pair, data = ppvae.Pair(model, guide), (torch.ones(7), torch.zeros(7, 4), torch.zeros(7, 6))
-    for method in ("importance", "annealed"):
-        options = {"num_samples": 3, "method": method}
-        both = ppvae.log_marginal(pair, *data, **options)
-        assert both.num_dims == 10
-        assert both.bits_per_dim() == pytest.approx(-both.mean() / (10 * math.log(2)))
-        assert ppvae.log_marginal(pair, *data, **options, given=["y"]).num_dims == 4
-
-
-@pytest.mark.parametrize("where", ["poutine", "distribution"])
-def test_bits_per_dimension_leave_out_what_is_masked(where):
-    """Of series of other lengths, in an inner plate or in the event, the more of them the later."""
-
-    def model(x, length):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            if where == "poutine":
-                with pyro.plate("time", 4, dim=-2), poutine.mask(mask=torch.arange(4)[:, None] < length):
-                    pyro.sample("x", dist.Normal(z, 1.0), obs=x.T)
-            else:
-                seen = torch.arange(4) < length[:, None]
-                pyro.sample("x", dist.Normal(z[..., None], 1.0).expand((*z.shape, 4)).mask(seen).to_event(1), obs=x)
-
-    def guide(x, length):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(0.0, 1.0))
-
-    length = torch.cat([torch.full((200,), 4), torch.full((300,), 1)])
-    estimate = ppvae.log_marginal(ppvae.Pair(model, guide), torch.zeros(500, 4), length, num_samples=3)
-    assert estimate.num_dims == (200 * 4 + 300) / 500
-    assert estimate.bits_per_dim() == pytest.approx(-estimate.mean() / (2.2 * math.log(2)))
-
-
 def test_one_sample_in_words():
     found = ppvae.log_marginal(PPCA(6, 2), torch.randn(5, 6), num_samples=1).summary()
     assert found.endswith("over 5 data; 1 importance sample per datum, exact where all latents are summed over")

@@ -29,8 +29,9 @@ from ppvae.nn import MLP
 from ppvae.params import local_params
 from tests.infer.pairs import Published, TwoLatents, binary, same, small_vae, state
 from tests.infer.test_compile import assert_same, compiled_graphs
-from tests.infer.test_importance_weighted import Subsampled, gradients, series
+from tests.infer.test_importance_weighted import gradients, series
 from tests.infer.test_importance_weighted_gradients import Chain
+from tests.infer.test_importance_weighted_scales import Subsampled
 from tests.infer.test_resume import Interrupted
 from tests.reference import REFERENCES
 
