@@ -23,8 +23,8 @@ from pyro.infer.importance import vectorized_importance_weights
 from torch import Tensor
 
 import ppvae
+from ppvae.compile import keep_freed_memory
 from ppvae.distributions import ConditionalBernoulli, ConditionalNormal, StandardNormal
-from ppvae.infer import keep_freed_memory
 from ppvae.models import VAE
 from ppvae.nn import MLP
 

@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import ppvae
+from ppvae.compile import keep_freed_memory
 from ppvae.distributions import (
     ConditionalBernoulli,
     ConditionalCategorical,
@@ -35,9 +36,9 @@ from ppvae.distributions import (
     StandardNormal,
     UniformCategorical,
 )
-from ppvae.infer import JointELBO, keep_freed_memory
 from ppvae.models import SSVAE, VAE
 from ppvae.nn import MLP, ConditionalMLP, ConvDecoder, ConvEncoder, OneHot
+from ppvae.objectives import JointELBO
 
 MODELS = Literal["vae", "conv", "ssvae", "hierarchical"]
 Step = Callable[..., Any]

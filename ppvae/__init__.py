@@ -1,13 +1,64 @@
 """Variational autoencoders as Pyro model/guide pairs, judged by their marginal likelihood.
 
-data ──► pair (models over distributions over nn) ──► infer (ELBO, SVI, fit) ──► run ──► evaluate ──► plot
+data ──► pair (models over distributions over nn) ──► objectives ──► infer (SVI, fit) ──► run folder
+                                                  └─► sampling ──► evaluate ──► plot
+
+`import ppvae` alone loads nothing: what stands here and the subpackages are imported where they are first used.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ppvae.evaluate import elbo, log_marginal
+    from ppvae.infer import SVI, fit
+    from ppvae.pair import KLWeight, Pair, loss_term
+    from ppvae.params import load, save
 
 __version__ = "0.1.0"
 
-from ppvae.evaluate import elbo, log_marginal
-from ppvae.infer import SVI, fit
-from ppvae.pair import KLWeight, Pair
-from ppvae.storage import load, save
+__all__ = ["SVI", "KLWeight", "Pair", "__version__", "elbo", "fit", "load", "log_marginal", "loss_term", "save"]
 
-__all__ = ["SVI", "KLWeight", "Pair", "__version__", "elbo", "fit", "load", "log_marginal", "save"]
+_HOMES = {
+    "SVI": "infer",
+    "fit": "infer",
+    "KLWeight": "pair",
+    "Pair": "pair",
+    "loss_term": "pair",
+    "load": "params",
+    "save": "params",
+    "elbo": "evaluate",
+    "log_marginal": "evaluate",
+}
+"""Where each public name lives."""
+
+_SUBPACKAGES = {
+    "compile",
+    "data",
+    "distributions",
+    "evaluate",
+    "infer",
+    "models",
+    "nn",
+    "objectives",
+    "plot",
+    "sampling",
+}
+_MODULES = {"pair", "params", "storage", "traces"}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name, or a subpackage, at its first use."""
+    if name in _HOMES:
+        value = getattr(import_module(f"ppvae.{_HOMES[name]}"), name)
+    elif name in _SUBPACKAGES | _MODULES:
+        value = import_module(f"ppvae.{name}")
+    else:
+        raise AttributeError(f"module 'ppvae' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names and the subpackages."""
+    return sorted({*globals(), *__all__, *_SUBPACKAGES, *_MODULES})

@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from pyro.distributions import ExpandedDistribution, MaskedDistribution, Unit
+from pyro.distributions import Unit
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
-from torch.distributions import Independent
+
+from ppvae.traces import counted, is_masked, is_objective_only, sample_sites
 
 Batch = tuple[Any, ...]
 """Arguments of `model` and `guide`: tensors whose leading dim is the batch, or None."""
@@ -130,41 +131,6 @@ def _kind(value: Any) -> str:
     return "a 0-d tensor" if isinstance(value, Tensor) else type(value).__name__
 
 
-def sample_sites(trace: Trace) -> list[tuple[str, Any]]:
-    """The sites of `trace` that carry a density: no subsampling indices, no `pyro.deterministic`."""
-    return [
-        (name, site)
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample"
-        and not site["infer"].get("_deterministic")
-        and type(site["fn"]).__name__ != "_Subsample"
-    ]
-
-
-def counted(site: Any) -> Tensor:
-    """Which elements of a site count in its density: true or false, of the shape of its value."""
-    counts = torch.ones(site["fn"].shape(), dtype=torch.bool, device=site["value"].device)
-    for mask, event_dim in _masks(site):
-        counts = counts & (mask.bool().reshape(mask.shape + (1,) * event_dim) if isinstance(mask, Tensor) else mask)
-    return counts
-
-
-def is_masked(site: Any) -> bool:
-    """Whether a mask may leave elements of a site out."""
-    return any(mask is not True for mask, _ in _masks(site))
-
-
-def _masks(site: Any) -> list[tuple[Tensor | bool, int]]:
-    """The masks around a site and in its distribution, each with the number of event dims that it covers whole."""
-    fn = site["fn"]
-    masks = [(site["mask"], fn.event_dim)]
-    while isinstance(fn, Independent | ExpandedDistribution | MaskedDistribution):
-        if isinstance(fn, MaskedDistribution):
-            masks.append((fn._mask, fn.event_dim))
-        fn = fn.base_dist
-    return [(mask, event_dim) for mask, event_dim in masks if mask is not None]
-
-
 def unequal_masks(model_trace: Trace, guide_trace: Trace) -> list[str]:
     """The latents of which a mask leaves other elements out in the model than in the guide.
 
@@ -203,24 +169,6 @@ def warn_of_factors(guide_trace: Trace) -> None:
                 f"the guide's factor {name!r} is ignored in log q(z|x); if it is a change of volume, "
                 "make it part of the site's density (TransformedDistribution, or Delta's log_density)"
             )
-
-
-def is_objective_only(site: Any) -> bool:
-    """Whether an observed site of a model is a term of the training objective and no part of p(x, z).
-
-    Such a site is marked `infer={"is_auxiliary": True}`: a classifier's log q(y|x) of observed labels. Pyro marks its
-    factors so as well, but those are part of the model.
-    """
-    return bool(site["is_observed"] and site["infer"].get("is_auxiliary") and not isinstance(site["fn"], Unit))
-
-
-def latent_of(site: str, latents: Collection[str]) -> str:
-    """The latent whose posterior a site of the guide belongs to: `z` for the `z_unconstrained` of Pyro's autoguides.
-
-    They draw z_unconstrained and make z of it by a `Delta` that holds the change of volume: log q(z|x) is their sum.
-    """
-    latent = site.removesuffix("_unconstrained")
-    return latent if latent in latents else site
 
 
 def check_sites(model_trace: Trace, guide_trace: Trace) -> None:
@@ -294,3 +242,13 @@ def device_of(pair: nn.Module, data: Batch = ()) -> torch.device:
     """The device of the pair's first parameter or buffer; where it has none, of `data`, else the CPU."""
     tensors = [*pair.parameters(), *pair.buffers(), *(t for t in data if isinstance(t, Tensor))]
     return tensors[0].device if tensors else torch.device("cpu")
+
+
+def take(data: Batch, index: slice, device: torch.device | None = None) -> Batch:
+    """Some of the data, on `device`."""
+    return tuple(t if t is None else t[index].to(device) for t in data)
+
+
+def blocks(n: int, size: int) -> list[tuple[int, int]]:
+    """The (start, stop) of consecutive blocks of at most `size` of n data."""
+    return [(start, min(start + size, n)) for start in range(0, n, size)]

@@ -15,10 +15,12 @@ Nothing is added to the store, and it is never cleared. One thing stays there: t
 
 from __future__ import annotations
 
+import os
 import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -28,7 +30,11 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
+from ppvae.pair import check_pair, device_of
+from ppvae.storage import load_state, save_state
+
 _HOME = "pyro_params"
+
 
 BASELINES = "__baseline_avg_downstream_cost_"
 """How the names of what `TraceGraph_ELBO` keeps in Pyro's store begin: averages, which are not trained."""
@@ -221,3 +227,71 @@ def attach_home(pair: nn.Module, names: dict[str, Tensor]) -> None:
     for key, value in names.items():
         if key not in home._parameters:
             home.register_parameter(key, nn.Parameter(torch.empty_like(value)))
+
+
+def save(pair: nn.Module, path: str | os.PathLike[str]) -> Path:
+    """Writes the parameters and buffers of `pair` to a safetensors file, atomically.
+
+    Args:
+        pair: a model/guide pair.
+        path: the file; its folder is created.
+
+    Returns:
+        The path.
+
+    Example:
+        >>> import ppvae, tempfile
+        >>> from ppvae.models import PPCA
+        >>> path = ppvae.save(PPCA(8, 2), tempfile.mkdtemp() + "/ppca.safetensors")
+        >>> pair = ppvae.load(PPCA(8, 2), path)
+    """
+    check_pair(pair)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    return save_state(path, dict(pair.state_dict()))
+
+
+def load(pair: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
+    """Reads weights that `save` wrote into `pair`, in place; a run folder stands for its `model.safetensors`.
+
+    Args:
+        pair: a pair built as the saved one was.
+        path: the file, or the folder that `fit` wrote.
+
+    Returns:
+        The pair.
+
+    Raises:
+        FileNotFoundError: where there is no such file.
+        ValueError: naming what is missing, unexpected or of another shape; the pair is then unchanged.
+    """
+    check_pair(pair)
+    path = Path(path)
+    restore_weights(pair, load_state(path / "model.safetensors" if path.is_dir() else path), source=str(path))
+    return pair
+
+
+def restore_weights(pair: nn.Module, state: dict[str, Tensor], *, source: str) -> None:
+    """Copies the state dict `state` into `pair`, all of it or nothing.
+
+    Raises:
+        ValueError: naming what is missing, unexpected or of another shape; the pair is then unchanged.
+    """
+    if not (isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())):
+        raise ValueError(f"{source} holds no weights: it must hold tensors by name")
+    own = pair.state_dict()
+    declared = {k: v for k, v in state.items() if k.startswith("pyro_params.") and k not in own}
+    problems = [f"missing {key}" for key in own.keys() - state.keys()]
+    problems += [
+        f"unexpected {key} (what a pair makes at first use is there after it ran once on a batch)"
+        for key in state.keys() - own.keys() - declared.keys()
+    ]
+    problems += [
+        f"{key} of shape {tuple(state[key].shape)} where the pair has {tuple(own[key].shape)}"
+        for key in own.keys() & state.keys()
+        if state[key].shape != own[key].shape
+    ]
+    if problems:
+        raise ValueError(f"{source} does not fit this pair: " + "; ".join(sorted(problems)))
+    if declared:
+        attach_home(pair, {k.removeprefix("pyro_params."): v.to(device_of(pair)) for k, v in declared.items()})
+    pair.load_state_dict(state)

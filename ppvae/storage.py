@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
-
-from ppvae.pair import check_pair, device_of
-from ppvae.params import attach_home
+from torch import Tensor
 
 _TENSOR = "__tensor__"
+
+
 _TUPLE = "__tuple__"
+
+
 _ITEMS = "__items__"
 
 
@@ -112,71 +113,3 @@ def _unflatten(tree: Any, tensors: dict[str, Tensor]) -> Any:
     if _TUPLE in tree:
         return tuple(_unflatten(v, tensors) for v in tree[_TUPLE])
     return {k: _unflatten(v, tensors) for k, v in tree[_ITEMS]}
-
-
-def save(pair: nn.Module, path: str | os.PathLike[str]) -> Path:
-    """Writes the parameters and buffers of `pair` to a safetensors file, atomically.
-
-    Args:
-        pair: a model/guide pair.
-        path: the file; its folder is created.
-
-    Returns:
-        The path.
-
-    Example:
-        >>> import ppvae, tempfile
-        >>> from ppvae.models import PPCA
-        >>> path = ppvae.save(PPCA(8, 2), tempfile.mkdtemp() + "/ppca.safetensors")
-        >>> pair = ppvae.load(PPCA(8, 2), path)
-    """
-    check_pair(pair)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    return save_state(path, dict(pair.state_dict()))
-
-
-def load(pair: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
-    """Reads weights that `save` wrote into `pair`, in place; a run folder stands for its `model.safetensors`.
-
-    Args:
-        pair: a pair built as the saved one was.
-        path: the file, or the folder that `fit` wrote.
-
-    Returns:
-        The pair.
-
-    Raises:
-        FileNotFoundError: where there is no such file.
-        ValueError: naming what is missing, unexpected or of another shape; the pair is then unchanged.
-    """
-    check_pair(pair)
-    path = Path(path)
-    restore_weights(pair, load_state(path / "model.safetensors" if path.is_dir() else path), source=str(path))
-    return pair
-
-
-def restore_weights(pair: nn.Module, state: dict[str, Tensor], *, source: str) -> None:
-    """Copies the state dict `state` into `pair`, all of it or nothing.
-
-    Raises:
-        ValueError: naming what is missing, unexpected or of another shape; the pair is then unchanged.
-    """
-    if not (isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())):
-        raise ValueError(f"{source} holds no weights: it must hold tensors by name")
-    own = pair.state_dict()
-    declared = {k: v for k, v in state.items() if k.startswith("pyro_params.") and k not in own}
-    problems = [f"missing {key}" for key in own.keys() - state.keys()]
-    problems += [
-        f"unexpected {key} (what a pair makes at first use is there after it ran once on a batch)"
-        for key in state.keys() - own.keys() - declared.keys()
-    ]
-    problems += [
-        f"{key} of shape {tuple(state[key].shape)} where the pair has {tuple(own[key].shape)}"
-        for key in own.keys() & state.keys()
-        if state[key].shape != own[key].shape
-    ]
-    if problems:
-        raise ValueError(f"{source} does not fit this pair: " + "; ".join(sorted(problems)))
-    if declared:
-        attach_home(pair, {k.removeprefix("pyro_params."): v.to(device_of(pair)) for k, v in declared.items()})
-    pair.load_state_dict(state)

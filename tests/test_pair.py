@@ -9,7 +9,8 @@ from pyro import poutine
 from torch import nn
 
 import ppvae
-from ppvae.pair import check_batch, check_data_plate, check_sites, device_of, sample_sites
+from ppvae.pair import check_batch, check_data_plate, check_sites, device_of
+from ppvae.traces import sample_sites
 from tests.reference import LinearGaussian, linear_gaussian
 
 

@@ -5,9 +5,8 @@ load("mnist") ──► DataSet(train, valid, test) ──► Batches(*data.trai
 ```
 """
 
-from ppvae.data.batches import Batches
+from ppvae.data.batches import Batches, JointBatches
 from ppvae.data.datasets import DATASETS, DataSet, Split, load
-from ppvae.data.joint import JointBatches
 from ppvae.data.labels import split_labels
 from ppvae.data.transforms import Binarize, Dequantize, Transform, binarize, dequantize, quantize
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from ppvae.data._checks import check_whole
-from ppvae.data._seeding import permutation
+from ppvae._validate import check_whole
 from ppvae.data.sources import DATASETS, Split
+from ppvae.rng import permutation
 
 
 @dataclass(frozen=True, eq=False)

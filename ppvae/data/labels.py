@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from ppvae.data._checks import check_tensor, check_whole
-from ppvae.data._seeding import permutation
+from ppvae._validate import check_tensor, check_whole
+from ppvae.rng import permutation
 
 
 def split_labels(y: Tensor, num_labels: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:

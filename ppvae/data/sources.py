@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ppvae.data._seeding import permutation
+from ppvae.rng import permutation
 
 
 class Split(NamedTuple):

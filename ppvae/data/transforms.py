@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ppvae.data._checks import check_intensities, check_tensor, check_whole
-from ppvae.data._seeding import stream
+from ppvae._validate import check_intensities, check_tensor, check_whole
+from ppvae.rng import stream
 
 
 class Transform(Protocol):

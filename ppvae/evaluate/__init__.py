@@ -1,18 +1,18 @@
 """What a trained pair is worth: likelihoods, posteriors and labels, each with its evidence, for any pair."""
 
-from ppvae.evaluate.annealed import Sandwich, annealed_log_marginal, bidirectional
-from ppvae.evaluate.anomaly import AnomalyScores, anomaly_scores, auroc
-from ppvae.evaluate.calibration import SBCRanks, SBCVerdict, check_sbc, ecdf_band, run_sbc
+from ppvae.evaluate.ais import BidirectionalBounds, annealed_log_marginal, bidirectional
+from ppvae.evaluate.arviz import to_arviz
+from ppvae.evaluate.classification import Reliability, error_rate, label_posterior, reliability
 from ppvae.evaluate.compare import compare, comparison_table
-from ppvae.evaluate.diagnostics import ParetoWarning, bound_curve, pareto_k
 from ppvae.evaluate.estimates import AnnealedLogMarginal, Elbo, Estimate, LogMarginal
-from ppvae.evaluate.gap import InferenceGap, inference_gap
-from ppvae.evaluate.inference_data import to_arviz
-from ppvae.evaluate.labels import Reliability, error_rate, label_posterior, reliability
-from ppvae.evaluate.latent import LatentReport, LatentSite, latent_report
+from ppvae.evaluate.inference_gap import InferenceGap, inference_gap
+from ppvae.evaluate.latents import LatentReport, LatentSite, latent_report
 from ppvae.evaluate.marginal import elbo, log_marginal
 from ppvae.evaluate.nuts import NUTSComparison, compare_with_nuts
+from ppvae.evaluate.ood import AnomalyScores, anomaly_scores, auroc
 from ppvae.evaluate.predictive import PosteriorPredictive, PredictiveCheck, posterior_predictive, ppc
+from ppvae.evaluate.psis import ParetoWarning, bound_curve, pareto_k
+from ppvae.evaluate.sbc import SBCRanks, SBCVerdict, check_sbc, ecdf_band, run_sbc
 
 __all__ = [
     "AnnealedLogMarginal",
@@ -30,7 +30,7 @@ __all__ = [
     "Reliability",
     "SBCRanks",
     "SBCVerdict",
-    "Sandwich",
+    "BidirectionalBounds",
     "annealed_log_marginal",
     "anomaly_scores",
     "auroc",

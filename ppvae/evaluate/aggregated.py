@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from ppvae.evaluate.sites import mask_of
-from ppvae.infer.conditioned import Conditioned
-from ppvae.infer.drawer import blocks, take
-from ppvae.infer.sampler import Latent
+from ppvae.pair import blocks, take
+from ppvae.sampling.posterior_draws import PosteriorSampler
+from ppvae.sampling.sampler import Latent
 
 PROBES = 64
 """Data on which it is tried whether a site depends on other latents."""
@@ -64,7 +64,7 @@ class SiteDraws:
         return Latent(value.movedim(0, value.dim() - 1 - self.event_dim), self.event_dim, self.plate_dims)
 
 
-def draw_sites(c: Conditioned, s: int) -> dict[str, SiteDraws]:
+def draw_sites(c: PosteriorSampler, s: int) -> dict[str, SiteDraws]:
     """`s` draws of every site of the guide for every datum, those of the model in its order, then the others."""
     parts = [_draw(part, s) for _, part in c.parts(s)]
     sites = {}
@@ -78,7 +78,7 @@ def draw_sites(c: Conditioned, s: int) -> dict[str, SiteDraws]:
     return sites
 
 
-def independent_sites(c: Conditioned, sites: dict[str, SiteDraws]) -> tuple[set[str], set[str]]:
+def independent_sites(c: PosteriorSampler, sites: dict[str, SiteDraws]) -> tuple[set[str], set[str]]:
     """The sites whose q, and those whose p, is the same whatever the other latents are.
 
     Tried out: each site is scored with its own draws, and with those of the others taken from other data.
@@ -99,7 +99,7 @@ def independent_sites(c: Conditioned, sites: dict[str, SiteDraws]) -> tuple[set[
     return alone
 
 
-def log_aggregated(c: Conditioned, sites: dict[str, SiteDraws]) -> dict[str | None, Tensor]:
+def log_aggregated(c: PosteriorSampler, sites: dict[str, SiteDraws]) -> dict[str | None, Tensor]:
     """Log q(z) = log (1/n) Σ_j q(z|x_j) at the draws of all data, (n, s): of each site, and of all together as None.
 
     Of a site that depends on others it is (1/n) Σ_j q(z|x_j, others), which is no aggregated posterior.
@@ -124,7 +124,7 @@ def log_aggregated(c: Conditioned, sites: dict[str, SiteDraws]) -> dict[str | No
     return {key: value.view(n, s) - math.log(n) for key, value in total.items()}
 
 
-def _draw(c: Conditioned, s: int) -> dict[str, SiteDraws]:
+def _draw(c: PosteriorSampler, s: int) -> dict[str, SiteDraws]:
     guide = c.sampler.guide(c.data, s, {}, {})
     latents, log_q = c.sampler.posterior(guide, s)
     model = c.model_trace(latents)
@@ -163,7 +163,7 @@ def _leaf(fn: Any) -> Any:
     return fn
 
 
-def _per_dim(c: Conditioned, site: Any, s: int) -> Tensor | None:
+def _per_dim(c: PosteriorSampler, site: Any, s: int) -> Tensor | None:
     """Log-density of each dimension of a site's draws, (n, s, *event)."""
     fn, value, mask = _leaf(site["fn"]), site["value"], site["mask"]
     if fn.event_dim > 0:
@@ -174,7 +174,7 @@ def _per_dim(c: Conditioned, site: Any, s: int) -> Tensor | None:
     return _alone(c, site, log_prob, s)
 
 
-def _mean(c: Conditioned, site: Any, s: int) -> Tensor | None:
+def _mean(c: PosteriorSampler, site: Any, s: int) -> Tensor | None:
     """The mean of a site given the draws before it, (n, s, *event); where it is not known, the site's draws."""
     try:
         mean = site["fn"].mean.expand_as(site["value"])
@@ -186,7 +186,7 @@ def _mean(c: Conditioned, site: Any, s: int) -> Tensor | None:
     return _alone(c, site, mean if known else site["value"], s)
 
 
-def _alone(c: Conditioned, site: Any, values: Tensor, s: int) -> Tensor:
+def _alone(c: PosteriorSampler, site: Any, values: Tensor, s: int) -> Tensor:
     """Values of the shape of a site's, that lies in no plate but the data's: (n, s, *event)."""
     z = c.sampler.value({**site, "value": values}, s)
     return _data_first(z).reshape(len(c), s, *site["fn"].event_shape).double()

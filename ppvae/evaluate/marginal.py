@@ -20,14 +20,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ppvae.evaluate.accumulate import Moments
-from ppvae.evaluate.diagnostics import ParetoWarning, bound_curve, pareto_k
-from ppvae.evaluate.estimates import AnnealedLogMarginal, Elbo, Estimate, LogMarginal
+from ppvae._validate import check_count
+from ppvae.evaluate.estimates import AnnealedLogMarginal, Elbo, Estimate, LogMarginal, Moments
+from ppvae.evaluate.psis import ParetoWarning, bound_curve, pareto_k
 from ppvae.evaluate.sites import num_observed
-from ppvae.infer.draws import Draws
-from ppvae.infer.importance import check_count, importance_draws
 from ppvae.pair import check_batch, check_pair
 from ppvae.params import LocalParams
+from ppvae.sampling.importance import Draws, importance_draws
 
 
 def elbo(
@@ -48,7 +47,7 @@ def elbo(
         num_samples: draws from the guide per datum.
         batch_size: the most data scored at once; by default what a memory budget allows.
         seed: of the draws; the global random state is left alone.
-        compile: whether to run the draws as one compiled graph, see `ppvae.infer.compile`; "auto" does where the
+        compile: whether to run the draws as one compiled graph, see `ppvae.compile.compiled`; "auto" does where the
             estimate takes long enough to repay it.
         given: observed sites to condition on, e.g. `["y"]` for log p(x|y) in place of log p(x, y); they must depend
             on no latent.
@@ -150,7 +149,7 @@ def log_marginal(
         method: "importance" or "annealed".
         batch_size: the most data scored at once; by default what a memory budget allows.
         seed: of the draws; the global random state is left alone.
-        compile: whether to run the draws as one compiled graph, see `ppvae.infer.compile`; "auto" does where the
+        compile: whether to run the draws as one compiled graph, see `ppvae.compile.compiled`; "auto" does where the
             estimate takes long enough to repay it.
         given: observed sites to condition on, e.g. `["y"]` for log p(x|y) in place of log p(x, y); they must depend
             on no latent.
@@ -177,7 +176,7 @@ def log_marginal(
     """
     options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "compile": compile, "given": given}
     if method == "annealed":
-        from ppvae.evaluate.annealed import annealed_log_marginal
+        from ppvae.evaluate.ais import annealed_log_marginal
 
         num_chains = 16 if num_samples is None else num_samples
         return annealed_log_marginal(pair, *data, num_chains=num_chains, progress=progress, **options)

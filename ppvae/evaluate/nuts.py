@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Transform
 
-from ppvae.evaluate.diagnostics import import_arviz
+from ppvae._validate import check_count
+from ppvae.evaluate.psis import import_arviz
 from ppvae.evaluate.sites import Plates, by_datum, elements, in_blocks, inner_plates, mask_of, once
-from ppvae.infer.bridge import to_support
-from ppvae.infer.conditioned import Conditioned, Latents, conditioned
-from ppvae.infer.importance import check_count
+from ppvae.sampling.annealed_path import to_support
+from ppvae.sampling.posterior_draws import Latents, PosteriorSampler, posterior_sampler
 
 MAX_R_HAT, MIN_ESS = 1.05, 100
 """Beyond these the chains are no standard to judge a guide by."""
@@ -125,11 +125,11 @@ def compare_with_nuts(
         check_count(name, value)
     if num_samples < 4:
         raise ValueError(f"num_samples must be at least 4 for diagnostics of the chains, got {num_samples}")
-    with conditioned(pair, data, seed=seed) as c:
+    with posterior_sampler(pair, data, seed=seed) as c:
         plates = inner_plates(c)
         posterior = _Posterior(c, plates)
 
-        def draw(part: Conditioned, s: int) -> dict[str, Tensor]:
+        def draw(part: PosteriorSampler, s: int) -> dict[str, Tensor]:
             latents, _ = part.draw(s)
             return {name: by_datum(latents[name], plates[name]) for name in c.latents}
 
@@ -150,7 +150,7 @@ def compare_with_nuts(
 class _Posterior:
     """−log p(x, z) of all data, in coordinates in which every latent is unconstrained, of double precision."""
 
-    def __init__(self, c: Conditioned, plates: dict[str, Plates]) -> None:
+    def __init__(self, c: PosteriorSampler, plates: dict[str, Plates]) -> None:
         self.c, self.plates = c, plates
         nodes = once(c).nodes
         discrete = [name for name in c.latents if nodes[name]["fn"].support.is_discrete]

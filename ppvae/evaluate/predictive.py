@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ppvae._validate import check_count
 from ppvae.evaluate.sites import Plates, by_datum, in_blocks, inner_plates, mask_of, observed_value, once
-from ppvae.infer.checks import same_values
-from ppvae.infer.conditioned import Conditioned, check_predictable, conditioned
-from ppvae.infer.drawer import take
-from ppvae.infer.importance import check_count
-from ppvae.infer.sampler import PROBE_DATA
+from ppvae.pair import take
+from ppvae.sampling.posterior_draws import PosteriorSampler, check_predictable, posterior_sampler
+from ppvae.sampling.sampler import PROBE_DATA
+from ppvae.traces import same_values
 
 MAX_BYTES = 2**32
 """The most bytes of draws that are kept."""
@@ -113,13 +113,13 @@ def posterior_predictive(pair: nn.Module, *data: Any, num_samples: int = 100, se
         (torch.Size([10, 100, 2]), torch.Size([10, 100, 8]), torch.Size([10, 100]))
     """
     check_count("num_samples", num_samples)
-    with conditioned(pair, data, seed=seed) as c:
+    with posterior_sampler(pair, data, seed=seed) as c:
         if not c.observed:
             raise ValueError("the model observes no site (pyro.factor draws nothing): there is nothing to predict")
         check_predictable(c)
         plates = inner_plates(c)
 
-        def draw(part: Conditioned, s: int) -> dict[Any, Tensor]:
+        def draw(part: PosteriorSampler, s: int) -> dict[Any, Tensor]:
             latents, _ = part.draw(s)
             drawn: dict[Any, Tensor] = {("posterior", z): by_datum(latents[z], plates[z]) for z in c.latents}
             drawn |= {("predictive", x): by_datum(new, plates[x]) for x, new in part.predict(latents).items()}
@@ -176,14 +176,14 @@ def ppc(
     """
     check_count("num_samples", num_samples)
     _check_statistics(statistics)
-    with conditioned(pair, data, seed=seed) as c:
+    with posterior_sampler(pair, data, seed=seed) as c:
         site = _choose(site, c.observed)
         check_predictable(c)
         plates = inner_plates(c)
         x, counts = _observed(c, plates)[site]
         observed = {name: _evaluate(name, function, x) for name, function in statistics.items()}
 
-        def draw(part: Conditioned, s: int) -> dict[Any, Tensor]:
+        def draw(part: PosteriorSampler, s: int) -> dict[Any, Tensor]:
             return {site: by_datum(part.predict(part.draw(s)[0])[site], plates[site])}
 
         rows = [
@@ -226,7 +226,7 @@ def _evaluate(name: str, function: Statistic, x: Tensor) -> Tensor:
     return value
 
 
-def _observed(c: Conditioned, plates: dict[str, Plates]) -> dict[str, tuple[Tensor, Tensor]]:
+def _observed(c: PosteriorSampler, plates: dict[str, Plates]) -> dict[str, tuple[Tensor, Tensor]]:
     """What each site observes and which of its elements count, (n, *plates, *event), on the CPU."""
     parts = []
     for _, part in c.parts(1):
@@ -235,7 +235,7 @@ def _observed(c: Conditioned, plates: dict[str, Plates]) -> dict[str, tuple[Tens
     return {x: (torch.cat([p[x][0] for p in parts]).cpu(), torch.cat([p[x][1] for p in parts]).cpu()) for x in parts[0]}
 
 
-def _conditions(c: Conditioned) -> dict[str, Tensor]:
+def _conditions(c: PosteriorSampler) -> dict[str, Tensor]:
     """The arguments that no site observes as they are, by their names in the model's signature."""
     few = replace(c, data=take(c.data, slice(0, PROBE_DATA)))
     nodes = once(few).nodes
@@ -251,7 +251,7 @@ def _conditions(c: Conditioned) -> dict[str, Tensor]:
     }
 
 
-def _check_memory(c: Conditioned, s: int, draw: Callable[[Conditioned, int], dict[Any, Tensor]]) -> None:
+def _check_memory(c: PosteriorSampler, s: int, draw: Callable[[PosteriorSampler, int], dict[Any, Tensor]]) -> None:
     """Refuses what would not fit, before it is drawn."""
     few = replace(c, data=take(c.data, slice(0, PROBE_DATA)))
     per_draw = sum(value.numel() * value.element_size() for value in draw(few, 1).values()) / len(few)

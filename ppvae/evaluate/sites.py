@@ -12,12 +12,12 @@ from pyro.distributions import Unit
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from ppvae.infer.conditioned import Conditioned
-from ppvae.infer.drawer import blocks, take
-from ppvae.infer.importance import evaluating, validation
-from ppvae.infer.sampler import PROBE_DATA, Latent
-from ppvae.pair import Batch, check_batch, counted, device_of, is_masked, is_objective_only, sample_sites
+from ppvae.pair import Batch, blocks, check_batch, device_of, take
 from ppvae.params import LocalParams
+from ppvae.sampling.eval_mode import evaluating, validation
+from ppvae.sampling.posterior_draws import PosteriorSampler
+from ppvae.sampling.sampler import PROBE_DATA, Latent
+from ppvae.traces import counted, is_masked, is_objective_only, sample_sites
 
 Plates = dict[int, str]
 """Names of the plates inside the data plate, by their dim, from the left."""
@@ -26,7 +26,7 @@ MASKED_DATA = 256
 """The most data that are run at once to count what their masks leave out."""
 
 
-def once(c: Conditioned) -> Trace:
+def once(c: PosteriorSampler) -> Trace:
     """The model's trace on the data as they are, at one draw from the guide."""
     latents, _ = c.draw(1)
     return replace(c.sampler, plate_dim=None).model(c.data, 1, latents, {})
@@ -61,7 +61,7 @@ def _scored_sites(pair: nn.Module, data: Batch, given: Sequence[str]) -> list[An
     return [site for site in scored if not isinstance(site["fn"], Unit) and not is_objective_only(site)]
 
 
-def inner_plates(c: Conditioned) -> dict[str, Plates]:
+def inner_plates(c: PosteriorSampler) -> dict[str, Plates]:
     """The plates inside the data plate, for every site of the model."""
     nodes = once(replace(c, data=take(c.data, slice(0, PROBE_DATA)))).nodes
     frames = {name: nodes[name]["cond_indep_stack"] for name in (*c.latents, *c.observed)}
@@ -98,7 +98,7 @@ def _of_one(value: Tensor, event_dim: int, plates: Plates) -> Tensor:
 
 
 def in_blocks(
-    c: Conditioned, num_samples: int, draw: Callable[[Conditioned, int], dict[Any, Tensor]]
+    c: PosteriorSampler, num_samples: int, draw: Callable[[PosteriorSampler, int], dict[Any, Tensor]]
 ) -> Iterator[dict[Any, Tensor]]:
     """Draws for all data, as many samples at a time as the memory budget allows, on the CPU.
 

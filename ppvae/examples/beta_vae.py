@@ -15,14 +15,14 @@ from typing import Literal, Self
 
 from pyro.infer import ELBO
 
+from ppvae.cli.experiment import Experiment, elbo_of_flag
+from ppvae.cli.flags import check_not_negative, check_used
+from ppvae.cli.images import ImageData
 from ppvae.distributions import ConditionalNormal, StandardNormal
-from ppvae.examples.experiment import Experiment, elbo_of_flag
-from ppvae.examples.flags import check_not_negative, check_used
-from ppvae.examples.images import ImageData
 from ppvae.examples.latents import active_units, write_unit_figures
 from ppvae.examples.nets import NetArgs, decoder, encoder
-from ppvae.infer import CapacityELBO, ConstrainedELBO, FreeBitsELBO, Linear, beta_from_norm
 from ppvae.models import VAE
+from ppvae.objectives import CapacityELBO, ConstrainedELBO, FreeBitsELBO, Linear, beta_from_norm
 
 
 @dataclass(frozen=True)

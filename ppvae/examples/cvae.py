@@ -19,19 +19,19 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from ppvae._validate import check_count
+from ppvae.cli.experiment import Experiment, InterruptedTraining, elbo_of_flag, fit_options
+from ppvae.cli.flags import ExperimentArgs, check_used, to_json
+from ppvae.cli.images import ImageData, likelihood, start_at_mean
+from ppvae.cli.report import Report
 from ppvae.data import Batches, Binarize
 from ppvae.distributions import ConditionalNormal, StandardNormal
+from ppvae.evaluate.classification import error_rate, label_posterior
 from ppvae.evaluate.estimates import standard_error
-from ppvae.evaluate.labels import error_rate, label_posterior
 from ppvae.evaluate.marginal import log_marginal
-from ppvae.evaluate.report import Report
-from ppvae.examples.experiment import Experiment, InterruptedTraining, elbo_of_flag, fit_options
 from ppvae.examples.figures import write_completion_figures, write_label_figures
-from ppvae.examples.flags import ExperimentArgs, check_used, to_json
-from ppvae.examples.images import ImageData, likelihood, start_at_mean
 from ppvae.examples.quadrants import Baseline, BinarizeAndSplit, Completion, Quadrants, completions
 from ppvae.infer import Run, RunFolder, fit
-from ppvae.infer.importance import check_count
 from ppvae.models import CVAE
 from ppvae.nn import MLP, ConditionalMLP, ConditionalSequential, OneHot, Rescale, Reshape
 from ppvae.pair import Batch

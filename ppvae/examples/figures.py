@@ -8,12 +8,11 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ppvae import plot
-from ppvae.examples.flags import ExperimentArgs
-from ppvae.examples.images import ImageData
+from ppvae.cli.flags import ExperimentArgs
+from ppvae.cli.images import ImageData
 from ppvae.infer import Run
-from ppvae.models.conditional import ConditionalQueries
+from ppvae.models.base import ConditionalQueries, VAEQueries, code_of, mean_of
 from ppvae.models.levels import Levels
-from ppvae.models.queries import VAEQueries, code_of, mean_of
 
 
 @torch.no_grad()

@@ -14,11 +14,11 @@ from typing import Literal, Self
 
 from torch import nn
 
+from ppvae.cli.experiment import Experiment
+from ppvae.cli.flags import check_used
+from ppvae.cli.images import ImageData
 from ppvae.distributions import ConditionalMultivariateNormal, ConditionalNormal, FlowPosterior, StandardNormal
-from ppvae.examples.experiment import Experiment
 from ppvae.examples.figures import write_figures
-from ppvae.examples.flags import check_used
-from ppvae.examples.images import ImageData
 from ppvae.examples.nets import NetArgs, decoder, encoder
 from ppvae.models import VAE
 

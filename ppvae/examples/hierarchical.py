@@ -16,14 +16,14 @@ from typing import Any, Literal, Self
 
 from torch import Tensor, nn
 
+from ppvae._validate import check_count
+from ppvae.cli.experiment import Experiment
+from ppvae.cli.flags import check_used
+from ppvae.cli.images import ImageData
 from ppvae.distributions import ConditionalNormal
-from ppvae.examples.experiment import Experiment
 from ppvae.examples.figures import write_level_figures
-from ppvae.examples.flags import check_used
-from ppvae.examples.images import ImageData
 from ppvae.examples.levels import LevelArgs, Shape, model_pieces
 from ppvae.examples.nets import vamp_prior
-from ppvae.infer.importance import check_count
 from ppvae.models import HierarchicalVAE, TopDownVAE
 from ppvae.models.levels import Levels
 from ppvae.nn import Rescale

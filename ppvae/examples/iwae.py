@@ -13,15 +13,15 @@ from typing import Literal, Self
 
 from pyro.infer import ELBO
 
+from ppvae._validate import check_count
+from ppvae.cli.experiment import Experiment
+from ppvae.cli.flags import check_used
+from ppvae.cli.images import ImageData
 from ppvae.examples import hierarchical
-from ppvae.examples.experiment import Experiment
 from ppvae.examples.figures import write_level_figures
-from ppvae.examples.flags import check_used
-from ppvae.examples.images import ImageData
 from ppvae.examples.latents import active_units
-from ppvae.infer import CIWAE, IWAE, MIWAE, PIWAE
-from ppvae.infer.importance import check_count
 from ppvae.models.levels import Levels
+from ppvae.objectives import CIWAE, IWAE, MIWAE, PIWAE
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from typing import Literal
 
 from torch import nn
 
+from ppvae.cli.experiment import Experiment
+from ppvae.cli.images import ImageData
 from ppvae.distributions import ConditionalNormal
-from ppvae.examples.experiment import Experiment
 from ppvae.examples.figures import write_level_figures
-from ppvae.examples.images import ImageData
 from ppvae.examples.levels import LevelArgs, Shape, model_pieces
 from ppvae.models import LadderVAE
 from ppvae.nn import MLP, Rescale

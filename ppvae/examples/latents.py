@@ -6,14 +6,14 @@ import torch
 from torch import nn
 
 from ppvae import plot
-from ppvae.evaluate.latent import latent_report
-from ppvae.evaluate.report import Report
+from ppvae.cli.flags import ExperimentArgs
+from ppvae.cli.images import ImageData
+from ppvae.cli.report import Report
+from ppvae.evaluate.latents import latent_report
 from ppvae.examples.figures import pixels, swept, write_figures
-from ppvae.examples.flags import ExperimentArgs
-from ppvae.examples.images import ImageData
 from ppvae.infer import Run
 from ppvae.models import VAE
-from ppvae.models.queries import code_of, mean_of
+from ppvae.models.base import code_of, mean_of
 
 NUM_TRAVERSED = 3
 """Test images from whose codes the latent is traversed."""

@@ -9,12 +9,12 @@ from typing import Any, Literal, Self
 
 from torch import nn
 
+from ppvae._validate import check_count
+from ppvae.cli.flags import ExperimentArgs
+from ppvae.cli.images import ImageData
 from ppvae.distributions import ConditionalNormal, StandardNormal
-from ppvae.examples.flags import ExperimentArgs
-from ppvae.examples.images import ImageData
 from ppvae.examples.nets import observed
-from ppvae.infer.importance import check_count
-from ppvae.nn import MLP, Joined, as_shape
+from ppvae.nn import MLP, ConcatInputs, as_shape
 
 Shape = int | tuple[int, ...]
 
@@ -66,7 +66,7 @@ class LevelArgs(ExperimentArgs):
         shapes = [as_shape(shape, "in_shapes") for shape in in_shapes]
         dim = shapes[0] if len(shapes) == 1 else sum(map(math.prod, shapes))
         mlp = MLP(dim, (width,) * self.num_hidden, out_shape, activation=self.activation, norm=self.norm)
-        return mlp if len(shapes) == 1 else Joined(shapes, mlp)
+        return mlp if len(shapes) == 1 else ConcatInputs(shapes, mlp)
 
 
 def model_pieces(args: LevelArgs, data: ImageData) -> dict[str, Any]:

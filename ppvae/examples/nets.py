@@ -9,10 +9,10 @@ from typing import Any, Literal, Self
 import torch
 from torch import nn
 
+from ppvae._validate import check_count
+from ppvae.cli.flags import ExperimentArgs
+from ppvae.cli.images import ImageData, likelihood, start_at_mean
 from ppvae.distributions import VampPrior
-from ppvae.examples.flags import ExperimentArgs
-from ppvae.examples.images import ImageData, likelihood, start_at_mean
-from ppvae.infer.importance import check_count
 from ppvae.nn import MLP, ConvDecoder, ConvEncoder, Rescale
 
 

@@ -13,11 +13,11 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from ppvae.cli.images import ImageData
 from ppvae.data import Binarize
 from ppvae.examples.figures import pixels
-from ppvae.examples.images import ImageData
 from ppvae.models import CVAE
-from ppvae.models.queries import mean_of
+from ppvae.models.base import mean_of
 
 
 class Quadrants:

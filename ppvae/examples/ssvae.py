@@ -16,19 +16,18 @@ from pyro.infer import ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from ppvae import plot
+from ppvae._validate import check_count, check_whole
+from ppvae.cli.experiment import Experiment, InterruptedTraining, fit_options, image_batches
+from ppvae.cli.flags import ExperimentArgs, check_not_negative, check_used, flag, to_json
+from ppvae.cli.images import ImageData, likelihood, start_at_mean
+from ppvae.cli.report import Report
 from ppvae.data import Batches, Binarize, JointBatches, split_labels
-from ppvae.data._checks import check_whole
 from ppvae.distributions import ConditionalCategorical, ConditionalNormal, StandardNormal, UniformCategorical
-from ppvae.evaluate.labels import Reliability, error_rate, label_posterior, reliability
-from ppvae.evaluate.report import Report
-from ppvae.examples.experiment import Experiment, InterruptedTraining, fit_options, image_batches
+from ppvae.evaluate.classification import Reliability, error_rate, label_posterior, reliability
 from ppvae.examples.figures import write_figures, write_label_figures
-from ppvae.examples.flags import ExperimentArgs, check_not_negative, check_used, flag, to_json
-from ppvae.examples.images import ImageData, likelihood, start_at_mean
 from ppvae.infer import Run, RunFolder, fit
-from ppvae.infer.importance import check_count
 from ppvae.models import SSVAE, VAE, StackedSSVAE
-from ppvae.models.queries import code_of
+from ppvae.models.base import code_of
 from ppvae.nn import MLP, ConditionalMLP, ConditionalSequential, ConvEncoder, OneHot, Rescale
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
+from ppvae.cli.experiment import Experiment
+from ppvae.cli.images import ImageData
 from ppvae.distributions import ConditionalNormal, StandardNormal
-from ppvae.examples.experiment import Experiment
 from ppvae.examples.figures import write_figures
-from ppvae.examples.images import ImageData
 from ppvae.examples.nets import NetArgs, decoder, encoder
 from ppvae.models import VAE
 

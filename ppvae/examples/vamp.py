@@ -13,13 +13,13 @@ from typing import Literal, Self
 
 from torch import nn
 
+from ppvae._validate import check_count
+from ppvae.cli.experiment import Experiment
+from ppvae.cli.flags import check_used
+from ppvae.cli.images import ImageData
 from ppvae.distributions import ConditionalNormal, FlowPrior, MixturePrior, StandardNormal
-from ppvae.examples.experiment import Experiment
 from ppvae.examples.figures import write_figures
-from ppvae.examples.flags import check_used
-from ppvae.examples.images import ImageData
 from ppvae.examples.nets import NetArgs, decoder, encoder, vamp_prior
-from ppvae.infer.importance import check_count
 from ppvae.models import VAE
 
 

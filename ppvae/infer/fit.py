@@ -14,22 +14,24 @@ from pyro.infer import ELBO, Trace_ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
+from ppvae._validate import check_count, check_seed, usable_device
 from ppvae.data import Batches, JointBatches
-from ppvae.infer.checks import Source
-from ppvae.infer.elbo import JointELBO
-from ppvae.infer.importance import check_count, check_seed
-from ppvae.infer.importance_weighted import ImportanceWeightedELBO
-from ppvae.infer.run import Run, RunFolder
-from ppvae.infer.schedule import Schedule, as_schedule
-from ppvae.infer.settings import describe, digest, shapes, versions
+from ppvae.infer.preflight import Source
+from ppvae.infer.run_config import describe, digest, shapes, versions
+from ppvae.infer.run_folder import Run, RunFolder
 from ppvae.infer.trainer import Trainer
+from ppvae.objectives.importance_weighted import ImportanceWeightedELBO
+from ppvae.objectives.joint import JointELBO
+from ppvae.objectives.schedule import Schedule, as_schedule
 from ppvae.pair import check_batch, check_pair, device_of
 
 Data = Tensor | tuple[Tensor | None, ...] | Batches | JointBatches | Iterable[Any]
 """A tensor, a tuple of tensors (or None), `Batches`, `JointBatches`, or any iterable of them (a `DataLoader`)."""
 
+
 ADAM = partial(torch.optim.Adam, fused=True)
 """The default optimizer: one fused kernel for all parameters."""
+
 
 VALID_BATCH = 1000
 """Validation data checked at once before training; it does not change the validation ELBO."""
@@ -75,14 +77,14 @@ def fit(
         loss: any Pyro ELBO object; by default `Trace_ELBO()`.
         epochs: how often the training data are passed.
         batch_size: data per minibatch, where `train` is tensors.
-        lr: learning rate, or a function from the time in epochs to it (see `ppvae.infer.schedule`).
+        lr: learning rate, or a function from the time in epochs to it (see `ppvae.objectives.schedule`).
         optim: called as `optim(parameters, lr=lr)`; options by `partial`, e.g.
             `partial(torch.optim.AdamW, weight_decay=1e-2)`.
         clip_norm: the gradient is scaled down to this global norm where it is longer.
         kl_weight: β, or a function from the time in epochs to it (warm-up); None leaves the pair as it is.
         kl_sites: the latent sites that β weights; None is all of them.
         patience: stop after this many epochs without a better validation ELBO.
-        compile: whether to run the step as one compiled graph, see `ppvae.infer.compile`; "auto" compiles where
+        compile: whether to run the step as one compiled graph, see `ppvae.compile.compiled`; "auto" compiles where
             the run is long enough to repay the seconds that it takes.
         autocast: dtype of matrix products and convolutions, e.g. `torch.bfloat16` for large nets on a GPU.
         device: where to train; by default where the pair is.
@@ -260,27 +262,6 @@ def _batches(name: str, data: Data, batch_size: int, seed: int, device: torch.de
     if isinstance(data, Iterator):
         raise TypeError(f"{expected}, got the iterator {type(data).__name__}: it can be passed only once")
     return data
-
-
-def usable_device(device: str | torch.device) -> torch.device:
-    """The device, if this machine has it.
-
-    Raises:
-        ValueError: where it does not.
-    """
-    try:
-        device = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device must be a torch device such as 'cpu' or 'cuda', got {device!r}") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device must be the CPU or a CUDA GPU, got '{device}'")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is 'cuda', but torch finds no CUDA GPU on this machine")
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
-    if device.type == "cuda" and device.index >= torch.cuda.device_count():
-        raise ValueError(f"device is '{device}', but torch finds {torch.cuda.device_count()} CUDA GPUs")
-    return device
 
 
 def _summary_writer(folder: RunFolder | None) -> Callable[[], Any]:

@@ -10,7 +10,7 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from ppvae.pair import sample_sites
+from ppvae.traces import sample_sites
 
 
 class NonFiniteError(ArithmeticError):

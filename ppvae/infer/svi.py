@@ -18,11 +18,11 @@ from pyro.optim import PyroOptim
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from ppvae.infer.compile import Compiled
-from ppvae.infer.elbo import StepTerms, Traces, elbo_terms, evaluate_objective
-from ppvae.infer.guards import Contents, Same, check_no_buffers, fingerprint, modules_that_run
+from ppvae.compile.compiled import Compiled
+from ppvae.compile.guards import Contents, Same, check_no_buffers, fingerprint, modules_that_run
 from ppvae.infer.nonfinite import NonFiniteError, check_finite
 from ppvae.infer.optim import Held, OptimizerFactory, Stepper
+from ppvae.objectives.base import StepTerms, Traces, elbo_terms, evaluate_objective
 from ppvae.params import BASELINES, LocalParams, module_local
 
 COMPILE_FROM = 10_000
@@ -43,7 +43,7 @@ class SVI:
             single torch optimizer, `svi.optimizer`, which then holds the state; one with schedules, clipping or
             options by parameter name works as in Pyro.
         loss: any Pyro ELBO object, or a function `(model, guide, *args) -> differentiable loss`.
-        compile: whether to run the step as one compiled graph, see `ppvae.infer.compile`. "auto" compiles where it
+        compile: whether to run the step as one compiled graph, see `ppvae.compile.compiled`. "auto" compiles where it
             repays itself: where `svi.planned_steps`, or where it is None the steps taken, reach `COMPILE_FROM`.
         autocast: dtype of matrix products and convolutions (`torch.autocast`), e.g. `torch.bfloat16` for large nets on
             a GPU. Parameters keep theirs, and the distributions of `ppvae.distributions` compute in float32.
@@ -164,7 +164,7 @@ class SVI:
         self.stepper.prepare(self.parameters())
 
     def check_buffers(self) -> None:
-        """Checks that the networks which ran outside the pair hold no buffers, see `ppvae.infer.guards`."""
+        """Checks that the networks which ran outside the pair hold no buffers, see `ppvae.compile.guards`."""
         check_no_buffers(self._modules[len(self._owners) :])
 
     def _update(

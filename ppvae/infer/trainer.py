@@ -14,19 +14,29 @@ import torch
 from torch import Tensor
 
 from ppvae.data import Batches, JointBatches
-from ppvae.infer.checks import Source, check_fits, check_kl_sites, check_objective, epoch_length, minibatches, size_of
-from ppvae.infer.draws import Draws
-from ppvae.infer.elbo import StepTerms
-from ppvae.infer.importance import evaluating, importance_draws, validation
+from ppvae.infer.checkpoint import Progress, progress_bar, to_cpu
 from ppvae.infer.interrupt import stop_requests, until
 from ppvae.infer.nonfinite import NonFiniteError, all_finite, check_finite_parameters
 from ppvae.infer.optim import OptimizerFactory
-from ppvae.infer.run import Row, Run, RunFolder
-from ppvae.infer.schedule import Schedule
-from ppvae.infer.state import Progress, RandomState, modes_kept, progress_bar, to_cpu
+from ppvae.infer.preflight import (
+    Source,
+    check_fits,
+    check_kl_sites,
+    check_objective,
+    epoch_length,
+    minibatches,
+    size_of,
+)
+from ppvae.infer.run_folder import Row, Run, RunFolder
 from ppvae.infer.svi import SVI
+from ppvae.objectives.base import StepTerms
+from ppvae.objectives.schedule import Schedule
 from ppvae.pair import Batch, KLWeight, check_batch, device_of
-from ppvae.storage import load_state, restore_weights, save_state
+from ppvae.params import restore_weights
+from ppvae.rng import RandomState
+from ppvae.sampling.eval_mode import evaluating, modes_kept, validation
+from ppvae.sampling.importance import Draws, importance_draws
+from ppvae.storage import load_state, save_state
 
 FLUSH_EVERY = 100
 """Steps between reads from the device: the losses wait there until then."""

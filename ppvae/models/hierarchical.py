@@ -16,8 +16,8 @@ import pyro
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
+from ppvae.models.base import code_of
 from ppvae.models.levels import Levels, modules_of_levels
-from ppvae.models.queries import code_of
 from ppvae.pair import KLWeight
 
 
@@ -33,7 +33,7 @@ class HierarchicalVAE(Levels):
         p_x_given_z: likelihood, a module `z1 -> p(x|z1)`.
         q_z: the posteriors q(z1|x), q(z2|z1), …, q(zL|zL−1), modules that take the level below them.
         skip: whether every conditional is given all that is drawn before it, the nearest first: p(x|z1, …, zL),
-            p(zi|zi+1, …, zL) and q(zi|zi−1, …, z1, x). `ppvae.nn.Joined` is a net of several inputs.
+            p(zi|zi+1, …, zL) and q(zi|zi−1, …, z1, x). `ppvae.nn.ConcatInputs` is a net of several inputs.
         beta: weight of the KL terms while training; evaluation ignores it.
 
     Raises:

@@ -18,8 +18,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from ppvae.distributions.product import precision_weighted
+from ppvae.models.base import code_of
 from ppvae.models.levels import Levels, modules_of_levels
-from ppvae.models.queries import code_of
 from ppvae.pair import KLWeight
 
 
@@ -44,7 +44,7 @@ class LadderVAE(Levels):
         q_z_given_d: what each level of it says of its latent, modules `di -> q(zi|di)` that return diagonal normal
             distributions; that of the last may be any other.
         skip: whether every conditional of the model is given all levels above its own, the nearest first:
-            p(x|z1, …, zL) and p(zi|zi+1, …, zL). `ppvae.nn.Joined` is a net of several inputs.
+            p(x|z1, …, zL) and p(zi|zi+1, …, zL). `ppvae.nn.ConcatInputs` is a net of several inputs.
         beta: weight of the KL terms while training; evaluation ignores it.
 
     Raises:
@@ -62,7 +62,7 @@ class LadderVAE(Levels):
         ...     q_z_given_d=[ConditionalNormal(MLP(32, (), (2, 4))), ConditionalNormal(MLP(16, (), (2, 2)))],
         ... )
         >>> x = torch.bernoulli(torch.full((100, 64), 0.5))
-        >>> run = ppvae.fit(pair, x, epochs=2, kl_weight=ppvae.infer.Linear(1), progress=False)
+        >>> run = ppvae.fit(pair, x, epochs=2, kl_weight=ppvae.objectives.Linear(1), progress=False)
         >>> pair.eval().reconstruct(x).shape
         torch.Size([100, 64])
     """

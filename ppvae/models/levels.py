@@ -16,8 +16,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from ppvae.models.pieces import check_pieces, check_weight
-from ppvae.models.queries import code_of, line_between, mean_of
+from ppvae.models.base import check_pieces, check_weight, code_of, line_between, mean_of
 from ppvae.pair import KLWeight
 
 

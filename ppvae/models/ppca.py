@@ -22,7 +22,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from ppvae.distributions import ConditionalNormal, StandardNormal
-from ppvae.models.queries import VAEQueries
+from ppvae.models.base import VAEQueries
 from ppvae.nn import MLP
 
 

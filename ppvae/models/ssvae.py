@@ -19,8 +19,7 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from ppvae.models.conditional import ConditionalQueries, check_each
-from ppvae.models.pieces import check_pieces, check_weight
+from ppvae.models.base import ConditionalQueries, check_each, check_pieces, check_weight
 from ppvae.nn import check_context
 
 

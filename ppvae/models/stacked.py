@@ -20,8 +20,7 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ppvae.models.conditional import ConditionalQueries, check_each
-from ppvae.models.queries import code_of, mean_of
+from ppvae.models.base import ConditionalQueries, check_each, code_of, mean_of
 from ppvae.models.ssvae import SSVAE
 from ppvae.models.vae import VAE
 from ppvae.nn import check_context

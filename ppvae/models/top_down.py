@@ -15,8 +15,8 @@ import pyro
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
+from ppvae.models.base import code_of
 from ppvae.models.levels import Levels, modules_of_levels
-from ppvae.models.queries import code_of
 from ppvae.pair import KLWeight
 
 
@@ -30,7 +30,7 @@ class TopDownVAE(Levels):
         p_z: the priors p(z1|z2), …, p(zL), modules that take the level above them; the last takes nothing.
         p_x_given_z: likelihood, a module `z1 -> p(x|z1)`.
         q_z: the posteriors q(z1|z2, x), …, q(zL|x), modules of the level above and the data, in this order
-            (`ppvae.nn.Joined` is a net of several inputs); the last takes the data alone.
+            (`ppvae.nn.ConcatInputs` is a net of several inputs); the last takes the data alone.
         skip: whether every conditional is given all levels above its own, the nearest first: p(x|z1, …, zL),
             p(zi|zi+1, …, zL) and q(zi|zi+1, …, zL, x). It is the paper's model.
         beta: weight of the KL terms while training; evaluation ignores it.
@@ -42,13 +42,13 @@ class TopDownVAE(Levels):
     Example:
         >>> import torch, ppvae
         >>> from ppvae.distributions import ConditionalBernoulli, ConditionalNormal, VampPrior
-        >>> from ppvae.nn import MLP, Joined
+        >>> from ppvae.nn import MLP, ConcatInputs
         >>> x = torch.bernoulli(torch.full((100, 64), 0.5))
         >>> q_z2 = ConditionalNormal(MLP(64, (32,), (2, 2)))
         >>> pair = TopDownVAE(
         ...     p_z=[ConditionalNormal(MLP(2, (16,), (2, 4))), VampPrior(q_z2, x[:10])],
-        ...     p_x_given_z=ConditionalBernoulli(Joined((4, 2), MLP(6, (32,), 64))),
-        ...     q_z=[ConditionalNormal(Joined((2, 64), MLP(66, (32,), (2, 4)))), q_z2],
+        ...     p_x_given_z=ConditionalBernoulli(ConcatInputs((4, 2), MLP(6, (32,), 64))),
+        ...     q_z=[ConditionalNormal(ConcatInputs((2, 64), MLP(66, (32,), (2, 4)))), q_z2],
         ...     skip=True,
         ... )
         >>> run = ppvae.fit(pair, x, epochs=1, progress=False)

@@ -13,8 +13,7 @@ from __future__ import annotations
 import pyro
 from torch import Tensor, nn
 
-from ppvae.models.pieces import check_pieces, check_weight
-from ppvae.models.queries import VAEQueries
+from ppvae.models.base import VAEQueries, check_pieces, check_weight
 from ppvae.pair import KLWeight
 
 

@@ -1,10 +1,10 @@
 """Networks with declared event shapes that accept any number of leading dimensions."""
 
+from ppvae.nn.concat import ConcatInputs
 from ppvae.nn.conditional_mlp import ConditionalMLP, ConditionalSequential
 from ppvae.nn.conditioning import Concat, ConditionalBatchNorm, Conditioning, CrossAttention, FiLM, check_context
 from ppvae.nn.context import OneHot, check_labels
 from ppvae.nn.conv import ConvDecoder, ConvEncoder
-from ppvae.nn.joined import Joined
 from ppvae.nn.layers import activation
 from ppvae.nn.mlp import MLP
 from ppvae.nn.residual import ConvResidualBlock, ResidualBlock, ResidualMLP
@@ -23,7 +23,7 @@ __all__ = [
     "ConvResidualBlock",
     "CrossAttention",
     "FiLM",
-    "Joined",
+    "ConcatInputs",
     "OneHot",
     "Rescale",
     "Reshape",

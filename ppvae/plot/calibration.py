@@ -78,7 +78,7 @@ def sbc_ecdf(ranks: Array, low: Array, high: Array, *, names: Sequence[str] | No
 
     Example:
         >>> import torch
-        >>> from ppvae.evaluate.calibration import ecdf_band
+        >>> from ppvae.evaluate.sbc import ecdf_band
         >>> figure = sbc_ecdf(torch.arange(100) % 10, *ecdf_band(100, 9))
         >>> figure.axes[0].get_xlabel()
         'rank / 9'

@@ -16,6 +16,7 @@ from torch import nn
 from torch.autograd.functional import jacobian
 
 import ppvae
+from ppvae.compile.tracing import trace
 from ppvae.distributions import (
     ConditionalBernoulli,
     ConditionalMultivariateNormal,
@@ -26,7 +27,6 @@ from ppvae.distributions import (
     StandardNormal,
     VampPrior,
 )
-from ppvae.infer.tracing import trace
 from ppvae.models import PPCA, VAE
 from ppvae.nn import MLP
 

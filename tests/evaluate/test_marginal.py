@@ -12,9 +12,9 @@ import ppvae
 from ppvae.distributions import ConditionalNormal, StandardNormal
 from ppvae.evaluate import ParetoWarning, bound_curve, pareto_k
 from ppvae.evaluate.estimates import standard_error
-from ppvae.infer.importance import importance_draws
 from ppvae.models import PPCA, VAE
 from ppvae.nn import MLP
+from ppvae.sampling.importance import importance_draws
 from tests.models.by_hand import C
 from tests.models.linear_gaussian import LinearGaussian as LabelledLinearGaussian
 from tests.reference import REFERENCES, linear_gaussian, ppca

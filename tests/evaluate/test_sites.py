@@ -10,7 +10,7 @@ from torch import nn
 
 import ppvae
 from ppvae.evaluate.sites import by_datum, elements, in_blocks, inner_plates, mask_of, observed_value, once
-from ppvae.infer.conditioned import conditioned
+from ppvae.sampling.posterior_draws import posterior_sampler
 from tests.reference import linear_gaussian, masked_series
 
 
@@ -40,7 +40,7 @@ class TwoPlates(nn.Module):
 def test_values_come_by_datum_without_the_places_of_foreign_plates():
     torch.manual_seed(0)
     x = torch.randn(7, 2, 3)
-    with conditioned(TwoPlates(), (x,)) as c:
+    with posterior_sampler(TwoPlates(), (x,)) as c:
         plates = inner_plates(c)
         assert plates == {"z": {}, "w": {-3: "rows"}, "x": {-3: "rows", -2: "columns"}}
         latents, _ = c.draw(4)
@@ -55,7 +55,7 @@ def test_values_come_by_datum_without_the_places_of_foreign_plates():
 def test_a_plate_of_size_one_stays():
     reference = masked_series()
     x, length = reference.data
-    with conditioned(reference.pair, (x[:, :1], length.clamp(max=1))) as c:
+    with posterior_sampler(reference.pair, (x[:, :1], length.clamp(max=1))) as c:
         plates = inner_plates(c)
         latents, _ = c.draw(3)
         assert by_datum(latents["w"], plates["w"]).shape == (3, len(x), 1)
@@ -75,7 +75,7 @@ def test_masks_of_a_site_with_event_dims():
                 pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
 
     x = torch.tensor([[1.0, 2.0], [-1.0, 2.0], [3.0, -1.0]])
-    with conditioned(Masked(), (x,)) as c:
+    with posterior_sampler(Masked(), (x,)) as c:
         nodes = once(c).nodes
         positive = torch.tensor([True, False, True]).unsqueeze(-1)
         assert torch.equal(mask_of(nodes["z"], {}), positive.expand(3, 2))
@@ -86,7 +86,7 @@ def test_masks_of_a_site_with_event_dims():
 def test_blocks_are_all_samples_of_all_data_in_order(rows):
     reference = linear_gaussian()
     (x,) = reference.data
-    with conditioned(reference.pair, (x,)) as c:
+    with posterior_sampler(reference.pair, (x,)) as c:
         small = replace(c, sampler=replace(c.sampler, rows=rows))
         sizes = []
 

@@ -4,11 +4,12 @@ import pytest
 import torch
 from pyro.infer import TraceMeanField_ELBO
 
-from ppvae.evaluate.__main__ import main as evaluate
+from ppvae.cli.evaluate import main as evaluate
+from ppvae.cli.images import load_images
 from ppvae.examples.beta_vae import Args, build, main, objective
-from ppvae.examples.images import load_images
 from ppvae.examples.latents import active_units
-from ppvae.infer import CapacityELBO, ConstrainedELBO, FreeBitsELBO, Linear, RunFolder
+from ppvae.infer import RunFolder
+from ppvae.objectives import CapacityELBO, ConstrainedELBO, FreeBitsELBO, Linear
 
 FIGURES = {"reconstructions", "samples", "latent", "interpolation", "training", "traversal", "kl"}
 TRAVERSALS = {"traversal_x1", "traversal_x2", "traversal_x3"}

@@ -5,7 +5,7 @@ import importlib
 import pytest
 import torch
 
-from ppvae.evaluate.__main__ import main as evaluate
+from ppvae.cli.evaluate import main as evaluate
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -6,10 +6,10 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 import ppvae
+from ppvae.cli.evaluate import main as evaluate
+from ppvae.cli.images import load_images
 from ppvae.data import load
-from ppvae.evaluate.__main__ import main as evaluate
 from ppvae.examples.cvae import Args, arguments, batches, build, main
-from ppvae.examples.images import load_images
 from ppvae.examples.quadrants import Quadrants, completions
 from ppvae.infer import RunFolder
 

@@ -2,10 +2,10 @@ import json
 
 import pytest
 
+from ppvae.cli.evaluate import main as evaluate
+from ppvae.cli.images import load_images
 from ppvae.distributions import ConditionalMultivariateNormal, ConditionalNormal, FlowPosterior
-from ppvae.evaluate.__main__ import main as evaluate
 from ppvae.examples.flow_vae import Args, build, main
-from ppvae.examples.images import load_images
 
 FIGURES = {"reconstructions", "samples", "latent", "interpolation", "training", "traversal"}
 POSTERIORS = {

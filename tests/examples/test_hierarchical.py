@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
+from ppvae.cli.evaluate import main as evaluate
+from ppvae.cli.flags import ExperimentArgs
+from ppvae.cli.images import load_images
 from ppvae.distributions import StandardNormal, VampPrior
-from ppvae.evaluate.__main__ import main as evaluate
 from ppvae.examples import hierarchical, iwae, ladder
-from ppvae.examples.flags import ExperimentArgs
-from ppvae.examples.images import load_images
 from ppvae.models import HierarchicalVAE, LadderVAE, TopDownVAE
 
 EXAMPLES = {"hierarchical": hierarchical, "ladder": ladder}

@@ -3,10 +3,11 @@ import json
 import pytest
 import torch
 
-from ppvae.evaluate.__main__ import main as evaluate
-from ppvae.examples.images import load_images
+from ppvae.cli.evaluate import main as evaluate
+from ppvae.cli.images import load_images
 from ppvae.examples.iwae import Args, build, main, objective
-from ppvae.infer import CIWAE, IWAE, MIWAE, PIWAE, RunFolder
+from ppvae.infer import RunFolder
+from ppvae.objectives import CIWAE, IWAE, MIWAE, PIWAE
 
 FIGURES = {"reconstructions", "levels", "samples", "latent", "interpolation", "training"}
 SMALL = ["--smoke", "--latent-dims", "3", "--hidden-dims", "8"]

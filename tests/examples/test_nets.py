@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from ppvae.cli.flags import ExperimentArgs
+from ppvae.cli.images import load_images
 from ppvae.examples import vae
-from ppvae.examples.flags import ExperimentArgs
-from ppvae.examples.images import load_images
 from ppvae.examples.nets import NetArgs, decoder, encoder
 from ppvae.nn import MLP, ConvDecoder, ConvEncoder
 

@@ -7,10 +7,10 @@ import torch
 from pyro.infer import TraceEnum_ELBO
 
 import ppvae
+from ppvae.cli.evaluate import main as evaluate
+from ppvae.cli.images import load_images
 from ppvae.data import JointBatches, split_labels
-from ppvae.evaluate.__main__ import main as evaluate
 from ppvae.examples import ssvae
-from ppvae.examples.images import load_images
 from ppvae.examples.ssvae import Args, batches, build, main
 from ppvae.infer import RunFolder
 from ppvae.models import SSVAE, VAE, StackedSSVAE

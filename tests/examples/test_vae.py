@@ -3,10 +3,10 @@ import json
 import pytest
 import torch
 
+from ppvae.cli.evaluate import main as evaluate
+from ppvae.cli.flags import ExperimentArgs
+from ppvae.cli.images import load_images
 from ppvae.data import load
-from ppvae.evaluate.__main__ import main as evaluate
-from ppvae.examples.flags import ExperimentArgs
-from ppvae.examples.images import load_images
 from ppvae.examples.vae import Args, build, main
 from ppvae.infer import RunFolder
 

@@ -3,9 +3,9 @@ import json
 import pytest
 import torch
 
+from ppvae.cli.evaluate import main as evaluate
+from ppvae.cli.images import load_images
 from ppvae.distributions import FlowPrior, MixturePrior, StandardNormal, VampPrior
-from ppvae.evaluate.__main__ import main as evaluate
-from ppvae.examples.images import load_images
 from ppvae.examples.vamp import Args, build, main
 
 SMALL = ["--smoke", "--latent-dim", "3", "--hidden-dims", "8"]

@@ -11,8 +11,8 @@ import ppvae
 from ppvae.data import Batches, Binarize
 from ppvae.evaluate import elbo, log_marginal
 from ppvae.infer import SVI
-from tests.infer.compiling import D, assert_same, binary, make_vae, recordings
-from tests.infer.test_compile import CASES
+from tests.compile.compiling import D, assert_same, binary, make_vae, recordings
+from tests.compile.test_compiled import CASES
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 assert_same = partial(assert_same, device="cuda")

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import ppvae
 from ppvae.data import Batches
-from ppvae.infer import Cosine, Linear
 from ppvae.models import PPCA
+from ppvae.objectives import Cosine, Linear
 from tests.infer.pairs import D, Published, Scalar, Store, TwoLatents, binary, same, small_vae, state
 
 fit = partial(ppvae.fit, progress=False)

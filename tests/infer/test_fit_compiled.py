@@ -10,11 +10,12 @@ from pyro.infer import Trace_ELBO
 import ppvae
 from ppvae.data import Batches, Binarize, binarize, load
 from ppvae.distributions import ConditionalBernoulli, ConditionalNormal, StandardNormal
-from ppvae.infer import SVI, Linear
+from ppvae.infer import SVI
 from ppvae.infer.svi import COMPILE_FROM
 from ppvae.models import VAE
 from ppvae.nn import MLP
-from tests.infer.compiling import (
+from ppvae.objectives import Linear
+from tests.compile.compiling import (
     binary,
     compiled_graphs,
     make_vae,

@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 import ppvae
 from ppvae.data import Batches, Binarize
-from ppvae.infer import Cosine, Linear, RunFolder
+from ppvae.infer import RunFolder
+from ppvae.objectives import Cosine, Linear
 from ppvae.storage import load_state
 from tests.infer.pairs import D, Published, Store, binary, same, small_vae, state
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from ppvae.distributions import ConditionalBernoulli, ConditionalNormal, StandardNormal
 from ppvae.models import HierarchicalVAE, LadderVAE, TopDownVAE
-from ppvae.nn import MLP, Joined
+from ppvae.nn import MLP, ConcatInputs
 from tests.models.linear_gaussian import affine
 
 D, N = 6, 7
@@ -16,7 +16,7 @@ def net(inputs, hidden, out, **options):
     """A net of one input, or of several."""
     if len(inputs) == 1:
         return MLP(inputs[0], hidden, out, **options)
-    return Joined(inputs, MLP(sum(inputs), hidden, out, **options))
+    return ConcatInputs(inputs, MLP(sum(inputs), hidden, out, **options))
 
 
 def priors(dims, hidden=5, *, skip=False, **options):

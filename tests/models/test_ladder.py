@@ -7,9 +7,10 @@ from torch import nn
 import ppvae
 from ppvae.data import Batches, Binarize, load
 from ppvae.distributions import ConditionalBernoulli, ConditionalNormal, StandardNormal
-from ppvae.infer import SVI, Linear
+from ppvae.infer import SVI
 from ppvae.models import LadderVAE
 from ppvae.nn import MLP
+from ppvae.objectives import Linear
 from tests.models.by_hand import assert_same_loss, loc_scale, log_normal, noise_of
 from tests.models.levels import D, LinearLevels, N, ladder
 

@@ -11,10 +11,11 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
 import ppvae
 from ppvae.distributions import ConditionalBernoulli, ConditionalNormal, StandardNormal
-from ppvae.infer import SVI, Linear
+from ppvae.infer import SVI
 from ppvae.models import VAE, HierarchicalVAE, LadderVAE, TopDownVAE
-from ppvae.models.queries import mean_of
+from ppvae.models.base import mean_of
 from ppvae.nn import MLP
+from ppvae.objectives import Linear
 from tests.models.by_hand import PATTERNS
 from tests.models.levels import EXACT, MODELS, D, LinearLevels, N, ladder, log_prob, net
 

@@ -19,9 +19,9 @@ from ppvae.distributions import (
     StandardNormal,
     UniformCategorical,
 )
-from ppvae.infer import JointELBO
 from ppvae.models import SSVAE
 from ppvae.nn import MLP, ConditionalMLP, OneHot
+from ppvae.objectives import JointELBO
 from ppvae.pair import KLWeight
 from tests.models.by_hand import (
     ENUM,

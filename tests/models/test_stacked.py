@@ -17,9 +17,9 @@ from ppvae.distributions import (
     UniformCategorical,
 )
 from ppvae.evaluate import label_posterior
-from ppvae.infer import JointELBO
 from ppvae.models import CVAE, SSVAE, VAE, StackedSSVAE
 from ppvae.nn import MLP, ConditionalMLP, OneHot
+from ppvae.objectives import JointELBO
 from tests.models.by_hand import (
     ENUM,
     LABELS,

@@ -8,8 +8,8 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
 import ppvae
 from ppvae.distributions import VampPrior
-from ppvae.infer import IWAE, Linear
-from tests.infer.compiling import assert_same, compiled_graphs
+from ppvae.objectives import IWAE, Linear
+from tests.compile.compiling import assert_same, compiled_graphs
 from tests.models.by_hand import PATTERNS, assert_same_loss, gradients, loc_scale, log_normal, noise_of
 from tests.models.levels import D, LinearLevels, N, top_down
 

@@ -18,7 +18,7 @@ from ppvae.distributions import (
     StandardNormal,
 )
 from ppvae.models import VAE
-from ppvae.models.queries import mean_of
+from ppvae.models.base import mean_of
 from ppvae.nn import MLP, ConvDecoder, ConvEncoder
 
 D, K, N = 6, 2, 7

@@ -4,7 +4,7 @@ import torch
 from matplotlib.colors import to_hex
 
 from ppvae import plot
-from ppvae.evaluate.calibration import ecdf_band
+from ppvae.evaluate.sbc import ecdf_band
 from ppvae.plot.figure import PALETTE
 
 

@@ -1,0 +1,1 @@
+"""The command line: flags, tables and files of experiments, and the evaluation of their runs."""

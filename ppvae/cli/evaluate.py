@@ -1,0 +1,227 @@
+"""Evaluates trained runs: `python -m ppvae.evaluate RUN [RUN ...] --num-samples 5000 --limit 1000`.
+
+Rebuilds the pair and the data of each run from its `config.json`, loads its weights, and prints the table of the test
+set with its diagnostics; of several runs also the differences to the first. Into each run folder it writes
+`evaluation.json`, `evaluation.safetensors` (the values per datum, for `ppvae.evaluate.compare`) and figures; of the
+annealed method `evaluation-annealed.json` and so on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from torch import Tensor
+
+from ppvae import plot
+from ppvae.cli.experiment import Trained, restore
+from ppvae.cli.flags import check_used
+from ppvae.cli.posterior_checks import PosteriorChecks, check_posterior
+from ppvae.cli.report import Report, by_class, describe, first, sandwich, strict_json, table
+from ppvae.compile import keep_freed_memory
+from ppvae.evaluate.ais import annealed_log_marginal, bidirectional
+from ppvae.evaluate.compare import compare, comparison_table
+from ppvae.evaluate.estimates import AnnealedLogMarginal, Estimate, LogMarginal
+from ppvae.evaluate.marginal import elbo, log_marginal
+from ppvae.evaluate.psis import PARETO_SAMPLES, ParetoWarning
+from ppvae.evaluate.sbc import ecdf_band
+from ppvae.storage import save_state, write_json
+
+
+@dataclass(frozen=True)
+class Args:
+    """Evaluate trained runs: ELBO and log p(x) of their test set, and how far to trust them."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Folders that examples wrote; several are compared with the first, on the same data."""
+    method: Literal["importance", "annealed"] = "importance"
+    """How log p(x) is estimated: annealed is far slower, and right where the guide misses part of the posterior."""
+    num_samples: int | None = None
+    """Importance samples per datum, by default 1000, or annealed chains, by default 16."""
+    num_temperatures: int = 1000
+    """Steps of each annealed chain."""
+    start: Literal["guide", "prior"] = "guide"
+    """Where annealed chains start."""
+    bidirectional: bool = False
+    """With annealed, also bound log p(x) from both sides, on as many data drawn from the model itself."""
+    limit: int | None = None
+    """Evaluate only the first data of the test set."""
+    posterior: bool = False
+    """Also check the posterior on the same data: the inference gap, what the latents hold, calibration."""
+    by_class: bool = False
+    """Also a row for each class of the test set."""
+    json: bool = False
+    """Print the figures as JSON in place of the table."""
+    seed: int = 0
+    """Of the draws."""
+    cuda: bool = False
+    """Run on a CUDA GPU."""
+    data_root: Path | None = None
+    """Where the data set lies, if not where the runs found it."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    args = tyro.cli(Args, args=arguments, prog="python -m ppvae.evaluate")
+    keep_freed_memory()
+    try:
+        return _run(args)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(args: Args) -> int:
+    """Evaluates the runs one after another, and prints the tables or their JSON."""
+    annealed = ("annealed",)
+    check_used(args, "method", num_temperatures=annealed, start=annealed, bidirectional=annealed)
+    runs = _restored(args)
+    figures: dict[str, Report] = {}
+    estimates: dict[str, Estimate] = {}
+    for name, run in runs.items():
+        figures[name], estimates[name] = _evaluate(run, Path(name), args)
+        if not args.json:
+            print(table(figures[name]) if len(runs) == 1 else f"{name}\n{table(figures[name])}")
+            print(f"written to {Path(name) / _file(args)}.json")
+    comparison = compare(estimates) if len(runs) > 1 else {}
+    if args.json:
+        result = {"runs": figures, **({"comparison": comparison} if comparison else {})}
+        print(json.dumps(strict_json(result), indent=2, allow_nan=False))
+    elif comparison:
+        print(comparison_table(comparison, next(iter(runs.values())).symbol))
+    return 0
+
+
+def _restored(args: Args) -> dict[str, Trained]:
+    """The runs by name, their test data the first that were asked for, and the same for all.
+
+    Raises:
+        ValueError: where no run is named, one is named twice, or their test data differ.
+    """
+    if len({path.resolve() for path in args.runs}) < max(1, len(args.runs)):
+        raise ValueError(f"name at least one run folder, and none twice: got {[str(path) for path in args.runs]}")
+    runs: dict[str, Trained] = {}
+    for path in args.runs:
+        run = restore(path, device="cuda" if args.cuda else "cpu", data_root=args.data_root)
+        run = replace(run, test=first(run.test, args.limit), labels=run.labels[: args.limit])
+        base = next(iter(runs.values()), run)
+        same = run.symbol == base.symbol and len(run.test) == len(base.test)
+        if not (same and all(_equal(a, b) for a, b in zip(run.test, base.test, strict=True))):
+            raise ValueError(
+                f"{path} has other test data than {args.runs[0]}, or conditions on other data: no comparison"
+            )
+        runs[str(path)] = run
+    return runs
+
+
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is b or (a is not None and b is not None and torch.equal(a, b))
+
+
+def _evaluate(run: Trained, folder: Path, args: Args) -> tuple[Report, Estimate]:
+    """Evaluates one run and writes what it found into its folder."""
+    estimate = _estimate(run, args)
+    num_draws = min(estimate.num_samples, 100) if isinstance(estimate, LogMarginal) else 100
+    terms = elbo(run.pair, *run.test, num_samples=num_draws, seed=args.seed)
+    figures: Report = {"method": args.method, "seed": args.seed, "symbol": run.symbol}
+    if isinstance(estimate, AnnealedLogMarginal):
+        figures |= {"num_samples": estimate.num_chains, "num_temperatures": estimate.num_temperatures}
+    if isinstance(estimate, LogMarginal):
+        figures |= {"num_samples": estimate.num_samples}
+    figures |= {"num_dims": estimate.num_dims, "test": describe(terms, estimate)}
+    if args.by_class:
+        figures["test"]["by_class"] = by_class(terms, estimate, run.labels)
+    if args.bidirectional:
+        figures["sandwich"] = sandwich(bidirectional(run.pair, *run.test, **_annealing(args)))
+    if args.posterior:
+        annealed = estimate.values if isinstance(estimate, AnnealedLogMarginal) else None
+        checks = check_posterior(run.pair, *run.test, log_marginal=annealed, seed=args.seed)
+        figures |= {"posterior": checks.figures(), "summary": checks.summary()}
+        _draw_posterior(checks, folder / "figures")
+    write_json(folder / f"{_file(args)}.json", strict_json(figures))
+    own = ("pareto_k", "bound") if isinstance(estimate, LogMarginal) else ("acceptance",)
+    of_datum = {name: getattr(estimate, name) for name in ("std_error", "ess", *own)}
+    state = {"log_marginal": estimate.values, **of_datum, "elbo": terms.values, "labels": run.labels}
+    save_state(folder / f"{_file(args)}.safetensors", state)
+    _draw(estimate, folder / "figures", run.symbol)
+    return figures, estimate
+
+
+def _file(args: Args) -> str:
+    """The name of the files, one for each method: the annealed estimate does not overwrite the other."""
+    return "evaluation-annealed" if args.method == "annealed" else "evaluation"
+
+
+def _estimate(run: Trained, args: Args) -> Estimate:
+    """Log p(x) by the method that was asked for."""
+    if args.method == "annealed":
+        return annealed_log_marginal(run.pair, *run.test, **_annealing(args))
+    options: dict[str, Any] = {"num_samples": args.num_samples, "seed": args.seed, "progress": sys.stderr.isatty()}
+    with warnings.catch_warnings(action="ignore", category=ParetoWarning):  # the table counts these data
+        return log_marginal(run.pair, *run.test, **options)
+
+
+def _annealing(args: Args) -> dict[str, Any]:
+    chains = {} if args.num_samples is None else {"num_chains": args.num_samples}
+    options = {"num_temperatures": args.num_temperatures, "start": args.start, "seed": args.seed}
+    return {**options, **chains, "progress": sys.stderr.isatty()}
+
+
+def _draw(estimate: Estimate, folder: Path, symbol: str) -> None:
+    """Writes the values per datum, and of importance samples the bound against their number, and k̂."""
+    folder.mkdir(exist_ok=True)
+    figures: dict[str, Any] = {}
+    values = estimate.values[estimate.values.isfinite()]
+    if len(values):
+        name = "log_prob" if isinstance(estimate, LogMarginal) else "log_prob-annealed"
+        figures[name] = plot.log_prob_histogram(values, xlabel=f"{symbol}, nats")
+    if isinstance(estimate, LogMarginal):
+        figures |= _of_weights(estimate)
+    for name, figure in figures.items():
+        plot.save(figure, folder / f"{name}.png")
+
+
+def _of_weights(estimate: LogMarginal) -> dict[str, Any]:
+    figures = {}
+    known = {size: bound for size, bound in estimate.bound.items() if bound.isfinite().all()}
+    if known:
+        sizes, bounds = torch.tensor(list(known)), torch.stack(list(known.values()))
+        error = (bounds - bounds[-1]).std(-1) / math.sqrt(bounds.shape[-1]) if bounds.shape[-1] > 1 else None
+        figures["bound"] = plot.bound_curve(sizes, bounds.mean(-1), error)
+    if estimate.num_samples >= PARETO_SAMPLES:
+        figures["pareto_k"] = plot.pareto_k(estimate.pareto_k)
+    return figures
+
+
+def _draw_posterior(checks: PosteriorChecks, folder: Path) -> None:
+    """Writes the KL of each dimension, the aggregated posterior over the prior, and the ranks in their band."""
+    folder.mkdir(exist_ok=True)
+    figures: dict[str, Any] = {}
+    for name, site in checks.latents.sites.items() if checks.latents else ():
+        if site.kl_per_dim is not None and bool(site.kl_per_dim.isfinite().all()):
+            figures[f"kl_{name}"] = plot.kl_per_dimension(site.kl_per_dim, site.active)
+        if site.posterior.is_floating_point():
+            points = [z.reshape(len(z), -1) for z in (site.posterior, site.prior)]
+            figures[f"aggregated_{name}"] = plot.aggregated_posterior(*points)
+    if checks.ranks and checks.verdict:
+        level = checks.verdict.level / len(checks.verdict.p_values)
+        for name, ranks in checks.ranks.ranks.items():
+            band = ecdf_band(len(ranks), checks.ranks.num_samples, level=level)
+            if bool((ranks >= 0).all()):  # none is masked
+                figures[f"sbc_{name}"] = plot.sbc_ecdf(ranks.reshape(len(ranks), -1), *band)
+    for name, figure in figures.items():
+        plot.save(figure, folder / f"{name}.png")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,278 @@
+"""What every example does: from flags and data to a trained pair, a run folder, a table and figures."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
+from torch import Tensor, nn
+
+from ppvae._validate import usable_device
+from ppvae.cli.flags import ExperimentArgs, flag, from_json, to_json
+from ppvae.cli.images import ImageData, load_images
+from ppvae.cli.report import Report, report, strict_json, table
+from ppvae.compile import keep_freed_memory
+from ppvae.data import Batches, Binarize, JointBatches, binarize
+from ppvae.evaluate.psis import ParetoWarning
+from ppvae.infer import NonFiniteError, Run, RunFolder, fit
+from ppvae.objectives import Cosine, Cyclical, Linear, Schedule, Sigmoid, Stages
+from ppvae.pair import Batch
+from ppvae.params import restore_weights
+
+
+def images_alone(args: Any, x: Tensor, y: Tensor) -> Batch:
+    """The images, for a pair that knows no labels."""
+    return (x,)
+
+
+def image_batches(args: Any, data: ImageData, device: torch.device) -> Batches:
+    """Minibatches of the training images."""
+    transform = Binarize() if args.binarize == "dynamic" else None
+    return Batches(data.train[0], batch_size=args.batch_size, transform=transform, seed=args.seed, device=device)
+
+
+def elbo_of_flag(args: Any) -> ELBO:
+    """The ELBO that `--loss` names."""
+    return TraceMeanField_ELBO() if args.loss == "mean-field" else Trace_ELBO()
+
+
+def nothing_first(pair: nn.Module, args: Any, data: ImageData, device: torch.device, out: Path) -> None:
+    """Trains nothing before the pair itself."""
+
+
+def all_latents(args: Any) -> None:
+    """No choice among the latents: all of them."""
+
+
+def no_further_figures(pair: nn.Module, args: Any, data: ImageData) -> Report:
+    """Measures nothing besides the table."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One example; `ppvae.examples.<name>` holds it as `EXPERIMENT`.
+
+    Attributes:
+        name: of the example and its run folders.
+        args: its dataclass of flags.
+        build: from flags and data to the pair.
+        draw: writes its pictures.
+        arguments: from images and labels to the arguments of the pair, for validation and the table.
+        batches: from flags and data to the training data.
+        objective: from flags to the ELBO.
+        first: trains what has to be trained before the pair.
+        kl_sites: from flags to the latents whose KL term --warmup weights; None is all.
+        symbol: what the table calls the pair's marginal likelihood.
+        measure: what the table shows besides likelihoods, by name: each {"mean", "std_error"} in its own unit; the
+            error of a count is None.
+    """
+
+    name: str
+    args: type[ExperimentArgs]
+    build: Callable[[Any, ImageData], nn.Module]
+    draw: Callable[[Any, Any, ImageData, Run], None]
+    arguments: Callable[[Any, Tensor, Tensor], Batch] = images_alone
+    batches: Callable[[Any, ImageData, torch.device], Batches | JointBatches] = image_batches
+    objective: Callable[[Any], ELBO] = elbo_of_flag
+    first: Callable[[Any, Any, ImageData, torch.device, Path], None] = nothing_first
+    kl_sites: Callable[[Any], Sequence[str] | None] = all_latents
+    symbol: str = "log p(x)"
+    measure: Callable[[Any, Any, ImageData], Report] = no_further_figures
+
+    def main(self, argv: list[str] | None) -> int:
+        """Runs the example from its command line: trains, prints the table, writes the run folder.
+
+        Args:
+            argv: the command line; None is `sys.argv`.
+
+        Returns:
+            The exit status: 0; 1 where training met a NaN; 2 for a wrong argument; 130 after Ctrl-C.
+        """
+        args = tyro.cli(self.args, args=argv, prog=f"python -m ppvae.examples.{self.name}")
+        keep_freed_memory()
+        try:
+            args = args.resolved()
+            device = usable_device("cuda" if args.cuda else "cpu")
+            out = _folder(self.name, args)
+            data = load_images(args)
+            torch.manual_seed(args.seed)
+            pair = self.build(args, data)
+            self.first(pair, args, data, device, out)
+            run = self.train(pair, args, data, device=device, out=out)
+        except NonFiniteError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        except InterruptedTraining as error:
+            print(error, file=sys.stderr)
+            return 130
+        except (ValueError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        if run.stopped == "interrupted":
+            print(f"stopped in epoch {len(run.history) + 1}; continue with --resume --out {out}", file=sys.stderr)
+            return 130
+        try:
+            self.finish(pair, args, data, run)
+        except KeyboardInterrupt:
+            print(f"interrupted after training; python -m ppvae.evaluate {out} repeats the table", file=sys.stderr)
+            return 130
+        return 0
+
+    def train(self, pair: nn.Module, args: Any, data: ImageData, *, device: torch.device, out: Path) -> Run:
+        """Trains the pair on its images."""
+        assert args.epochs is not None
+        valid = self.arguments(args, *data.valid) if len(data.valid[0]) else None
+        return fit(
+            pair,
+            self.batches(args, data, device),
+            valid,
+            loss=self.objective(args),
+            patience=args.patience,
+            kl_weight=warmup_of(args, getattr(pair, "beta", 1.0)),
+            kl_sites=self.kl_sites(args) if args.warmup else None,
+            out=out,
+            resume=args.resume and RunFolder(out).config.is_file(),
+            config={"module": f"ppvae.examples.{self.name}", "args": to_json(args)},
+            tensorboard=args.tensorboard,
+            **fit_options(args, device, args.epochs),
+        )
+
+    def finish(self, pair: nn.Module, args: Any, data: ImageData, run: Run) -> None:
+        """Prints the table of a trained pair; writes its metrics and figures."""
+        assert run.folder is not None
+        pair.eval()
+        x, y = (t[: args.num_eval] for t in data.train)
+        seen = binarize(x) if args.binarize == "dynamic" else x
+        splits = {"train": self.arguments(args, seen, y), "test": self.arguments(args, *data.test)}
+        options: dict[str, Any] = {"num_samples": args.num_samples, "limit": args.num_eval, "seed": args.seed}
+        result = report(pair, splits, **options, symbol=self.symbol, progress=sys.stderr.isatty())
+        with warnings.catch_warnings(action="ignore", category=ParetoWarning):  # the table counts the data with large k̂
+            measured = self.measure(pair, args, data)
+        print(table(result))
+        for name, value in measured.items():
+            error = value["std_error"]  # a count has none
+            print(f"{name}: {value['mean']:g}" if error is None else f"{name}: {value['mean']:.2f} ± {error:.2f}")
+        metrics = {**result, "measured": measured, "best_epoch": run.best_epoch, "seconds": round(run.seconds, 2)}
+        RunFolder(run.folder).write_metrics(strict_json(metrics))
+        (run.folder / "figures").mkdir(exist_ok=True)
+        self.draw(pair, args, data, run)
+        print(f"trained in {run.seconds:.1f} s; weights, history, metrics and figures are in {run.folder}")
+
+
+class InterruptedTraining(Exception):
+    """Ctrl-C in a training that comes before the pair's own; the message says how to go on."""
+
+
+def fit_options(args: ExperimentArgs, device: torch.device, epochs: int) -> dict[str, Any]:
+    """What the shared flags say to `ppvae.fit`, whatever is trained for so many epochs."""
+    return {
+        "epochs": epochs,
+        "lr": lr_of(args, epochs),
+        "optim": partial(torch.optim.Adam, eps=args.adam_eps, fused=True),
+        "compile": "auto" if args.compile == "auto" else args.compile == "always",
+        "device": device,
+        "seed": args.seed,
+    }
+
+
+def lr_of(args: ExperimentArgs, epochs: int) -> float | Schedule:
+    """The learning rate that the flags describe, over so many epochs."""
+    if args.lr_schedule == "constant":
+        return args.lr
+    return Cosine(epochs, args.lr, args.lr / 100) if args.lr_schedule == "cosine" else Stages(epochs, args.lr)
+
+
+def warmup_of(args: ExperimentArgs, beta: float = 1.0) -> Schedule | None:
+    """What the flags multiply the KL weight of the pair with, which is `beta`; None leaves it as it is."""
+    if not args.warmup:
+        return None
+    if args.warmup_from and not beta:
+        raise ValueError(f"--warmup-from {args.warmup_from:g} does not go with --beta 0, which weights no KL term")
+    if args.warmup_shape == "sigmoid":  # from 0.007 to 0.993
+        return Sigmoid(midpoint=args.warmup / 2, width=args.warmup / 10)
+    if args.warmup_shape == "cyclical":
+        return Cyclical(args.warmup)
+    return Linear(args.warmup, start=args.warmup_from and args.warmup_from / beta)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What an example's run folder gives back.
+
+    Attributes:
+        pair: the trained pair.
+        test: its arguments for the test images.
+        labels: classes of the test images, (n,).
+        symbol: what its marginal likelihood is called.
+    """
+
+    pair: nn.Module
+    test: Batch
+    labels: Tensor
+    symbol: str
+
+
+def restore(folder: Path, *, device: str, data_root: Path | None) -> Trained:
+    """The trained pair of an example's run folder, and its test data.
+
+    Raises:
+        FileNotFoundError: where the folder holds no run, or the data are not found.
+        ValueError: where the run was not made by an example: its config then does not say how to build the pair.
+    """
+    run = RunFolder(folder)
+    config = run.read_config().get("experiment") or {}
+    module = config.get("module", "")
+    if not module.startswith("ppvae.examples."):
+        raise ValueError(
+            f"{folder} was not made by an example, so its pair cannot be rebuilt from its config; in Python: "
+            "ppvae.load(pair, folder) and then ppvae.log_marginal(pair, x)"
+        )
+    experiment: Experiment = importlib.import_module(module).EXPERIMENT
+    args = from_json(experiment.args, config["args"])
+    if data_root is not None:
+        args = from_json(experiment.args, {**config["args"], "data_root": str(data_root)})
+    data = load_images(args)
+    pair = experiment.build(args, data)
+    restore_weights(pair, run.weights(), source=str(folder))
+    test = experiment.arguments(args, *data.test)
+    return Trained(pair.to(usable_device(device)), test, data.test[1], experiment.symbol)
+
+
+def _folder(name: str, args: ExperimentArgs) -> Path:
+    """The run folder: the one asked for, or the next free one."""
+    if args.resume and args.out is None:
+        raise ValueError("--resume needs --out, the folder of the run to continue")
+    if args.out is not None:
+        folder = RunFolder(args.out)
+        if not args.resume:
+            folder.check_free()
+        else:  # a run that was stopped in a training that comes first has only that one's folder
+            parts = [RunFolder(path.parent) for path in args.out.glob("*/config.json")]
+            _check_same_experiment(folder if folder.config.is_file() or not parts else parts[0], args)
+        return args.out
+    number = 1
+    while (out := Path("runs") / (name if number == 1 else f"{name}-{number}")).exists():
+        number += 1
+    return out
+
+
+def _check_same_experiment(folder: RunFolder, args: ExperimentArgs) -> None:
+    started = (folder.read_config().get("experiment") or {}).get("args", {})
+    free = {"epochs", "cuda", "out", "resume", "tensorboard", "data_root", "num_samples", "num_eval"}
+    changed = [
+        f"{flag(key)} was {started[key]!r}, is {value!r}"
+        for key, value in to_json(args).items()
+        if key not in free and key in started and started[key] != value  # a flag that came later has no other value
+    ]
+    if changed:
+        raise ValueError(f"cannot resume {folder.path} with other flags: " + "; ".join(changed))

@@ -1,0 +1,148 @@
+"""The flags that every example shares, and how a run folder keeps them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from ppvae._validate import check_count
+
+Likelihood = Literal["bernoulli", "gaussian", "categorical", "continuous-bernoulli", "discretized-logistic"]
+
+
+@dataclass(frozen=True)
+class ExperimentArgs:
+    """The flags of every example."""
+
+    cuda: bool = False
+    """Train on a CUDA GPU."""
+    seed: int = 0
+    """Of everything random: initial weights, binarization, the order of the data, the draws."""
+    epochs: int | None = None
+    """Passes over the training data; by default 300 on the digits, 50 on larger sets."""
+    batch_size: int = 128
+    """Data per minibatch."""
+    lr: float = 1e-3
+    """Learning rate of Adam."""
+    lr_schedule: Literal["constant", "cosine", "burda"] = "constant"
+    """Whether the learning rate falls over the epochs: along half a cosine to a hundredth of --lr, or to a tenth in
+    eight stages, each three times as long as the one before (Burda et al. 2016, who have 3280 epochs)."""
+    adam_eps: float = 1e-8
+    """ε of Adam (Burda et al. 2016 use 1e-4)."""
+    warmup: float = 0.0
+    """Epochs over which the weight of the KL term goes from --warmup-from to its value."""
+    warmup_from: float = 0.0
+    """Where it starts: 0, so that the latents come into use first, or above its value, so that they stay small at first
+    and what needs none of them (the label of a semi-supervised model) explains the data."""
+    warmup_shape: Literal["linear", "sigmoid", "cyclical"] = "linear"
+    """How it goes: in a line, along a sigmoid, or again and again: over half of --warmup epochs, then constant for as
+    many; the last two from 0."""
+    patience: int | None = None
+    """Stop after this many epochs without a better validation ELBO."""
+    dataset: Literal["digits", "mnist", "fashion", "kmnist", "cifar10"] = "digits"
+    """Data set: the digits are embedded; the others are downloaded where they are not in data-root."""
+    data_root: Path = Path("data")
+    """Folder of the data sets, as torchvision lays them out."""
+    num_valid: int | None = None
+    """Training data held out for validation; by default 200 of the digits, 1000 of larger sets."""
+    loss: Literal["mean-field", "trace"] = "mean-field"
+    """Pyro's ELBO: with KL terms in closed form where they have one, or from the samples alone."""
+    likelihood: Likelihood = "bernoulli"
+    """Family of p(x|z): bernoulli is of binarized pixels, categorical and discretized-logistic of grey levels."""
+    binarize: Literal["dynamic", "static", "none"] | None = None
+    """Bernoulli draws with the intensities as probabilities: new ones in every epoch, or one fixed draw; test data
+    always one fixed draw. By default dynamic for bernoulli and none otherwise."""
+    compile: Literal["auto", "always", "never"] = "auto"
+    """Whether to run the training step as one compiled graph; auto does in a run that is long enough to repay it."""
+    num_samples: int = 1000
+    """Importance samples per datum for log p(x) in the final table."""
+    num_eval: int = 1000
+    """Data of each split that the final table is of."""
+    out: Path | None = None
+    """Run folder; by default the next free one of runs/<example>, runs/<example>-2, ..."""
+    resume: bool = False
+    """Continue the run in --out: the same command as before, with this flag."""
+    tensorboard: bool = False
+    """Also log for TensorBoard, where it is installed."""
+    smoke: bool = False
+    """A run of seconds on few data, to see that everything works."""
+
+    def resolved(self) -> Self:
+        """These arguments with every default that depends on another filled in."""
+        if self.epochs is not None:
+            check_count("--epochs", self.epochs)
+        check_count("--num-samples", self.num_samples)
+        check_count("--num-eval", self.num_eval)
+        kind = self.binarize or ("dynamic" if self.likelihood == "bernoulli" else "none")
+        if (self.likelihood == "bernoulli") != (kind != "none"):
+            raise ValueError(
+                f"--binarize {kind} does not go with --likelihood {self.likelihood}: a Bernoulli likelihood is of "
+                "binary pixels, the others of intensities (continuous-bernoulli is the one for [0, 1])"
+            )
+        for name in ("warmup", "warmup_from", "lr", "adam_eps"):
+            check_not_negative(name, getattr(self, name))
+        if self.warmup_shape != "linear" and not self.warmup:
+            raise ValueError(f"--warmup-shape {self.warmup_shape} needs --warmup")
+        if self.patience is not None and self.num_valid == 0:
+            raise ValueError("--patience needs validation data, and --num-valid is 0")
+        if self.warmup_from and not (self.warmup and self.warmup_shape == "linear"):
+            raise ValueError("--warmup-from needs --warmup, and --warmup-shape linear")
+        usual = 300 if self.dataset == "digits" else 50
+        epochs = 1 if self.smoke else usual if self.epochs is None else self.epochs
+        num_samples = 10 if self.smoke else self.num_samples
+        return replace(self, binarize=kind, epochs=epochs, num_samples=num_samples)
+
+
+def check_used(args: Any, choice: str, **uses: tuple[str, ...]) -> None:
+    """Refuses flags that the choice made by another flag has no use for, in place of ignoring them.
+
+    Args:
+        args: a dataclass of flags, before defaults that depend on another are filled in.
+        choice: field of the flag that chooses.
+        uses: of each further field, the choices that it goes with.
+
+    Raises:
+        ValueError: where one of these has another value than its default, and the choice is none of its own.
+    """
+    chosen, defaults = getattr(args, choice), {field.name: field.default for field in fields(args)}
+    for name, choices in uses.items():
+        assert defaults[name] is not MISSING
+        if getattr(args, name) != defaults[name] and chosen not in choices:
+            raise ValueError(f"{flag(name)} goes with {flag(choice)} {' or '.join(choices)}, got {chosen}")
+
+
+def check_not_negative(name: str, value: float) -> None:
+    """Checks that the flag of the field `name` is a number >= 0."""
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{flag(name)} must be finite and >= 0, got {value:g}")
+
+
+def flag(name: str) -> str:
+    """The flag of a field, as it is typed."""
+    return f"--{name.replace('_', '-')}"
+
+
+def to_json(args: ExperimentArgs) -> dict[str, Any]:
+    """The flags as JSON holds them."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Path):
+            return str(value)
+        return list(value) if isinstance(value, tuple) else value
+
+    return {key: plain(value) for key, value in asdict(args).items()}
+
+
+def from_json(arguments: type[ExperimentArgs], values: dict[str, Any]) -> ExperimentArgs:
+    """The flags that `to_json` wrote; those that a later version added have their defaults."""
+
+    def typed(name: str, value: Any) -> Any:
+        if name in ("data_root", "out") and value is not None:
+            return Path(value)
+        return tuple(value) if isinstance(value, list) else value
+
+    known = {field.name for field in fields(arguments)}
+    flags: Any = {name: typed(name, value) for name, value in values.items() if name in known}
+    return arguments(**flags)

@@ -1,0 +1,277 @@
+"""Compiled computations: Pyro's handlers run once, their arithmetic runs ever after.
+
+The computation (the whole gradient of a step: guide, model, ELBO, backward) is executed once under a tracer, which
+writes down every tensor operation as one graph; Inductor compiles the graph, which then runs without any Python of
+Pyro's.
+
+What the graph reads besides the batch (parameters, buffers, a KL weight that a schedule updates in place) becomes an
+input that is passed by reference, so its new values count. What Python decided while tracing is guarded: numbers and
+flags on the modules, and values that were asked of tensors. Where a guard fails, or tracing does, the computation runs
+eagerly, after one warning that says why: slower, never wrong.
+
+On a GPU the kernels of the graph, and of what finishes it (the optimizer's step), are recorded as one CUDA graph.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from pyro.poutine.runtime import _PYRO_STACK
+from torch import Tensor, nn
+
+from ppvae.compile.cuda_graph import Recording, recordable
+from ppvae.compile.guards import Contents, Same, fingerprint, is_plain_object, modules_that_run, state_unchanged
+from ppvae.compile.inductor import build_headers, compile_graph
+from ppvae.compile.tracing import Computation, Traced, UncompilableError, check_same, tensors_of, trace
+
+MAX_GRAPHS = 4
+"""Kinds of arguments (shapes, dtypes, absent labels) that are compiled; any further one runs eagerly."""
+
+MAX_RETRACES = 8
+"""How often graphs are made anew because an attribute of a module changed."""
+
+MAX_MISSES = 20
+"""How often a computation may run eagerly because Python would have decided otherwise than it did while tracing."""
+
+
+class _FailedEagerly(Exception):
+    """The computation fails as it is, without any compiler."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class Finish(Protocol):
+    """What is done with the outputs of a computation each time, e.g. an optimizer's step."""
+
+    def __call__(self, outputs: Sequence[Tensor], layout: Any) -> Sequence[Tensor]:
+        """What the caller gets in place of the outputs."""
+
+    def held(self, layout: Any) -> Any:
+        """What it takes for granted, compared by `==`; None where a CUDA graph cannot hold it: it then follows one."""
+
+
+class Compiled:
+    """A computation that is compiled for each kind of arguments that it meets.
+
+    Args:
+        compute: the eager computation.
+        modules: what they hold is guarded; the list may grow before the first compilation.
+        parameters: gives the tensors that it leaves gradients on.
+        guarded: gives what else the computation depends on, hashable.
+        finish: what is done with the outputs.
+    """
+
+    def __init__(
+        self,
+        compute: Computation,
+        modules: list[nn.Module],
+        *,
+        parameters: Callable[[], list[Tensor]] = list,
+        guarded: Callable[[], Any] = tuple,
+        finish: Finish | None = None,
+    ) -> None:
+        self._compute = compute
+        self._modules = modules
+        self._parameters = parameters
+        self._guarded = guarded
+        self._finish = finish
+        self._graphs: dict[Any, _Graph] = {}
+        self._retraces = 0
+        self._misses = 0
+        self._eager = False
+
+    def __call__(self, args: tuple[Any, ...]) -> tuple[Sequence[Tensor], Any]:
+        """What the computation gives, finished; the next call may write over tensors on a GPU."""
+        graph, outputs = None, None
+        if not self._eager:
+            try:
+                graph = self._graph(args)
+                outputs = None if graph is None else graph.run(args, self._finish)
+                if graph is not None and outputs is None:
+                    self._count_a_miss()
+            except _FailedEagerly as failed:
+                raise failed.error from None
+            except Exception as error:  # a compiler can fail in many ways, and the eager way is always there
+                self._eager = True
+                warnings.warn(f"not compiled, runs eagerly: {_first_line(error)}", stacklevel=4)
+        if graph is not None and outputs is not None:
+            layout = graph.traced.layout
+            finish = None if graph.finishes else self._finish
+        else:
+            outputs, layout = self._compute(args)
+            finish = self._finish
+        return outputs if finish is None else finish(outputs, layout), layout
+
+    @property
+    def num_graphs(self) -> int:
+        """How many graphs are in use; none where the computation runs eagerly for good."""
+        return 0 if self._eager else len(self._graphs)
+
+    def distrust(self) -> None:
+        """Uses a graph again only after a new run of the computation's Python did the same as it."""
+        for graph in self._graphs.values():
+            graph.trusted = False
+
+    def _count_a_miss(self) -> None:
+        self._misses += 1
+        if self._misses > MAX_MISSES:
+            raise UncompilableError("the pair's Python code depends on values of tensors, which keep changing")
+
+    def _graph(self, args: tuple[Any, ...]) -> _Graph | None:
+        """The compiled graph for this kind of arguments; None where there are too many kinds."""
+        kind = self._kind(args)
+        if kind not in self._graphs and len(self._graphs) >= MAX_GRAPHS:
+            self._graphs.pop(next((k for k, graph in self._graphs.items() if not graph.trusted), None), None)
+        if kind not in self._graphs and len(self._graphs) < MAX_GRAPHS:
+            if not any(tensor.is_cuda for tensor in tensors_of(args)):
+                build_headers()
+            with self._unchanged(), modules_that_run(self._modules):
+                try:
+                    self._compute(args)  # a first run may settle things, such as a guessed nesting of plates
+                except Exception as error:
+                    raise _FailedEagerly(error) from error
+            kind = self._kind(args)
+        graph = self._graphs.get(kind)
+        if graph is not None:
+            changed = graph.contents.changed()
+            if changed is None and (graph.trusted or graph.confirm(self._trace(args))):
+                return graph
+            self._retraces += changed is not None
+            if self._retraces > MAX_RETRACES:
+                raise UncompilableError(f"{changed} of a module keeps changing; make it a buffer")
+        elif len(self._graphs) >= MAX_GRAPHS:
+            return None
+        self._graphs[kind] = self._compile(args)
+        return self._graphs[kind]
+
+    def _kind(self, args: tuple[Any, ...]) -> Any:
+        """What a graph is made for: arguments, precision, the handlers around, and what the caller guards."""
+        precision = [(d, torch.is_autocast_enabled(d) and torch.get_autocast_dtype(d)) for d in ("cpu", "cuda")]
+        return (_layout(args), *precision, tuple(map(fingerprint, _PYRO_STACK)), self._guarded())
+
+    def _trace(self, args: tuple[Any, ...]) -> Traced:
+        with self._unchanged():
+            return trace(self._compute, args)
+
+    def _unchanged(self) -> AbstractContextManager[Any]:
+        """Whatever runs inside leaves no trace: not in the random state, nor in any tensor that modules hold."""
+        return state_unchanged(self._modules, self._parameters(), Contents(self._modules).tensors())
+
+    def _compile(self, args: tuple[Any, ...]) -> _Graph:
+        runs = [self._trace(args), self._trace(args)]
+        check_same(*runs)  # what differs between two runs on the same arguments is no function of the tensors
+        first, inputs = (run.lift_tensors() for run in runs)
+        graph = _Graph(runs[-1], inputs, self._modules, Contents(self._modules))
+        constants_apart = [b for a, b in zip(first, inputs, strict=True) if a is b]
+        graph.recordable = recordable([*tensors_of(args), *constants_apart])
+        graph.compile(args)
+        return graph
+
+
+@dataclass
+class _Graph:
+    """A compiled computation for one kind of arguments."""
+
+    traced: Traced
+    inputs: list[Tensor]
+    modules: list[nn.Module]
+    contents: Contents
+    function: Callable[..., Any] | None = None
+    code: str = ""
+    trusted: bool = True
+    recordable: bool = False
+    recording: Recording | None = None
+    finishes: bool = False
+    runs: int = 0
+
+    def confirm(self, again: Traced) -> bool:
+        """Whether a new run of the computation does what this graph does; it is trusted from then on."""
+        self.trusted = _same_inputs(again.lift_tensors(), self.inputs) and (
+            (again.layout, again.decisions, self._code(again)) == (self.traced.layout, self.traced.decisions, self.code)
+        )
+        return self.trusted
+
+    def _code(self, traced: Traced) -> str:
+        kinds = [(tensor.dtype, tensor.shape, tensor.stride(), tensor.device) for tensor in self.inputs]
+        return f"{traced.module.graph}{kinds}"
+
+    def compile(self, args: tuple[Any, ...]) -> None:
+        """Compiles for arguments like these."""
+        self.code = self._code(self.traced)  # before the compiler works on it
+        self.function = compile_graph(self.traced.module, [*tensors_of(args), *self.inputs])
+
+    def run(self, args: tuple[Any, ...], finish: Finish | None) -> Sequence[Tensor] | None:
+        """Runs the graph; where it `finishes` itself, also what comes after.
+
+        Returns:
+            What was computed; None where Python would have decided otherwise than it did while tracing. Nothing has
+            then changed, not even the random state.
+        """
+        assert self.function is not None
+        tensors, decisions = tensors_of(args), self.traced.decisions
+        self.runs += 1
+        if not decisions:
+            self._record(tensors, finish)
+            with torch.no_grad():
+                return self.recording(tensors) if self.recording is not None else self.function(*tensors, *self.inputs)
+        with torch.no_grad(), state_unchanged(self.modules, []) as keep:
+            outputs = self.function(*tensors, *self.inputs)
+            if [value.item() for value in outputs[-len(decisions) :]] != decisions:
+                return None
+            keep.append(True)
+        return outputs[: -len(decisions)]
+
+    def _record(self, tensors: list[Tensor], finish: Finish | None) -> None:
+        """Sees to a recording of what a run does, from the second run on: the first loads the kernels."""
+        if self.runs == 1 or not self.recordable:
+            return
+        layout = self.traced.layout
+        held = None if finish is None else finish.held(layout)
+        if self.recording is not None and self.recording.holds(held):
+            return
+        self.recording = None  # its memory is free for the next
+        self.finishes = held is not None
+
+        def run(arguments: list[Tensor]) -> Sequence[Tensor]:
+            assert self.function is not None
+            outputs = self.function(*arguments, *self.inputs)
+            return outputs if finish is None or held is None else finish(outputs, layout)
+
+        try:
+            with torch.no_grad():
+                self.recording = Recording(run, tensors, self.inputs, held)
+        except Exception as error:  # the device refuses to record some things, each in its own way
+            self.recordable = self.finishes = False
+            warnings.warn(f"not recorded as a CUDA graph: {_first_line(error)}", stacklevel=6)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def _same_inputs(a: list[Tensor], b: list[Tensor]) -> bool:
+    """Whether these are the same tensors, or constants of the same values."""
+    return len(a) == len(b) and all(
+        x is y or (x.dtype == y.dtype and x.device == y.device and torch.equal(x, y)) for x, y in zip(a, b, strict=True)
+    )
+
+
+def _layout(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What a graph takes for granted of a batch."""
+    return tuple(
+        (a.shape, a.stride(), a.dtype, a.device, a.requires_grad)
+        if isinstance(a, Tensor)
+        else _layout(a)
+        if isinstance(a, tuple)
+        else (Same(a), fingerprint(a))
+        if is_plain_object(a)
+        else a
+        for a in args
+    )

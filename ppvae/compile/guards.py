@@ -1,0 +1,242 @@
+"""What a compiled graph takes for granted, and how a change of it is noticed."""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import torch
+from pyro.infer import ELBO
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from ppvae.params import LocalParams
+from ppvae.rng import get_rng, set_rng
+
+
+class Contents:
+    """Every dict, list and set that some modules hold, with its values: attributes, parameters, children, hooks.
+
+    Args:
+        modules: the roots; containers, plain objects and modules among what they hold are followed too.
+        only: the names of the only dicts of each module to look at; by default all that it holds.
+    """
+
+    def __init__(self, modules: list[nn.Module], *, only: tuple[str, ...] = ()) -> None:
+        tree = (module for root in modules for module in root.modules())
+        chosen = [vars(module)[name] for module in tree for name in only]
+        containers, keyed = (list(chosen), []) if only else _containers(modules)
+        self._dicts = [container for container in containers if isinstance(container, dict)]
+        self._keyed: list[Any] = keyed
+        self._lists = [container for container in containers if not isinstance(container, dict)]
+        self._held = [(container, _values(container)) for container in containers]
+        self._everything = self._all_values()
+
+    def tensors(self) -> list[Tensor]:
+        """The tensors among the values that need no gradient, which a computation may write to."""
+        values = (value for _, held in self._held for value in held.values())
+        return list({id(v): v for v in values if isinstance(v, Tensor) and not v.requires_grad}.values())
+
+    def changed(self) -> str | None:
+        """The name of something that is no longer what it was; None where nothing changed."""
+        now = self._all_values()
+        if len(now) == len(self._everything) and all(map(operator.is_, now, self._everything)):
+            return None  # the common case, quickly
+        for container, before in self._held:
+            values = _values(container)
+            if len(values) != len(before):
+                return "the number of attributes"
+            for (name, a), (name_before, b) in zip(values.items(), before.items(), strict=True):
+                if name != name_before or not (a is b or (isinstance(a, bool | int | float | str) and a == b)):
+                    return f"the attribute {name!r}"
+        self._everything = self._all_values()  # what changed is bookkeeping
+        return None
+
+    def _all_values(self) -> list[Any]:
+        return list(chain(self._lengths(), *map(dict.values, self._dicts), *self._keyed, *self._lists))
+
+    def _lengths(self) -> Iterator[int]:
+        return chain(map(len, self._dicts), map(len, self._lists))
+
+
+_OF_A_MODULE = frozenset(vars(nn.Module()))
+"""The attributes that every module has."""
+
+_BOOKKEEPING = {"_pyro_name", "_pyro_context"}
+"""What Pyro sets on a module as it runs; what begins with _ppvae is ours."""
+
+_LIBRARIES = {"torch", "pyro", "builtins"}
+"""Whose objects are taken as they are."""
+
+
+def _containers(modules: list[nn.Module]) -> tuple[list[Any], list[Any]]:
+    """What some modules hold, and the dicts in it whose keys are the user's: no attributes, and no module's own."""
+    containers: list[Any] = []
+    attributes: set[int] = set()
+    seen: dict[int, Any] = {}
+    waiting: list[Any] = list(modules)
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen[id(value)] = value  # alive, so that no other takes its address
+        if isinstance(value, dict | list | set | deque | _Attributes):
+            containers.append(value)
+            waiting += _values(value).values()
+        elif isinstance(value, tuple | frozenset):
+            waiting += value
+        elif isinstance(value, partial):
+            waiting += [value.func, value.args, value.keywords]
+        elif isinstance(value, nn.Module) or is_plain_object(value):
+            own = getattr(value, "__dict__", {})
+            attributes |= {id(own), *(id(own[name]) for name in _OF_A_MODULE & own.keys())}
+            waiting.append(own)
+            waiting += [_Attributes(value, kind) for kind in type(value).__mro__ if _is_of_the_user(kind)]
+    return containers, [c for c in containers if isinstance(c, dict) and id(c) not in attributes]
+
+
+def is_plain_object(value: Any) -> bool:
+    """Whether this is an object of somebody's own class, whose attributes may be set."""
+    return (
+        not isinstance(value, nn.Module | Tensor | type)
+        and type(value).__module__.partition(".")[0] not in _LIBRARIES
+        and (hasattr(value, "__dict__") or hasattr(value, "__slots__"))
+    )
+
+
+def _is_of_the_user(kind: type) -> bool:
+    """Whether a class is neither of the language nor of a library, so that its own attributes may be set."""
+    package = kind.__module__.partition(".")[0]
+    return package not in _LIBRARIES and package != "ppvae" and package not in sys.stdlib_module_names
+
+
+class _Attributes:
+    """What an object has from one of its classes: the class's own attributes, and the object's slots."""
+
+    def __init__(self, owner: Any, kind: type) -> None:
+        self._owner = owner
+        self._class = vars(kind)
+        slots = self._class.get("__slots__", ())
+        self._slots = (slots,) if isinstance(slots, str) else tuple(slots)
+
+    def __iter__(self) -> Iterator[Any]:
+        return chain(self._class.values(), (getattr(self._owner, name, None) for name in self._slots))
+
+    def __len__(self) -> int:
+        return len(self._class) + len(self._slots)
+
+
+def _values(container: Any) -> dict[Any, Any]:
+    """The values that a container holds by their names or places, but for the bookkeeping on a module."""
+    if not isinstance(container, dict):
+        return dict(enumerate(container))
+    return {
+        name: value
+        for name, value in container.items()
+        if name not in _BOOKKEEPING and not (isinstance(name, str) and name.startswith("_ppvae"))
+    }
+
+
+def fingerprint(holder: Any, depth: int = 3) -> Any:
+    """Something hashable that differs where `holder`, a handler or an objective, would act otherwise.
+
+    Numbers and strings by value, containers by their contents, objects of somebody's own class also by their
+    attributes, anything else (tensors, functions) by identity.
+    """
+    if holder is None or isinstance(holder, bool | int | float | str | torch.dtype):
+        return holder
+    if isinstance(holder, LocalParams):
+        return LocalParams  # ours: it answers from the modules, which are guarded themselves
+    if isinstance(holder, dict) and depth:
+        return tuple((name, fingerprint(value, depth - 1)) for name, value in holder.items())
+    if isinstance(holder, list | tuple | set) and depth:
+        return tuple(fingerprint(value, depth - 1) for value in holder)
+    if isinstance(holder, Messenger | ELBO) and depth:
+        return (type(holder), fingerprint(vars(holder), depth - 1))
+    if is_plain_object(holder) and depth:
+        return (Same(holder), fingerprint(getattr(holder, "__dict__", {}), depth - 1))
+    return Same(holder)
+
+
+@dataclass(frozen=True, eq=False)
+class Same:
+    """An object by its identity, kept alive so that no other takes its address."""
+
+    object: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and self.object is other.object
+
+    def __hash__(self) -> int:
+        return id(self.object)
+
+
+@contextmanager
+def modules_that_run(modules: list[nn.Module]) -> Iterator[None]:
+    """Adds to `modules` the ones that run inside and belong to none of them: networks of plain functions."""
+    owned = {id(module) for root in modules for module in root.modules()}
+
+    def note(module: nn.Module, args: Any) -> None:
+        if id(module) not in owned:
+            modules.append(module)
+            owned.update(id(child) for child in module.modules())
+
+    hook = register_module_forward_pre_hook(note)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def check_no_buffers(modules: list[nn.Module]) -> None:
+    """Checks that no network of plain functions holds buffers: they would be neither saved nor restored.
+
+    Raises:
+        ValueError: naming the network.
+    """
+    for module in (child for root in modules for child in root.modules()):
+        if module._buffers.keys() - module._non_persistent_buffers_set:
+            raise ValueError(
+                f"the pair uses a {type(module).__name__} with buffers that does not belong to it: make it an "
+                "attribute of the pair, or name it in ppvae.Pair(model, guide, modules=[...])"
+            )
+
+
+@contextmanager
+def state_unchanged(
+    modules: list[nn.Module], parameters: list[Tensor], tensors: Sequence[Tensor] = ()
+) -> Iterator[list[bool]]:
+    """Puts back random state, buffers and gradients on leaving, unless something is put into the list that it gives.
+
+    Args:
+        modules: whose buffers and gradients.
+        parameters: others whose gradients.
+        tensors: others whose values.
+    """
+    owned = [parameter for module in modules for parameter in module.parameters()]
+    buffers = list({id(b): b for module in modules for b in module.buffers()}.values())
+    device = next((t.device for t in (*parameters, *owned, *buffers) if t.is_cuda), torch.device("cpu"))
+    rng, copies = get_rng(device), [b.detach().clone() for b in buffers]
+    keep: list[bool] = []
+    others = [(tensor, tensor._version, tensor.detach().clone()) for tensor in tensors if not tensor.is_inference()]
+    try:
+        yield keep
+    finally:
+        if not keep:
+            set_rng(rng, device)
+            with torch.no_grad():
+                for tensor, version, copy in others:
+                    if tensor._version != version:
+                        tensor.copy_(copy)
+                for buffer, copy in zip(buffers, copies, strict=True):
+                    buffer.copy_(copy)
+            for parameter in (*parameters, *owned):
+                parameter.grad = None

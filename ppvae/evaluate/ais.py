@@ -1,0 +1,234 @@
+"""The marginal likelihood log p(x), per datum, by annealed importance sampling.
+
+Chains start at draws z_0 from the guide (or the prior), follow π_β(z) ∝ q(z|x)^(1−β) p(x, z)^β while β rises from 0
+to 1, by Hamiltonian Monte Carlo, and gather (Neal 2001, "Annealed importance sampling", arXiv physics/9803008)
+
+    log w = Σ_t (β_t − β_{t−1}) (log p(x, z_{t−1}) − log q(z_{t−1}|x)),     log p(x) ≈ log (1/s) Σ_i w_i.
+
+One temperature is importance sampling; each further one lets the draws move towards the posterior, so that a guide that
+misses it no longer spoils the estimate (Wu et al. 2017, "On the quantitative analysis of decoder-based generative
+models", 1611.04273). Data that the model itself has drawn come with an exact draw from their posterior: chains that
+start there and go back to q give an upper bound (Grosse et al. 2015, "Sandwiching the marginal likelihood using
+bidirectional Monte Carlo", 1511.02543).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from ppvae._validate import check_count
+from ppvae.evaluate.estimates import AnnealedLogMarginal, standard_error
+from ppvae.evaluate.sites import num_observed
+from ppvae.pair import blocks, take
+from ppvae.sampling.ais import Annealing, Chains
+from ppvae.sampling.annealed_path import GeometricPath, Start
+from ppvae.sampling.posterior_draws import PosteriorSampler, posterior_sampler, simulate
+
+COMPILE_FROM = 5_000
+"""Gradients from which compiling repays itself."""
+
+
+@dataclass(frozen=True)
+class BidirectionalBounds:
+    """Two estimates of log p(x) of data that the model has drawn, one from below and one from above.
+
+    Attributes:
+        lower: log p̂(x) by chains from the start to the posterior; E[lower] ≤ log p(x).
+        upper: by chains from the draw of the posterior that the data came with, back to the start: for x and z drawn
+            from the model, E[upper] ≥ E[log p(x)]. All chains of a datum begin at that one draw, and `std_error` is
+            their spread alone; that of the draw shows over the data.
+        data: the pair's arguments with the draws in the place of what was observed, on the pair's device.
+    """
+
+    lower: AnnealedLogMarginal
+    upper: AnnealedLogMarginal
+    data: tuple[Any, ...]
+
+    def gap(self) -> float:
+        """The mean of upper − lower over the data, nats: no less than the mean error of each, in expectation."""
+        return float((self.upper.values - self.lower.values).mean())
+
+    def gap_std_error(self) -> float:
+        """Standard error of the mean gap over the data, nats."""
+        return standard_error(self.upper.values - self.lower.values)
+
+    def summary(self) -> str:
+        """One sentence for a person: the bounds and the gap between them."""
+        return (
+            f"on {len(self.lower.values)} data drawn from the model {self.lower.mean():.3f} ≤ mean log p(x) ≤ "
+            f"{self.upper.mean():.3f} nats, a gap of {self.gap():.3f} ± {self.gap_std_error():.3f}, by "
+            f"{self.lower.num_chains} chains of {self.lower.num_temperatures} temperatures each way"
+        )
+
+
+def annealed_log_marginal(
+    pair: nn.Module,
+    *data: Any,
+    num_chains: int = 16,
+    num_temperatures: int = 1000,
+    num_leapfrog: int = 5,
+    start: Start = "guide",
+    batch_size: int | None = None,
+    seed: int = 0,
+    compile: bool | Literal["auto"] = "auto",
+    given: Sequence[str] = (),
+    progress: bool = False,
+) -> AnnealedLogMarginal:
+    """Estimates log p(x) of each datum by annealed importance sampling; all latents must be continuous.
+
+    The mean of the weights has the expectation p(x), whatever the settings, and so `values` are a lower bound in
+    expectation. The step sizes adapt to an acceptance of 0.8, for each datum while the chains run, but by four further
+    chains that count for nothing else: a chain that chose its own steps would bias its weight. Scales and the guide's
+    factors are ignored, masks count. A chain costs `num_temperatures` × `num_leapfrog` gradients of log p(x, z) and
+    log q(z|x); of two settings of one cost that with more temperatures and fewer leapfrog steps is mostly the better.
+
+    Args:
+        pair: any model/guide pair.
+        data: its arguments, tensors of shape (n, ...), on any device.
+        num_chains: s, independent chains per datum.
+        num_temperatures: steps from the start to the posterior; with one, this is importance sampling.
+        num_leapfrog: gradients in each move.
+        start: "guide", or "prior" for chains that owe nothing to the guide and need more temperatures for it.
+        batch_size: the most data at once; by default what a memory budget allows.
+        seed: of the draws; the global random state is left alone.
+        compile: whether to compile the gradients, see `ppvae.compile.compiled`; "auto" does where that repays itself.
+        given: observed sites to condition on, as in `ppvae.log_marginal`.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The estimates with their standard errors, effective sizes and acceptance, as float64 tensors on the CPU.
+
+    Raises:
+        TypeError: where an argument is of the wrong kind.
+        ValueError: where the pair or the data break the contract, a latent is discrete, the guide cannot score foreign
+            latents, or a weight is NaN or infinite, naming the argument, the site or the datum.
+
+    Example:
+        >>> import torch
+        >>> from ppvae.evaluate import annealed_log_marginal
+        >>> from ppvae.models import PPCA
+        >>> estimate = annealed_log_marginal(PPCA(8, 2), torch.randn(10, 8), num_chains=4, num_temperatures=5)
+        >>> estimate.values.shape
+        torch.Size([10])
+    """
+    annealing = Annealing(num_chains, num_temperatures, num_leapfrog)
+    chains = []
+    with posterior_sampler(pair, data, seed=seed, given=given) as c, _bar(len(c), annealing, 1, progress) as bar:
+        parts = _parts(c, annealing, batch_size)
+        bridge = GeometricPath(c, start, compile=_compiles(compile, annealing, len(parts)))
+        for first, part in parts:
+            chains.append(annealing.forward(bridge, part, first=first, tick=bar.update))
+    return _estimate(chains, annealing, num_observed(pair, data, given))
+
+
+def bidirectional(
+    pair: nn.Module,
+    *template: Any,
+    num_chains: int = 16,
+    num_temperatures: int = 1000,
+    num_leapfrog: int = 5,
+    start: Start = "guide",
+    batch_size: int | None = None,
+    seed: int = 0,
+    compile: bool | Literal["auto"] = "auto",
+    progress: bool = False,
+) -> BidirectionalBounds:
+    """Sandwiches log p(x) of data that the model draws itself: bidirectional Monte Carlo.
+
+    The lower bound is `annealed_log_marginal`'s. For the upper one chains start at the z that x was drawn from, an
+    exact draw from p(z|x), and go the same way back, with the steps that the first ones found: E[1/w] = 1/p(x). Where
+    the gap between them is small, the settings are good enough for data like the model's; where the data that matter
+    look different, that is evidence about them and no proof.
+
+    Args:
+        pair: any model/guide pair, of which the model can be simulated (`ppvae.sampling.posterior_draws.simulate`).
+        template: its arguments, tensors of shape (n, ...); what is observed is drawn anew, once for each datum, and the
+            rest (conditions, masks) stays.
+        num_chains: as in `annealed_log_marginal`, each way.
+        num_temperatures: as there.
+        num_leapfrog: as there.
+        start: as there.
+        batch_size: as there.
+        seed: of the data and the draws; the global random state is left alone.
+        compile: as there.
+        progress: whether to show a progress bar.
+
+    Returns:
+        Both bounds, and the data.
+
+    Raises:
+        TypeError: where an argument is of the wrong kind.
+        ValueError: as in `annealed_log_marginal`, and where the model cannot be simulated.
+
+    Example:
+        >>> import torch
+        >>> from ppvae.evaluate import bidirectional
+        >>> from ppvae.models import PPCA
+        >>> sandwich = bidirectional(PPCA(8, 2), torch.zeros(10, 8), num_chains=4, num_temperatures=5)
+        >>> sandwich.upper.values.shape
+        torch.Size([10])
+    """
+    annealing = Annealing(num_chains, num_temperatures, num_leapfrog)
+    lower, upper, drawn = [], [], []
+    with posterior_sampler(pair, template, seed=seed) as c, _bar(len(c), annealing, 2, progress) as bar:
+        parts = _parts(c, annealing, batch_size)
+        bridge = GeometricPath(c, start, compile=_compiles(compile, annealing, 2 * len(parts)))
+        for first, part in parts:
+            simulated = simulate(part)
+            part = replace(part, data=simulated.data)
+            there = annealing.forward(bridge, part, first=first, tick=bar.update)
+            back = annealing.backward(bridge, part, simulated.latents, there, first=first, tick=bar.update)
+            lower.append(there)
+            upper.append(back)
+            drawn.append(simulated.data)
+    data = tuple(None if t[0] is None else torch.cat(t) for t in zip(*drawn, strict=True))
+    num_dims = num_observed(pair, data, ())
+    down = _estimate(upper, annealing, num_dims)
+    return BidirectionalBounds(_estimate(lower, annealing, num_dims), replace(down, values=-down.values), data)
+
+
+def _parts(c: PosteriorSampler, annealing: Annealing, batch_size: int | None) -> list[tuple[int, PosteriorSampler]]:
+    """The data in blocks of about one size that stay within the memory budget, and the index of each one's first."""
+    if batch_size is not None:
+        check_count("batch_size", batch_size)
+    n, most = len(c), max(1, c.sampler.rows // annealing.num_parallel)
+    count = -(-n // min(most, batch_size or n))
+    return [(start, replace(c, data=take(c.data, slice(start, stop)))) for start, stop in blocks(n, -(-n // count))]
+
+
+def _compiles(compile: bool | Literal["auto"], annealing: Annealing, num_runs: int) -> bool:
+    """Whether to compile, for so many runs of the chains."""
+    if compile not in (True, False, "auto"):
+        raise ValueError(f"compile must be True, False or 'auto', got {compile!r}")
+    return num_runs * annealing.num_gradients >= COMPILE_FROM if compile == "auto" else bool(compile)
+
+
+def _bar(n: int, annealing: Annealing, num_runs: int, progress: bool) -> Any:
+    """A progress bar over the temperatures of all data."""
+    total = num_runs * n * annealing.num_temperatures
+    return tqdm(total=total, unit="step", unit_scale=True, desc="annealing", leave=False, disable=not progress)
+
+
+def _estimate(runs: list[Chains], annealing: Annealing, num_dims: float) -> AnnealedLogMarginal:
+    """The logarithm of the mean weight of each datum, with its error."""
+    log_weight = torch.cat([chains.log_weight for chains in runs], 1).cpu()
+    s = len(log_weight)
+    log_sum = log_weight.logsumexp(0)
+    ess = torch.exp(2 * log_sum - (2 * log_weight).logsumexp(0)).clamp(1, s)
+    unbiased = s / (s - 1) if s > 1 else math.nan
+    return AnnealedLogMarginal(
+        values=log_sum - math.log(s),
+        std_error=((1 / ess - 1 / s) * unbiased).sqrt(),
+        ess=ess,
+        acceptance=torch.cat([chains.acceptance for chains in runs]).cpu(),
+        num_chains=s,
+        num_temperatures=annealing.num_temperatures,
+        num_dims=num_dims,
+    )

@@ -1,0 +1,161 @@
+"""The label by Bayes' rule from the generative model, and how often and how surely a classifier is right."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ppvae._validate import check_count
+from ppvae.evaluate.estimates import LogMarginal, mean_over_data, standard_error
+from ppvae.evaluate.marginal import log_marginal
+from ppvae.evaluate.psis import PARETO_GOOD, ParetoWarning
+
+
+def label_posterior(
+    pair: nn.Module, x: Tensor, *, num_classes: int, log_prior: Tensor | None = None, **options: Any
+) -> Tensor:
+    """Estimates p(y|x) of a pair with arguments (x, y) by Bayes' rule, p(y|x) ∝ p(x, y).
+
+    Every class in turn is given as the label of all data; a discriminative q(y|x) of the guide plays no part.
+
+    Args:
+        pair: a model/guide pair whose arguments are x and class indices y.
+        x: data of shape (n, ...).
+        num_classes: c.
+        log_prior: log p(y), shape (c,), for a pair that does not score y itself (`CVAE`, whose likelihood is
+            log p(x|y)); by default nothing is added: p(y) is the pair's own, or uniform.
+        options: of `log_marginal`: `num_samples`, `seed`, ...
+
+    Returns:
+        Probabilities of shape (n, c), float64 on the CPU.
+
+    Raises:
+        TypeError: where `log_prior` is no tensor.
+        ValueError: where an argument is out of range, the pair breaks the contract, or a datum has probability zero
+            in every class.
+
+    Warns:
+        ParetoWarning: where k̂ > 0.7 in a datum's most probable class; it counts these data.
+
+    References:
+        Semi-Supervised Learning with Deep Generative Models (Kingma et al. 2014), arXiv 1406.5298.
+    """
+    check_count("num_classes", num_classes)
+    if log_prior is not None and not isinstance(log_prior, Tensor):
+        raise TypeError(f"log_prior must be a tensor, got {type(log_prior).__name__}")
+    if log_prior is not None and log_prior.shape != (num_classes,):
+        raise ValueError(f"log_prior must have shape ({num_classes},), got {tuple(log_prior.shape)}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ParetoWarning)  # of classes that are improbable anyway
+        of_class = [
+            log_marginal(pair, x, torch.full((len(x),), c, device=x.device), **options) for c in range(num_classes)
+        ]
+    log_joint = torch.stack([estimate.values for estimate in of_class], -1)
+    if log_prior is not None:
+        log_joint = log_joint + log_prior.cpu()
+    impossible = (log_joint == -torch.inf).all(-1).nonzero().flatten().tolist()
+    if impossible:
+        raise ValueError(f"datum {impossible[0]} has probability zero in every class: check it and the pair's weights")
+    sampled = [estimate.pareto_k for estimate in of_class if isinstance(estimate, LogMarginal)]  # others have no k̂
+    k = torch.stack(sampled, -1).gather(-1, log_joint.argmax(-1, keepdim=True)) if sampled else log_joint.new_zeros(0)
+    if (k > PARETO_GOOD).any():
+        bad = int((k > PARETO_GOOD).sum())
+        warnings.warn(
+            f"k̂ > {PARETO_GOOD} for {bad} of {len(x)} data in their most probable class: the tails of the guide are "
+            "too light for them, so that their p(x, y), and with it p(y|x), cannot be trusted",
+            ParetoWarning,
+            stacklevel=2,
+        )
+    return log_joint.softmax(-1)
+
+
+def error_rate(probabilities: Tensor, y: Tensor) -> dict[str, float]:
+    """The share of data whose most probable class is not the true one, in %.
+
+    Args:
+        probabilities: of each class, shape (n, c).
+        y: true classes, shape (n,).
+
+    Returns:
+        "mean" and "std_error", in %.
+    """
+    _check_shapes(probabilities, y)
+    wrong = 100 * (probabilities.argmax(-1).cpu() != y.cpu()).double()
+    return mean_over_data(wrong)
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How often a classifier is right where it is so sure: one entry for each bin of its confidence in [0, 1].
+
+    Attributes:
+        confidence: mean probability of the predicted class, shape (num_bins,); NaN in an empty bin.
+        accuracy: share of right predictions, (num_bins,); NaN in an empty bin.
+        count: number of data, (num_bins,).
+        std_error: standard error of the expected calibration error, with the sign of each bin's gap held.
+    """
+
+    confidence: Tensor
+    accuracy: Tensor
+    count: Tensor
+    std_error: float
+
+    def expected_calibration_error(self) -> float:
+        """Σ_b count_b / n |accuracy_b − confidence_b|; noise in small bins adds to it."""
+        gap = (self.accuracy - self.confidence).abs()
+        return float((self.count / self.count.sum() * gap).nansum())
+
+    def maximum_calibration_error(self) -> float:
+        """max_b |accuracy_b − confidence_b| over the bins with data."""
+        return float((self.accuracy - self.confidence).abs().nan_to_num(0.0).max())
+
+
+def reliability(probabilities: Tensor, y: Tensor, *, num_bins: int = 15) -> Reliability:
+    """Compares a classifier's confidence with its accuracy, in bins of equal width (0, 1/b], (1/b, 2/b], ...
+
+    Args:
+        probabilities: of each class, shape (n, c).
+        y: true classes, shape (n,).
+        num_bins: b.
+
+    Returns:
+        The bins, as float64 tensors on the CPU, and the calibration errors.
+
+    Raises:
+        ValueError: where the shapes do not fit, there are no data, a row is no distribution, or b is not positive.
+
+    References:
+        On calibration of modern neural networks (Guo et al. 2017), arXiv 1706.04599.
+
+    Example:
+        >>> sure = torch.tensor([[0.1, 0.9], [0.9, 0.1], [0.3, 0.7], [0.3, 0.7]])
+        >>> round(reliability(sure, torch.tensor([1, 0, 1, 0]), num_bins=5).expected_calibration_error(), 3)
+        0.15
+    """
+    check_count("num_bins", num_bins)
+    _check_shapes(probabilities, y)
+    probabilities = probabilities.detach().double().cpu()
+    if not len(y):
+        raise ValueError("probabilities must hold at least one datum, got none")
+    if not ((probabilities >= 0).all() and torch.allclose(probabilities.sum(-1), torch.ones(()).double(), atol=1e-4)):
+        raise ValueError("probabilities must be nonnegative and sum to 1 over the classes; log-probabilities do not")
+    confidence, predicted = probabilities.max(-1)
+    right = (predicted == y.cpu()).double()
+    edges = torch.linspace(0, 1, num_bins + 1, dtype=torch.float64)[1:-1]
+    place = torch.bucketize(confidence, edges)
+    total = torch.zeros(3, num_bins, dtype=torch.float64)
+    total.index_add_(1, place, torch.stack([torch.ones_like(right), confidence, right]))
+    count, mean_confidence, accuracy = total[0], total[1] / total[0], total[2] / total[0]
+    signed = (right - confidence) * (accuracy - mean_confidence).sign()[place]
+    return Reliability(mean_confidence, accuracy, count.long(), standard_error(signed))
+
+
+def _check_shapes(probabilities: Tensor, y: Tensor) -> None:
+    if probabilities.dim() != 2 or y.shape != probabilities.shape[:1]:
+        raise ValueError(
+            f"probabilities must have shape (n, c) and y (n,), got {tuple(probabilities.shape)} and {tuple(y.shape)}"
+        )

@@ -1,0 +1,105 @@
+"""The ELBO of several data sets that one pair explains."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from pyro.infer import (
+    ELBO,
+)
+from torch import Tensor
+
+from ppvae.objectives.base import Traces, evaluate_objective
+from ppvae.pair import Batch
+
+
+class JointELBO(ELBO):
+    r"""The ELBO of several data sets that one pair explains, a minibatch of each at a time.
+
+    .. math:: \mathcal{L} = \sum_j \frac{N_j}{n_j} \sum_{i \in B_j} \mathrm{ELBO}(\text{datum } i \text{ of set } j)
+
+    For semi-supervised learning: one set with labels and one without, where labels are arguments that a pair can do
+    without. The weights make every step an unbiased estimate for all data, whatever the sizes of the minibatches.
+    Works with `pyro.infer.SVI` and with `ppvae.SVI`; each argument of the step is then the tuple of a minibatch:
+    `svi.step((x_labelled, y), (x_unlabelled,))`. `ppvae.fit` makes it for `ppvae.data.JointBatches`.
+
+    Args:
+        elbo: the ELBO of each set, one that has a `differentiable_loss`.
+        weights: N_j / n_j of each set, what a minibatch's sum is multiplied with; see `JointBatches.weights`.
+
+    Raises:
+        TypeError: where `elbo` is no such object.
+        ValueError: where the weights are no positive numbers.
+
+    References:
+        Semi-Supervised Learning with Deep Generative Models (Kingma et al. 2014), arXiv 1406.5298, equation 8.
+    """
+
+    def __init__(self, elbo: ELBO, weights: Sequence[float]) -> None:
+        if not isinstance(elbo, ELBO) or isinstance(elbo, JointELBO) or not hasattr(elbo, "differentiable_loss"):
+            raise TypeError(f"elbo must be a pyro.infer ELBO with a differentiable_loss, got {type(elbo).__name__}")
+        if not weights or not all(weight > 0 for weight in weights):
+            raise ValueError(f"weights must be positive numbers, one for each data set, got {weights!r}")
+        super().__init__(num_particles=elbo.num_particles, retain_graph=elbo.retain_graph)
+        self.weights = tuple(float(weight) for weight in weights)
+        self.elbo = copy.copy(elbo)
+        self.elbo.strict_enumeration_warning = False  # a labelled minibatch has nothing to enumerate
+        self._elbos = tuple(copy.copy(self.elbo) for _ in weights)  # each guesses how the plates of its set nest
+
+    def differentiable_loss(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *batches: Batch, **kwargs: Any
+    ) -> Tensor:
+        """Minus the ELBO of all data, estimated from one minibatch of each set."""
+        parts = self.parts(batches)
+        return sum(w * elbo.differentiable_loss(model, guide, *batch, **kwargs) for w, elbo, batch in parts)
+
+    def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *batches: Batch, **kwargs: Any) -> float:
+        """The same as a number, without gradients."""
+        return sum(w * elbo.loss(model, guide, *batch, **kwargs) for w, elbo, batch in self.parts(batches))
+
+    def loss_and_grads(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *batches: Batch, **kwargs: Any
+    ) -> float:
+        """The same, its gradient added to the parameters: what `pyro.infer.SVI` calls."""
+        loss = self.differentiable_loss(model, guide, *batches, **kwargs)
+        loss.backward(retain_graph=self.retain_graph)
+        return float(loss.detach())
+
+    def set_time(self, epoch: float, device: torch.device | None = None) -> None:
+        """Sets the scheduled values of `elbo`, where it has any."""
+        if hasattr(self.elbo, "set_time"):
+            self.elbo.set_time(epoch, device)
+
+    def parts(self, batches: Sequence[Batch]) -> list[tuple[float, Any, Batch]]:
+        """Each set's weight, ELBO and minibatch.
+
+        Raises:
+            TypeError: where a minibatch is no tuple.
+            ValueError: where there are not as many as weights.
+        """
+        if len(batches) != len(self.weights):
+            raise ValueError(f"expected a minibatch of each of {len(self.weights)} data sets, got {len(batches)}")
+        for i, batch in enumerate(batches):
+            if not isinstance(batch, tuple):
+                raise TypeError(f"minibatch {i} must be the tuple of a pair's arguments, got {type(batch).__name__}")
+        return list(zip(self.weights, self._elbos, batches, strict=True))
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        raise NotImplementedError("the traces are those of JointELBO.elbo, for one minibatch at a time")
+
+
+def _joint_elbo(
+    objective: JointELBO, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: dict[str, Any]
+) -> tuple[Tensor, Tensor | None, Traces]:
+    """Loss and surrogate of several minibatches, each as if it were alone."""
+    loss, surrogate, traces = torch.zeros(()), None, []
+    for weight, elbo, batch in objective.parts(args):
+        part, differentiable, of_part = evaluate_objective(elbo, model, guide, batch, kwargs)
+        loss = loss.to(part) + weight * part
+        if differentiable is not None:
+            surrogate = weight * differentiable if surrogate is None else surrogate + weight * differentiable
+        traces += of_part
+    return loss, surrogate, traces

@@ -1,0 +1,104 @@
+"""Random numbers: streams that are functions of their seeds alone, and generators that are kept and restored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator
+
+
+def stream(seed: int, *key: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return a fresh generator for one stream of a seed.
+
+    Neighbouring seeds and keys are hashed apart: PyTorch's CPU generator keeps only 32 bits of its seed.
+
+    Args:
+        seed: the user's seed, at least 0.
+        *key: which of the seed's streams, for instance an epoch.
+        device: where the numbers will be drawn.
+
+    Returns:
+        A generator that owes nothing to the global one.
+    """
+    word = np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0]
+    return torch.Generator(device).manual_seed(int(word))
+
+
+def permutation(n: int, seed: int) -> torch.Tensor:
+    """Return a permutation of `n` rows that stays the same across machines and releases.
+
+    It decides which data are held out, so it comes from NumPy's `RandomState`, whose streams NEP 19 froze.
+
+    Args:
+        n: number of rows.
+        seed: the user's seed, at least 0.
+
+    Returns:
+        Row numbers, shape (n,), int64.
+    """
+    return torch.from_numpy(np.random.RandomState(np.random.MT19937(seed)).permutation(n).astype(np.int64))
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """The generators that training draws from: torch's global ones, and those of a `DataLoader`.
+
+    Args:
+        device: where training runs.
+        data: the training data.
+    """
+
+    device: torch.device
+    data: Any
+
+    def get(self) -> dict[str, Any]:
+        """The state of every generator."""
+        return {**get_rng(self.device), "data": [generator.get_state() for generator in self._of_the_data()]}
+
+    def set(self, state: dict[str, Any]) -> None:
+        """Puts back what `get` read."""
+        set_rng(state, self.device)
+        for generator, own in zip(self._of_the_data(), state["data"], strict=True):
+            generator.set_state(own)
+
+    @contextmanager
+    def forked(self, seed: int) -> Iterator[None]:
+        """Starts the global generators from `seed`; they come back as they were, those of other devices included."""
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU
+            if self.device.type == "cuda":
+                with torch.cuda.device(self.device):
+                    torch.cuda.manual_seed(seed)
+            yield
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Every generator comes back as it was: looking at the data must not change their order."""
+        before = self.get()
+        try:
+            yield
+        finally:
+            self.set(before)
+
+    def _of_the_data(self) -> Sequence[Generator]:
+        """The generators that a `DataLoader` or its sampler was given."""
+        holders = (self.data, getattr(self.data, "sampler", None))
+        own = [getattr(holder, "generator", None) for holder in holders]
+        return list({id(g): g for g in own if isinstance(g, Generator)}.values())
+
+
+def get_rng(device: torch.device) -> dict[str, Any]:
+    """The state of torch's global generators, of the CPU and of `device`."""
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None}
+
+
+def set_rng(state: dict[str, Any], device: torch.device | str = "cuda") -> None:
+    """Puts back what `get_rng` read; on a GPU, to `device`."""
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"] is not None and torch.device(device).type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)

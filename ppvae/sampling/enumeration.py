@@ -1,0 +1,157 @@
+"""Discrete latents that are summed over exactly: which they are, and the joint values that they take."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+
+from ppvae.traces import sample_sites
+
+MAX_VALUES = 1000
+"""The most joint values of one datum's enumerated latents; more are an error."""
+
+
+Sites = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Enumeration:
+    """The joint values of the latents that are marked for enumeration.
+
+    Attributes:
+        guide: sites that the guide marks, as `TraceEnum_ELBO` asks: `infer={"enumerate": "parallel"}`.
+        model: sites that the model marks and the guide does not sample.
+        values: the value of each site at each joint value, (*plates, 1, *event): the same for every datum. Those of
+            the model's sites vary fastest.
+        event_dims: the event dims of each site.
+        num_values: how many values one element of each site has.
+        num_model: joint values of the model's sites alone.
+    """
+
+    guide: tuple[str, ...] = ()
+    model: tuple[str, ...] = ()
+    values: tuple[dict[str, Tensor], ...] = field(default_factory=lambda: ({},))
+    event_dims: dict[str, int] = field(default_factory=dict)
+    num_values: dict[str, int] = field(default_factory=dict)
+    num_model: int = 1
+
+    @classmethod
+    def of(cls, model_trace: Trace, guide_trace: Trace) -> Enumeration:
+        """Reads the marks in traces of one sample of each datum, made without enumeration.
+
+        Raises:
+            ValueError: naming a site whose values cannot be listed, are too many, or of which some would be left out.
+        """
+        guide = {name: site for name, site in sample_sites(guide_trace) if _is_marked(site)}
+        sampled, latents = dict(sample_sites(guide_trace)), dict(_latents(model_trace))
+        model = {name: site for name, site in latents.items() if name not in sampled and _is_marked(site)}
+        _check_marks(guide, model, latents, sampled)
+        supports = {name: _support(name, site) for name, site in (guide | model).items()}
+        count = 1
+        for name, support in supports.items():
+            count *= len(support)
+            if count > MAX_VALUES:
+                raise ValueError(
+                    f"the latents {list(supports)} have more than {MAX_VALUES} joint values, {count} up to {name!r}: "
+                    "too many to sum over; without infer={'enumerate': ...} they are drawn"
+                )
+        joint = itertools.product(*supports.values())
+        return cls(
+            tuple(guide),
+            tuple(model),
+            tuple(dict(zip(supports, values, strict=True)) for values in joint),
+            {name: site["fn"].event_dim for name, site in (guide | model).items()},
+            {name: len(_listed(name, site)) for name, site in (guide | model).items()},
+            num_model=max(1, torch.Size(len(supports[name]) for name in model).numel()),
+        )
+
+    def values_for(self, values: dict[str, Tensor], rows: int) -> dict[str, Tensor]:
+        """One joint value for so many rows of data: (*plates, rows, *event)."""
+        expanded = {}
+        for name, value in values.items():
+            data_dim = value.dim() - 1 - self.event_dims[name]
+            expanded[name] = value.expand(*value.shape[:data_dim], rows, *value.shape[data_dim + 1 :])
+        return expanded
+
+    def check(self, trace: Trace, *, names: tuple[str, ...]) -> None:
+        """Checks that these sites of a trace still have the values that are summed over.
+
+        Raises:
+            ValueError: naming a site that is not always sampled, or whose values depend on the data.
+        """
+        for name in names:
+            if name not in trace.nodes:
+                raise ValueError(f"the site {name!r} is summed over, but not sampled at every value of the others")
+            if len(_listed(name, trace.nodes[name])) != self.num_values[name]:
+                raise ValueError(
+                    f"the site {name!r} is marked for enumeration, but how many values it has depends on the data"
+                )
+
+    def unmasked(self, site: Any, log_prob: Tensor) -> Tensor:
+        """The log-probability of a site's values; all c of an element that a mask leaves out count 1/c, together 1."""
+        for mask in (site["mask"], getattr(site["fn"], "_mask", None)):
+            if mask is not None and mask is not True:
+                mask = torch.as_tensor(mask, device=log_prob.device)
+                log_prob = torch.where(mask, log_prob, -math.log(self.num_values[site["name"]]))
+        return log_prob
+
+
+def _latents(trace: Trace) -> list[tuple[str, Any]]:
+    return [(name, site) for name, site in sample_sites(trace) if not site["is_observed"]]
+
+
+def _check_marks(guide: Sites, model: Sites, latents: Sites, sampled: Sites) -> None:
+    """Checks that every latent of the model is either sampled by the guide or summed over, at all of its values."""
+    for name in latents:
+        if name not in sampled and name not in model:
+            raise ValueError(f"the guide misses the latent site {name!r}, which the model marks for sampling")
+    for name, site in guide.items():
+        if name not in latents:
+            raise ValueError(f"the guide marks {name!r} for enumeration, which is no latent of the model")
+        try:
+            of_model = len(latents[name]["fn"].enumerate_support(expand=False))
+        except NotImplementedError:
+            continue
+        if (of_guide := len(_listed(name, site))) < of_model:
+            raise ValueError(
+                f"the guide lists {of_guide} values of {name!r}, and the model {of_model}: the sum leaves some out"
+            )
+
+
+def _is_marked(site: Any) -> bool:
+    infer = site["infer"]  # with num_samples, Pyro's mark asks for samples side by side
+    return not site["is_observed"] and bool(infer.get("enumerate")) and not infer.get("num_samples")
+
+
+def _support(name: str, site: Any) -> list[Tensor]:
+    """Every value of a site, (*plates, 1, *event); of several elements in plates of one datum, every combination."""
+    fn, support = site["fn"], _listed(name, site)
+    event = fn.event_shape
+    values = support.reshape(len(support), *event)
+    *plates, _ = fn.batch_shape
+    elements = torch.Size(plates).numel()
+    if len(values) ** elements > MAX_VALUES:
+        raise ValueError(
+            f"the latent {name!r} has {len(values)} values in each of {elements} elements of one datum: too many to "
+            "sum over; without infer={'enumerate': ...} it is drawn"
+        )
+    combinations = itertools.product(values, repeat=elements)
+    return [torch.stack(combination).reshape(*plates, 1, *event) for combination in combinations]
+
+
+def _listed(name: str, site: Any) -> Tensor:
+    """Every value of one element of a site, (c, *1, *event)."""
+    fn = site["fn"]
+    try:
+        return fn.enumerate_support(expand=False)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"the site {name!r} is marked for enumeration, but the values of {type(fn).__name__} cannot be listed: "
+            f"{error or 'it has no enumerate_support'}"
+        ) from error

@@ -1,0 +1,332 @@
+"""Per-datum importance samples z ~ q(z|x) of any pair, and their log-probabilities site by site.
+
+The one mechanism behind the ELBO, log p(x) and validation. For each block of data it yields
+
+    log p(x|z),  log p(z) and log q(z|x) of every latent site,  each of shape (e, s, n),
+
+without any scale (KL weight), without the factors of the guide, with masks. Discrete latents that are marked for
+enumeration are not drawn but take each of their values in turn. What is drawn does not depend on how many data are
+scored at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ppvae._validate import check_count, check_seed, names_of
+from ppvae.compile.compiled import Compiled
+from ppvae.pair import Batch, blocks, check_batch, check_pair, device_of, take
+from ppvae.params import LocalParams
+from ppvae.rng import get_rng, set_rng
+from ppvae.sampling.eval_mode import evaluating, naming_nonfinite, validation
+from ppvae.sampling.sampler import PROBE_DATA, Sampler, Values, choose_sampler
+from ppvae.traces import latent_of
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Samples of a block of data and their unscaled log-probabilities, in nats.
+
+    Discrete latents y that the guide enumerates are not drawn: there is one row for each of their e joint values,
+    with the other latents z drawn given it. So are those that the model enumerates; where there are none, e = 1.
+
+    Attributes:
+        start: index of the block's first datum.
+        log_likelihood: Σ log p over the observed sites, shape (e, s, n).
+        log_prior: log p of each latent site, (e, s, n).
+        log_posterior: log q of each guide site, (e, s, n); auxiliary sites of the guide included.
+        enumerated: the guide's sites that are summed over.
+        marginalized: the sites that only the model has and that are summed over; their values vary fastest in e.
+        num_marginalized: how many joint values these have.
+    """
+
+    start: int
+    log_likelihood: Tensor
+    log_prior: dict[str, Tensor]
+    log_posterior: dict[str, Tensor]
+    enumerated: tuple[str, ...] = ()
+    marginalized: tuple[str, ...] = ()
+    num_marginalized: int = 1
+
+    def terms(self) -> Tensor:
+        """Every log-probability, side by side: (sites, e, s, n)."""
+        return torch.stack([self.log_likelihood, *self.log_prior.values(), *self.log_posterior.values()])
+
+    def log_ratio(self) -> Tensor:
+        """Log p(x, y, z) − log q(z|x, y) at each value of y, shape (e, s, n)."""
+        drawn = [value for site, value in self.log_posterior.items() if site not in self.enumerated]
+        return self.log_likelihood + sum(self.log_prior.values()) - sum(drawn)
+
+    def log_weight(self) -> Tensor:
+        """Log w = log Σ_y p(x, y, z) / q(z|x, y), shape (s, n): the mean of w over s estimates p(x)."""
+        ratio = self.log_ratio()
+        return ratio[0] if len(ratio) == 1 else ratio.logsumexp(0)
+
+    def elbo(self) -> Tensor:
+        """Σ_y q(y|x) (log p(x, y, z) − log q(z|x, y) − log q(y|x)), (s, n): its mean over s estimates the ELBO."""
+        log_q = self._log_q()
+        return self.log_ratio()[0] if log_q is None else self._mean(self.log_ratio() - log_q)
+
+    def reconstruction(self) -> Tensor:
+        """E[log p(x|y, z)] over the enumerated y, (s, n)."""
+        return self._mean(self.log_likelihood)
+
+    def kl(self) -> dict[str, Tensor]:
+        """Log q − log p of each site, (s, n): its mean over s estimates KL(q ‖ p) of that site."""
+        zero = torch.zeros_like(self.log_likelihood)
+        terms = {z: -log_p for z, log_p in self.log_prior.items()}
+        for site, log_q in self.log_posterior.items():
+            z = latent_of(site, self.log_prior)
+            terms[z] = terms.get(z, zero) + log_q
+        if self.marginalized:  # their q is p(y|x, z), which the sum over them makes exact
+            joint = self._log_marginalized()
+            for name in self.marginalized:
+                joint = joint + terms.pop(name)
+            terms[",".join(self.marginalized)] = joint
+        return {name: self._mean(value) for name, value in terms.items()}
+
+    def _log_q(self) -> Tensor | None:
+        """The log-probability of each joint value, (e, s, n); None where nothing is summed over."""
+        if not self.enumerated and not self.marginalized:
+            return None
+        log_q = torch.zeros_like(self.log_likelihood)
+        for name in self.enumerated:
+            log_q = log_q + self.log_posterior[name]
+        return log_q + self._log_marginalized() if self.marginalized else log_q
+
+    def _log_marginalized(self) -> Tensor:
+        """Log p(y|x, z) of the values of the sites that only the model has, (e, s, n)."""
+        grouped = self.log_ratio().unflatten(0, (-1, self.num_marginalized))
+        log_p = grouped.log_softmax(1)
+        impossible = grouped.amax(1, keepdim=True) == -torch.inf  # x is so at every value: count them alike
+        return torch.where(impossible, -math.log(self.num_marginalized), log_p).flatten(0, 1)
+
+    def _mean(self, values: Tensor) -> Tensor:
+        """The mean over the summed values, (s, n); values of probability zero do not count, not even infinite ones."""
+        log_q = self._log_q()
+        if log_q is None:
+            return values[0]
+        q = log_q.exp()
+        return torch.where(q == 0, 0.0, q * values).sum(0)
+
+
+LogProbs = tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]
+"""Log p(x|z), and log p and log q of each latent site, each (s, n)."""
+
+
+_KEPT = "_ppvae_drawer"
+"""The attribute of a pair that keeps its compiled graphs for the next estimate."""
+
+
+class Drawer:
+    """Draws block after block, in the form of the pair that works.
+
+    Args:
+        sampler: how the pair is run.
+        batch_size: the most data that the model scores at once; None for all of a block.
+    """
+
+    def __init__(self, sampler: Sampler, batch_size: int | None) -> None:
+        self._sampler = sampler
+        self._batch_size = batch_size
+        self._forgot = False
+        self._compiled = Compiled(self._compute, [sampler.pair], guarded=self._form)
+
+    @classmethod
+    def of(cls, sampler: Sampler, batch_size: int | None, *, kept: bool) -> Drawer:
+        """A drawer for these blocks: where `kept`, the pair's last one with its graphs.
+
+        They hold what the pair's Python did then: each is used again only where it still does the same.
+        """
+        drawer = vars(sampler.pair).pop(_KEPT, None) if kept else None  # nobody else's meanwhile
+        # A shallow copy of a pair has the graphs of the first.
+        if (
+            not isinstance(drawer, Drawer)
+            or drawer._sampler.pair is not sampler.pair
+            or not drawer._compiled.num_graphs
+        ):
+            return cls(sampler, batch_size)
+        drawer._compiled.distrust()
+        drawer._sampler, drawer._batch_size, drawer._forgot = sampler, batch_size, False
+        return drawer
+
+    def keep(self) -> None:
+        """Leaves the graphs with the pair. They are no part of its state: neither saved nor copied."""
+        object.__setattr__(self._sampler.pair, _KEPT, self)
+
+    def __reduce__(self) -> Any:
+        return type(None), ()
+
+    def __call__(self, block: Batch, s: int, start: int, *, eagerly: bool) -> Draws:
+        """Draws `s` samples of each datum of a block, whose first datum has the index `start`."""
+        enumeration = self._sampler.enumeration
+        compute = self._compute if eagerly else self._compiled
+        rows = []
+        device = next(t.device for t in block if t is not None)
+        rng = get_rng(device)
+        for values in enumeration.values:
+            set_rng(rng, device)  # what does not depend on y is the same draw for every y, so that Σ_y q(y|z) = 1
+            outputs, (priors, posteriors) = compute((s, tuple(values.values()), block))
+            rows.append([tensor.clone() if tensor.is_cuda else tensor for tensor in outputs])
+        likelihood, *rest = (torch.stack(tensors) for tensors in zip(*rows, strict=True))
+        return Draws(
+            start,
+            likelihood,
+            dict(zip(priors, rest, strict=False)),
+            dict(zip(posteriors, rest[len(priors) :], strict=True)),
+            enumeration.guide,
+            enumeration.model,
+            enumeration.num_model,
+        )
+
+    def agrees(self, eager: Draws, compiled: Draws) -> bool:
+        """Whether a block came out the same both ways, with one seed; the graphs are forgotten where it did not."""
+        a, b = eager.terms(), compiled.terms()
+        if a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-2, equal_nan=True):
+            return True
+        if self._forgot:
+            raise RuntimeError("compiled draws differ from the eager ones: please report the pair; use compile=False")
+        self._forgot = True
+        self._compiled = Compiled(self._compute, [self._sampler.pair], guarded=self._form)
+        return False
+
+    def _form(self) -> Any:
+        sampler = self._sampler
+        return sampler.plate_dim, sampler.given, tuple(sampler.enumeration.event_dims.items()), self._batch_size
+
+    def _compute(self, args: tuple[Any, ...]) -> tuple[Sequence[Tensor], Any]:
+        """A block's log-probabilities at one joint value of the enumerated sites, and the names of their sites."""
+        s, values, block = args
+        fixed = dict(zip(self._sampler.enumeration.event_dims, values, strict=True))
+        likelihood, log_prior, log_posterior = self._draw_surely(block, s, fixed)
+        outputs = [likelihood, *log_prior.values(), *log_posterior.values()]
+        return outputs, (list(log_prior), list(log_posterior))
+
+    def _draw_surely(self, block: Batch, s: int, fixed: Values) -> LogProbs:
+        """Draws; an outer plate may fail on some size that the trial runs had not."""
+        batch_size = self._batch_size or check_batch(block)
+        try:
+            return _draw(self._sampler, block, s, fixed, batch_size)
+        except Exception:
+            if self._sampler.plate_dim is None:
+                raise
+        self._sampler = replace(self._sampler, plate_dim=None)
+        return _draw(self._sampler, block, s, fixed, batch_size)
+
+
+def _draw(sampler: Sampler, block: Batch, s: int, fixed: Values, batch_size: int) -> LogProbs:
+    """Draws `s` samples of each datum of a block from the guide, and scores them `batch_size` data at a time."""
+    latents, log_posterior = sampler.posterior(sampler.guide(block, s, {}, fixed), s)
+    likelihoods: list[Tensor] = []
+    priors: list[dict[str, Tensor]] = []
+    for first, last in blocks(check_batch(block), batch_size):
+        part = slice(first, last)
+        trace = sampler.model(take(block, part), s, {name: z.data(part) for name, z in latents.items()}, fixed)
+        likelihood, prior = sampler.joint(trace, s)
+        likelihoods.append(likelihood)
+        priors.append(prior)
+    log_prior = {name: torch.cat([prior[name] for prior in priors], 1) for name in priors[0]}
+    return torch.cat(likelihoods, 1), log_prior, log_posterior
+
+
+SAMPLE_BLOCK = 256
+"""The most samples of one datum that are drawn at once."""
+
+
+VALIDATION_BLOCK = 16
+"""Up to so many samples of a datum are drawn in one block, eagerly and under Pyro's validation."""
+
+
+COMPILE_FROM = 1000
+"""Blocks from which compiling repays itself."""
+
+
+def importance_draws(
+    pair: nn.Module,
+    data: Batch,
+    *,
+    num_samples: int,
+    batch_size: int | None = None,
+    seed: int = 0,
+    compile: bool | Literal["auto"] = False,
+    given: Sequence[str] = (),
+    params: LocalParams | None = None,
+) -> Iterator[Draws]:
+    """Draws `num_samples` times from the guide for every datum and scores each draw, in eval mode, no gradients.
+
+    The samples of one datum arrive in consecutive blocks, the data in order; exactly `num_samples` per datum.
+
+    Args:
+        pair: any model/guide pair.
+        data: its arguments, tensors of shape (n, ...), or None.
+        num_samples: s, draws per datum.
+        batch_size: the most data that the model scores at once; by default what a memory budget allows.
+        seed: of all draws; the global random state is neither read nor changed.
+        compile: whether to run the blocks as one compiled graph (`ppvae.compile.compiled`); "auto" does from
+            `COMPILE_FROM` blocks. A datum's first samples always run eagerly, under Pyro's validation.
+        given: observed sites to condition on: their density is left out.
+        params: where Pyro parameters that are made at first use live; by default they end with the draws.
+
+    Yields:
+        Blocks of draws, on the pair's device.
+
+    Raises:
+        TypeError: where an argument is of the wrong kind.
+        ValueError: where the pair or the data break the contract, naming the argument or site.
+    """
+    check_pair(pair)
+    n = check_batch(data)
+    check_count("num_samples", num_samples)
+    if batch_size is not None:
+        check_count("batch_size", batch_size)
+    check_seed(seed)
+    if compile not in (True, False, "auto"):
+        raise ValueError(f"compile must be True, False or 'auto', got {compile!r}")
+    device, given = device_of(pair, data), names_of(given)
+    params = params or LocalParams(pair, attach=False)  # one for all blocks: what is made at first use is made once
+    with evaluating(pair, seed, device=device, params=params), naming_nonfinite(data):
+        sampler = choose_sampler(pair, take(data, slice(0, PROBE_DATA), device), num_samples, given)
+    samples = _parts(num_samples, min(SAMPLE_BLOCK, sampler.rows))
+    seeds = torch.Generator().manual_seed(seed)
+    data_blocks = blocks(n, max(1, sampler.rows // max(samples)))
+    runs = len(data_blocks) * len(samples) * len(sampler.enumeration.values)
+    compiles = compile is True or (compile == "auto" and runs >= COMPILE_FROM)
+    compiles = compiles and len(samples) > 1
+    draw = Drawer.of(sampler, batch_size, kept=compiles and not params.forgets)
+
+    def drawn(block: tuple[Batch, int, int], block_seed: int, *, first: bool = False, eagerly: bool = True) -> Draws:
+        # Validation costs time: a datum's first samples are enough to find a value off the support.
+        with evaluating(pair, block_seed, device=device, params=params), validation(first), naming_nonfinite(data):
+            return draw(*block, eagerly=eagerly)
+
+    trusted: set[tuple[int, int]] = set()
+    for start, stop in data_blocks:
+        for i, s in enumerate(samples):
+            block = (take(data, slice(start, stop), device), s, start)
+            block_seed = int(torch.randint(2**62, (), generator=seeds))
+            size = (s, stop - start)
+            if size in trusted and i > 0:
+                yield drawn(block, block_seed, eagerly=False)
+                continue
+            draws = drawn(block, block_seed, first=i == 0)
+            if compiles and i > 0:
+                agrees = draw.agrees(draws, drawn(block, block_seed, eagerly=False))
+                trusted = trusted | {size} if agrees else set()
+            yield draws
+    if compiles and trusted and not params.forgets:
+        draw.keep()
+
+
+def _parts(total: int, size: int) -> list[int]:
+    """`total` samples in blocks of at most `size`: a small one to validate with, and others that are all equal."""
+    if total <= min(VALIDATION_BLOCK, size):
+        return [total]
+    each = (total - 1) // -(-(total - 1) // size)
+    parts = (total - 1) // each
+    return [total - parts * each, *[each] * parts]

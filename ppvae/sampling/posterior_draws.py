@@ -1,0 +1,251 @@
+"""A pair on its data: draws of every latent, their densities, and data drawn anew, whatever the pair's code.
+
+`ppvae.sampling.importance` sums over draws and keeps none of them; here they are handed out, for what looks at the
+latents themselves: predictive checks, calibration, Markov chains. Discrete latents that are marked for enumeration are
+drawn like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from pyro.distributions import Unit
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor, nn
+
+from ppvae._validate import check_seed, names_of
+from ppvae.pair import Batch, check_batch, check_pair, device_of, take
+from ppvae.params import LocalParams
+from ppvae.sampling.enumeration import Enumeration
+from ppvae.sampling.eval_mode import evaluating, naming_nonfinite
+from ppvae.sampling.sampler import PROBE_DATA, PROBE_SAMPLES, Latent, Sampler, choose_sampler
+from ppvae.traces import counted, is_objective_only, same_values, sample_sites
+
+Places = dict[str, tuple[int, tuple[int, ...]]]
+"""Of observed sites by name: the argument that is the value, and the strides with which it is read."""
+
+Latents = dict[str, Latent]
+"""Values of sites by name, each (s, *plates, n, *event)."""
+
+
+class _Unobserved(Messenger):
+    """Draws these observed sites anew."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__()
+        self._names = set(names)
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] and msg["name"] in self._names:
+            msg["is_observed"], msg["value"], msg["done"] = False, None, False
+
+
+@dataclass(frozen=True)
+class PosteriorSampler:
+    """A pair and the data that its latents are conditioned on; made by `posterior_sampler`, and for use inside it.
+
+    Every method is differentiable in the latents where gradients are on (`torch.enable_grad()`), and draws with the
+    global generators, which `posterior_sampler` has seeded.
+
+    Attributes:
+        sampler: how the pair is run with several samples of each datum.
+        data: its arguments.
+        latents: names of the sites that the model does not observe, in its order.
+        observed: names of the sites that it observes, terms of the objective left out.
+    """
+
+    sampler: Sampler
+    data: Batch
+    latents: tuple[str, ...]
+    observed: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """How many data, n."""
+        return check_batch(self.data)
+
+    def draw(self, s: int) -> tuple[Latents, dict[str, Tensor]]:
+        """`s` draws from the guide for every datum, and log q of each of its sites, (s, n)."""
+        return self.sampler.posterior(self.sampler.guide(self.data, s, {}, {}), s)
+
+    def log_posterior(self, latents: Latents) -> dict[str, Tensor]:
+        """Log q of each guide site at these latents, (s, n)."""
+        s = num_samples(latents)
+        return self.sampler.posterior(self.sampler.guide(self.data, s, latents, {}), s)[1]
+
+    def log_joint(self, latents: Latents) -> tuple[Tensor, dict[str, Tensor]]:
+        """Log p(x|z) and log p of each latent site at these latents, each (s, n)."""
+        return self.sampler.joint(self.model_trace(latents), num_samples(latents))
+
+    def log_likelihood(self, latents: Latents) -> dict[str, Tensor]:
+        """Log p of each observed site at these latents, (s, n)."""
+        trace, s = self.model_trace(latents), num_samples(latents)
+        return {name: self.sampler.log_prob(trace.nodes[name], s) for name in self.observed}
+
+    def model_trace(self, latents: Latents) -> Trace:
+        """The model's trace at these latents."""
+        return self.sampler.model(self.data, num_samples(latents), latents, {})
+
+    def predict(self, latents: Latents) -> Latents:
+        """Draws of the observed sites given these latents: x ~ p(x|z)."""
+        s = num_samples(latents)
+        with _Unobserved(self.observed):
+            trace = self.sampler.model(self.data, s, latents, {})
+        return {name: self.sampler.value(trace.nodes[name], s) for name in self.observed}
+
+    def parts(self, s: int) -> Iterator[tuple[slice, PosteriorSampler]]:
+        """The data in blocks of which `s` samples each stay within the memory budget, with their places."""
+        n, size = len(self), max(1, self.sampler.rows // s)
+        for start in range(0, n, size):
+            index = slice(start, min(start + size, n))
+            yield index, replace(self, data=take(self.data, index))
+
+
+@contextmanager
+def posterior_sampler(
+    pair: nn.Module, data: Batch, *, seed: int = 0, given: Sequence[str] = ()
+) -> Iterator[PosteriorSampler]:
+    """A pair on its data, in eval mode and without gradients, with its own parameters and random numbers.
+
+    Args:
+        pair: any model/guide pair.
+        data: its arguments, tensors of shape (n, ...), or None.
+        seed: of all draws inside; the global random state is restored on leaving.
+        given: observed sites whose density is left out of the joint; they must depend on no latent.
+
+    Raises:
+        TypeError: where an argument is of the wrong kind.
+        ValueError: where the pair or the data break the contract, or the model has latents that the guide lacks.
+    """
+    check_pair(pair)
+    check_batch(data)
+    check_seed(seed)
+    device = device_of(pair, data)
+    everywhere = slice(None)
+    data = take(data, everywhere, device)
+    with evaluating(pair, seed, device=device, params=LocalParams(pair, attach=False)), naming_nonfinite(data):
+        probe = take(data, slice(0, PROBE_DATA), device)
+        sampler = choose_sampler(pair, probe, PROBE_SAMPLES, names_of(given))
+        if sampler.enumeration.model:
+            raise ValueError(
+                f"the model has latents that the guide does not sample, {list(sampler.enumeration.model)}: "
+                "log_marginal sums over them, but they cannot be drawn from a posterior"
+            )
+        sampler = replace(sampler, enumeration=Enumeration())
+        latents, _ = sampler.posterior(sampler.guide(probe, 1, {}, {}), 1)
+        sites = dict(sample_sites(sampler.model(probe, 1, latents, {})))
+        observed = [z for z, site in sites.items() if site["is_observed"] and not isinstance(site["fn"], Unit)]
+        yield PosteriorSampler(
+            sampler,
+            data,
+            tuple(name for name, site in sites.items() if not site["is_observed"]),
+            tuple(name for name in observed if not is_objective_only(sites[name])),
+        )
+
+
+def num_samples(latents: Latents) -> int:
+    """S of values (s, *plates, n, *event)."""
+    return len(next(iter(latents.values())).value)
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """One draw from the joint p(x, z) for every datum of a template.
+
+    Attributes:
+        latents: z ~ p(z) by site, each of shape (1, *plates, n, *event).
+        data: the pair's arguments with the observed ones replaced by x ~ p(x|z).
+    """
+
+    latents: Latents
+    data: Batch
+
+
+def simulate(template: PosteriorSampler) -> Simulated:
+    """Draws z ~ p(z) and x ~ p(x|z) of the model, as often as the template has data.
+
+    Arguments that the model observes as they are become draws; the others (conditions, masks) stay.
+
+    Args:
+        template: the pair on data, of which the values that are observed do not matter.
+
+    Raises:
+        ValueError: where an observed site's value is no argument as it is, or where the likelihood depends on the
+            observed values themselves (an autoregressive net that is fed the data), so that one pass cannot draw them.
+    """
+    template = _one_by_one(template)
+    places = _places(template, template.model_trace(template.draw(1)[0]))
+    for name in template.observed:
+        if name not in places:
+            raise ValueError(
+                f"the observed site {name!r} takes no argument of the pair as it is: its draws cannot be put in the "
+                "place of the data. Compute what is observed before it is given to the pair"
+            )
+    with _Unobserved(template.observed):
+        trace = template.sampler.model(template.data, 1, {}, {})
+    latents = {name: template.sampler.value(trace.nodes[name], 1) for name in template.latents}
+    drawn = {name: trace.nodes[name]["value"].detach() for name in template.observed}
+    data = _in_place_of(template.data, drawn, places)
+    _check_one_pass(replace(template, data=data), latents, trace, template.observed)
+    return Simulated(latents, data)
+
+
+def check_predictable(c: PosteriorSampler) -> None:
+    """Checks that the observed sites can be drawn anew: that their density is fed no data that they would replace.
+
+    Tried out on a few data, for the sites that take an argument of the pair as it is. Elements that a mask leaves out
+    stay as they are: the mask may be made of them.
+
+    Raises:
+        ValueError: naming the site whose density is.
+    """
+    few = _one_by_one(replace(c, data=take(c.data, slice(0, PROBE_DATA))))
+    latents, _ = few.draw(1)
+    trace = few.model_trace(latents)
+    places, seen = _places(few, trace), trace.nodes
+    with _Unobserved(places):
+        trace = few.model_trace(latents)
+    drawn = {x: torch.where(counted(seen[x]), trace.nodes[x]["value"], seen[x]["value"]) for x in places}
+    _check_one_pass(replace(few, data=_in_place_of(few.data, drawn, places)), latents, trace, places)
+
+
+def _one_by_one(c: PosteriorSampler) -> PosteriorSampler:
+    """The same, run as the pair was written, on data that can be written over."""
+    data = tuple(t if t is None else t.contiguous() for t in c.data)
+    return replace(c, sampler=replace(c.sampler, plate_dim=None), data=data)
+
+
+def _places(template: PosteriorSampler, trace: Trace) -> Places:
+    """The places of the observed sites that take an argument of the pair as it is, in a trace of the model on it."""
+    places: Places = {}
+    for name in template.observed:
+        value = trace.nodes[name]["value"]
+        same = [i for i, t in enumerate(template.data) if same_values(value, t)]
+        places |= {name: (same[0], value.stride())} if same else {}
+    return places
+
+
+def _in_place_of(data: Batch, values: dict[str, Tensor], places: Places) -> Batch:
+    """The arguments of a pair with values of observed sites where these take them from."""
+    new = list(data)
+    for name, (i, stride) in places.items():
+        new[i] = torch.empty_like(data[i])
+        new[i].as_strided(values[name].shape, stride).copy_(values[name])  # it may be observed reshaped or transposed
+    return tuple(new)
+
+
+def _check_one_pass(c: PosteriorSampler, latents: Latents, drawn: Trace, names: Iterable[str]) -> None:
+    """Checks that draws of these observed sites have the same density when the model is given them as its data."""
+    again = c.sampler.model(c.data, 1, latents, {})
+    for name in names:
+        before, after = (c.sampler.log_prob(trace.nodes[name], 1).double() for trace in (drawn, again))
+        if not torch.allclose(before, after, rtol=1e-3, atol=1e-3, equal_nan=True):
+            raise ValueError(
+                f"the density of the observed site {name!r} depends on the data that the model is given besides: it "
+                "cannot be drawn in one pass (an autoregressive likelihood, a mask that is made of the data, or a "
+                "label that is read from an argument and not from its site?)"
+            )
