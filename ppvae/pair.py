@@ -9,15 +9,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
+import pyro
 import torch
-from pyro.distributions import Unit
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.replay_messenger import ReplayMessenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from ppvae.traces import counted, is_masked, is_objective_only, sample_sites
+from ppvae._internals import handlers
+from ppvae.traces import LOSS_TERM, sites
 
 Batch = tuple[Any, ...]
 """Arguments of `model` and `guide`: tensors whose leading dim is the batch, or None."""
@@ -96,6 +98,51 @@ class KLWeight(Messenger):
             msg["scale"] = self.weight * msg["scale"]
 
 
+def loss_term(name: str, value: Tensor) -> None:
+    r"""Adds a term to the loss that training minimises, and to nothing else.
+
+    Inside a model or a guide: as a factor would be it is counted per datum and per plate, masked and scaled. It is no
+    part of p(x, z): `elbo`, `log_marginal` and every check are blind to it. The history shows it under its name, unless
+    it depends on a latent that is summed over. A commitment loss, a classifier's −α log q(y|x), a penalty on
+    activations.
+
+    Works in any Pyro ELBO, with `pyro.infer.SVI` as with ours. What is no ELBO (`pyro.infer.MCMC`) sees a factor.
+
+    Args:
+        name: of the term, different from those of all sites.
+        value: what is added to the loss, shape (*plates), differentiable.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         loss_term("penalty", 0.1 * z**2)
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+    """
+    log_factor = value if _runs_guide() else -value
+    unit = pyro.distributions.Unit(log_factor, has_rsample=True)
+    pyro.sample(name, unit, obs=unit.sample(), infer={"is_auxiliary": True, LOSS_TERM: True})
+
+
+class Running(Messenger):
+    """Says which of the two runs inside, a model or a guide, where no ELBO of Pyro's can be told by its handlers."""
+
+    def __init__(self, which: Literal["model", "guide"]) -> None:
+        super().__init__()
+        self.which = which
+
+
+def _runs_guide() -> bool:
+    """Whether a guide is running: log q is subtracted. Pyro replays every model at the draws of its guide."""
+    for handler in reversed(handlers()):
+        if isinstance(handler, Running):
+            return handler.which == "guide"
+        if isinstance(handler, ReplayMessenger):
+            return False
+    return True
+
+
 def check_pair(pair: Any) -> None:
     """Checks that `pair` is a module with a `model` and a `guide`.
 
@@ -136,14 +183,14 @@ def unequal_masks(model_trace: Trace, guide_trace: Trace) -> list[str]:
 
     Where log p(z) of an element is left out and log q(z|x) is not, the weights p(x, z) / q(z|x) estimate nothing.
     """
-    in_model = dict(sample_sites(model_trace))
-    shared = [(in_model[name], site) for name, site in sample_sites(guide_trace) if name in in_model]
+    in_model = sites(model_trace)
+    shared = [(in_model[name], site) for name, site in sites(guide_trace).items() if name in in_model]
     return [
-        site["name"]
+        site.name
         for of_model, site in shared
-        if not of_model["is_observed"]
-        and (is_masked(of_model) or is_masked(site))
-        and bool((counted(of_model) != counted(site)).any())
+        if of_model.is_drawn
+        and (of_model.is_masked or site.is_masked)
+        and bool((of_model.counted() != site.counted()).any())
     ]
 
 
@@ -163,8 +210,8 @@ def check_masks(model_trace: Trace, guide_trace: Trace) -> None:
 
 def warn_of_factors(guide_trace: Trace) -> None:
     """Warns of the guide's factors, of which log q(z|x) knows nothing."""
-    for name, site in sample_sites(guide_trace):
-        if isinstance(site["fn"], Unit) and site["fn"].has_rsample:
+    for name, site in sites(guide_trace).items():
+        if site.is_factor and site.role == "observed" and site.is_reparameterized:
             warnings.warn(
                 f"the guide's factor {name!r} is ignored in log q(z|x); if it is a change of volume, "
                 "make it part of the site's density (TransformedDistribution, or Delta's log_density)"
@@ -177,18 +224,18 @@ def check_sites(model_trace: Trace, guide_trace: Trace) -> None:
     Raises:
         ValueError: naming the site that breaks it.
     """
-    model_sites, guide_sites = dict(sample_sites(model_trace)), dict(sample_sites(guide_trace))
-    latents = [name for name, site in model_sites.items() if not site["is_observed"]]
+    of_model, of_guide = sites(model_trace), sites(guide_trace)
+    latents = [name for name, site in of_model.items() if site.is_drawn]
     for name in latents:
-        if name not in guide_sites and not model_sites[name]["infer"].get("enumerate"):
+        if name not in of_guide and not of_model[name].infer.get("enumerate"):
             raise ValueError(
-                f"the guide misses the latent site {name!r}: it samples {list(guide_sites)} (or should the model have "
+                f"the guide misses the latent site {name!r}: it samples {list(of_guide)} (or should the model have "
                 f"obs= at {name!r}?)"
             )
-    for name, site in guide_sites.items():
-        if not site["is_observed"] and not site["infer"].get("is_auxiliary") and name not in latents:
+    for name, site in of_guide.items():
+        if site.role == "latent" and name not in latents:
             raise ValueError(f"the guide samples {name!r}, which is no latent of the model: it has {latents}")
-    if all(not site["is_observed"] or is_objective_only(site) for site in model_sites.values()):
+    if all(site.role != "observed" for site in of_model.values()):
         raise ValueError(f"the model observes nothing: no site has obs=, its sites are {latents}")
 
 
@@ -203,11 +250,10 @@ def check_data_plate(trace: Trace, n: int, *, where: str) -> None:
     Raises:
         ValueError: naming the site, and the plates that it lies in.
     """
-    for name, site in sample_sites(trace):
-        frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
-        if any(frame.dim == -1 and frame.size == n for frame in frames):
+    for name, site in sites(trace).items():
+        if any(plate.dim == -1 and plate.size == n for plate in site.plates):
             continue
-        plates = ", ".join(f"{f.name!r} (size {f.size}, dim {f.dim})" for f in frames) or "no plate"
+        plates = ", ".join(f"{p.name!r} (size {p.size}, dim {p.dim})" for p in site.plates) or "no plate"
         raise ValueError(
             f"the outermost plate must be the data plate, of dim -1 and of the size of the batch: on {n} data, "
             f"site {name!r} of the {where} lies in {plates}. A pair must take any number of data; a guide with "

@@ -1,59 +1,154 @@
-"""Reading a trace."""
+"""Reading a trace: one typed `Site` for every statement that carries a density."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from pyro.distributions import ExpandedDistribution, MaskedDistribution, Unit
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import Independent
 
+from ppvae._internals import is_subsampling, mask_of_distribution
 
-def sample_sites(trace: Trace) -> list[tuple[str, Any]]:
-    """The sites of `trace` that carry a density: no subsampling indices, no `pyro.deterministic`."""
-    return [
-        (name, site)
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample"
-        and not site["infer"].get("_deterministic")
-        and type(site["fn"]).__name__ != "_Subsample"
-    ]
+Role = Literal["observed", "latent", "auxiliary", "training"]
+"""What a site is to its pair: data or a factor, a latent of the model, a draw that is none, a term of the objective."""
 
+Scale = float | Tensor
+"""What log-probabilities are multiplied with: a number, or a tensor that a schedule updates in place."""
 
-def counted(site: Any) -> Tensor:
-    """Which elements of a site count in its density: true or false, of the shape of its value."""
-    counts = torch.ones(site["fn"].shape(), dtype=torch.bool, device=site["value"].device)
-    for mask, event_dim in _masks(site):
-        counts = counts & (mask.bool().reshape(mask.shape + (1,) * event_dim) if isinstance(mask, Tensor) else mask)
-    return counts
+LOSS_TERM = "_ppvae_loss_term"
+"""The mark that `ppvae.loss_term` puts on its sites."""
 
 
-def is_masked(site: Any) -> bool:
-    """Whether a mask may leave elements of a site out."""
-    return any(mask is not True for mask, _ in _masks(site))
+@dataclass(frozen=True)
+class Site:
+    """One `pyro.sample` statement of a model or a guide, as a trace has noted it.
 
-
-def _masks(site: Any) -> list[tuple[Tensor | bool, int]]:
-    """The masks around a site and in its distribution, each with the number of event dims that it covers whole."""
-    fn = site["fn"]
-    masks = [(site["mask"], fn.event_dim)]
-    while isinstance(fn, Independent | ExpandedDistribution | MaskedDistribution):
-        if isinstance(fn, MaskedDistribution):
-            masks.append((fn._mask, fn.event_dim))
-        fn = fn.base_dist
-    return [(mask, event_dim) for mask, event_dim in masks if mask is not None]
-
-
-def is_objective_only(site: Any) -> bool:
-    """Whether an observed site of a model is a term of the training objective and no part of p(x, z).
-
-    Such a site is marked `infer={"is_auxiliary": True}`: a classifier's log q(y|x) of observed labels. Pyro marks its
-    factors so as well, but those are part of the model.
+    Attributes:
+        name: of the statement.
+        value: what was drawn or observed, shape (*batch, *event).
+        fn: its distribution; `leaf(fn)` is the family without what is wrapped around it.
+        role: "observed" (factors too), "latent", "auxiliary" (a draw that belongs to the guide alone), or "training": a
+            term of the objective that is no part of p(x, z), from `ppvae.loss_term` or observed with
+            `infer={"is_auxiliary": True}`.
+        plates: the vectorized plates that it lies in, each with `name`, `dim`, `size` and `full_size`.
+        mask: what `poutine.mask` and `obs_mask` leave of it; None is all.
+        scale: what plates and `poutine.scale` multiply its log-probability with.
+        infer: what the statement's `infer=` holds.
+        log_prob: unscaled and unmasked, shape (*batch); None where the trace was not scored.
+        log_prob_sum: scaled, masked and summed, as an ELBO counts it.
     """
-    return bool(site["is_observed"] and site["infer"].get("is_auxiliary") and not isinstance(site["fn"], Unit))
+
+    name: str
+    value: Any
+    fn: Any
+    role: Role
+    plates: tuple[CondIndepStackFrame, ...]
+    mask: Tensor | bool | None
+    scale: Scale
+    infer: Mapping[str, Any]
+    log_prob: Any = None
+    log_prob_sum: Any = None
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether it was drawn, and not observed."""
+        return self.role in ("latent", "auxiliary")
+
+    @property
+    def is_factor(self) -> bool:
+        """Whether it is a `pyro.factor`: a number that is added to the log-density, and no observation."""
+        return isinstance(self.fn, Unit)
+
+    @property
+    def is_reparameterized(self) -> bool:
+        """Whether its draws are differentiable."""
+        return bool(getattr(self.fn, "has_rsample", False))
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether it asks to be summed over; with `num_samples` Pyro's mark asks for samples side by side."""
+        return self.is_drawn and bool(self.infer.get("enumerate")) and not self.infer.get("num_samples")
+
+    @property
+    def is_enumerated(self) -> bool:
+        """Whether Pyro has put every value of it side by side, in place of a draw."""
+        return "_enumerate_dim" in self.infer or "_enum_total" in self.infer
+
+    @property
+    def event_dim(self) -> int:
+        """How many dims on the right belong to one draw."""
+        return int(self.fn.event_dim)
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether a mask may leave elements of it out."""
+        return any(mask is not True for mask, _ in self._masks())
+
+    def density(self) -> Tensor:
+        """Its log-probability without its scale, with its mask: shape (*batch)."""
+        return scale_and_mask(self.log_prob, mask=self.mask)
+
+    def density_sum(self) -> Tensor:
+        """The sum of `density()`; Pyro's own where nothing scales it."""
+        return self.log_prob_sum if isinstance(self.scale, float) and self.scale == 1.0 else self.density().sum()
+
+    def counted(self) -> Tensor:
+        """Which elements count in its density: true or false, of the shape of its value."""
+        counts = torch.ones(self.fn.shape(), dtype=torch.bool, device=self.value.device)
+        for mask, event_dim in self._masks():
+            counts = counts & (mask.bool().reshape(mask.shape + (1,) * event_dim) if isinstance(mask, Tensor) else mask)
+        return counts
+
+    def _masks(self) -> list[tuple[Tensor | bool, int]]:
+        """The masks around it and in its distribution, each with the number of event dims that it covers whole."""
+        masks = [(self.mask, self.event_dim)]
+        masks += [(mask_of_distribution(fn), fn.event_dim) for fn in _wrappers(self.fn)]
+        return [(mask, event_dim) for mask, event_dim in masks if mask is not None]
+
+
+def sites(trace: Trace) -> dict[str, Site]:
+    """The sites of a trace that carry a density, in its order: no subsampling indices, no `pyro.deterministic`.
+
+    Args:
+        trace: of a model or a guide; their log-probabilities are there after `trace.compute_log_prob()`.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> trace = pyro.poutine.trace(lambda: pyro.sample("z", dist.Normal(0.0, 1.0))).get_trace()
+        >>> {name: site.role for name, site in sites(trace).items()}
+        {'z': 'latent'}
+    """
+    return {name: site_of(node) for name, node in trace.nodes.items() if _carries_density(node)}
+
+
+def site_of(node: Mapping[str, Any]) -> Site:
+    """The site of one node of a trace, or of a handler's message."""
+    return Site(
+        name=node["name"],
+        value=node["value"],
+        fn=node["fn"],
+        role=_role(node),
+        plates=tuple(frame for frame in node["cond_indep_stack"] if frame.vectorized),
+        mask=node["mask"],
+        scale=node["scale"],
+        infer=node["infer"],
+        log_prob=node.get("unscaled_log_prob"),
+        log_prob_sum=node.get("log_prob_sum"),
+    )
+
+
+def leaf(fn: Any) -> Any:
+    """The family of a distribution: what `to_event`, `expand`, `mask` and plates have wrapped, without them."""
+    for wrapper in _wrappers(fn):
+        fn = wrapper.base_dist
+    return fn
 
 
 def latent_of(site: str, latents: Collection[str]) -> str:
@@ -72,3 +167,56 @@ def same_values(value: Any, tensor: Any) -> bool:
         and isinstance(tensor, Tensor)
         and (value.data_ptr(), value.numel(), value.dtype) == (tensor.data_ptr(), tensor.numel(), tensor.dtype)
     )
+
+
+def same_scale(a: Scale, b: Scale) -> bool:
+    """Whether two scales are equal everywhere."""
+    return a is b or bool((torch.as_tensor(a) == torch.as_tensor(b)).all())
+
+
+def shown_scale(scale: Scale) -> str:
+    """A scale as messages show it: the number, or its shape."""
+    values = torch.as_tensor(scale)
+    return f"{float(values):g}" if values.numel() == 1 else f"of shape {tuple(values.shape)}"
+
+
+def _carries_density(node: Mapping[str, Any]) -> bool:
+    return node["type"] == "sample" and not node["infer"].get("_deterministic") and not is_subsampling(node["fn"])
+
+
+def _role(node: Mapping[str, Any]) -> Role:
+    auxiliary = bool(node["infer"].get("is_auxiliary"))
+    if not node["is_observed"]:
+        return "auxiliary" if auxiliary else "latent"
+    # Pyro marks its factors as auxiliary too, but those are part of the model.
+    alone = node["infer"].get(LOSS_TERM) or (auxiliary and not isinstance(node["fn"], Unit))
+    return "training" if alone else "observed"
+
+
+def _wrappers(fn: Any) -> list[Any]:
+    """What is wrapped around a family, from the outside in."""
+    found = []
+    while isinstance(fn, Independent | ExpandedDistribution | MaskedDistribution):
+        found.append(fn)
+        fn = fn.base_dist
+    return found
+
+
+def sample_sites(trace: Trace) -> list[tuple[str, Any]]:
+    """The raw sites, for what does not read `Site`s yet."""
+    return [(name, node) for name, node in trace.nodes.items() if _carries_density(node)]
+
+
+def is_objective_only(node: Any) -> bool:
+    """Whether a raw site belongs to the objective alone."""
+    return _role(node) == "training"
+
+
+def counted(node: Any) -> Tensor:
+    """`Site.counted` of a raw site."""
+    return site_of(node).counted()
+
+
+def is_masked(node: Any) -> bool:
+    """`Site.is_masked` of a raw site."""
+    return site_of(node).is_masked

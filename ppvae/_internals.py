@@ -1,0 +1,172 @@
+"""The private names of torch and Pyro that this package stands on, all of them: what to look at when one moves.
+
+Run with torch 2.14.1 and Pyro 1.9.2, and before that with torch 2.11 on a GPU. What a subclass of torch's `Distribution`
+and `Transform` is meant to use (`self._validate_sample`, `self._extended_shape`) is not listed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from pyro.distributions import MaskedDistribution
+from pyro.distributions.conditional import _ConditionalInverseTransformModule
+from pyro.infer import ELBO
+from pyro.nn.module import _Context
+from pyro.optim import PyroOptim
+from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor, nn
+from torch.distributions.transforms import _InverseTransform
+from torch.distributions.utils import _sum_rightmost
+from torch.fx import GraphModule
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+__all__ = ["TorchDispatchMode"]
+
+# Pyro
+
+
+def handlers() -> list[Any]:
+    """The Pyro handlers around the caller, the outermost first."""
+    return _PYRO_STACK
+
+
+def is_subsampling(fn: Any) -> bool:
+    """Whether the distribution of a site is a plate's subsampling of its indices."""
+    return type(fn).__name__ == "_Subsample"
+
+
+def mask_of_distribution(fn: Any) -> Any:
+    """The mask of a `MaskedDistribution`; None of any other."""
+    return fn._mask if isinstance(fn, MaskedDistribution) else None
+
+
+def checks_support(fn: Any) -> bool:
+    """Whether a distribution was made to validate its arguments and values."""
+    return bool(getattr(fn, "_validate_args", False))
+
+
+def traces_of(elbo: ELBO, *args: Any) -> Iterator[tuple[Trace, Trace]]:
+    """The (model, guide) traces that an ELBO computes from: one for each particle."""
+    return elbo._get_traces(*args)
+
+
+def loss_of_particle(elbo: Any, model_trace: Trace, guide_trace: Trace) -> tuple[Any, Any]:
+    """The loss and the surrogate of one particle of a `Trace_ELBO`."""
+    return elbo._differentiable_loss_particle(model_trace, guide_trace)
+
+
+def waits_for_state(optim: PyroOptim) -> bool:
+    """Whether a Pyro optimizer was given a state that its torch optimizers, which it has yet to make, will take."""
+    return bool(optim._state_waiting_to_be_consumed)
+
+
+@contextmanager
+def fresh_module_state() -> Iterator[None]:
+    """Gives every `PyroModule` the state that Pyro gives those built with `module_local_params` on."""
+    before = vars(_Context).get("param_state")
+    _Context.param_state = before or _FreshState()
+    try:
+        yield
+    finally:
+        if before is None:
+            del _Context.param_state
+
+
+class _FreshState:
+    def __get__(self, context: Any, owner: Any) -> dict[str, dict[str, Any]]:
+        return {"params": {}, "constraints": {}}
+
+
+# Tensors, modules, optimizers
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was written to."""
+    return tensor._version
+
+
+def persistent_buffers(module: nn.Module) -> set[str]:
+    """The names of a module's own buffers that its state dict holds."""
+    return module._buffers.keys() - module._non_persistent_buffers_set
+
+
+def hooked_steps(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether anything runs before or after a step of this optimizer."""
+    own = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    return bool(own or _global_optimizer_pre_hooks or _global_optimizer_post_hooks)
+
+
+# Transforms
+
+
+def sum_rightmost(values: Tensor, dims: int) -> Tensor:
+    """The sum over so many dims on the right."""
+    return _sum_rightmost(values, dims)
+
+
+def inverted(transform: Any) -> Any:
+    """The transform whose inverse this one is; None where it is no inverse."""
+    return transform._inv if isinstance(transform, _InverseTransform) else None
+
+
+def is_conditional_inverse(transform: Any) -> bool:
+    """Whether this is Pyro's inverse of a conditional transform, which holds its net."""
+    return isinstance(transform, _ConditionalInverseTransformModule)
+
+
+# Dispatch and compilers
+
+
+def scalar_read() -> Any:
+    """The operation by which Python reads a number from a tensor."""
+    return torch.ops.aten._local_scalar_dense.default
+
+
+def returns_view(func: Any) -> list[bool]:
+    """For each of the results of an operation, whether it is a view of an argument."""
+    return [returned.alias_info is not None for returned in func._schema.returns]
+
+
+def modes_off() -> AbstractContextManager[Any]:
+    """Runs what is inside past every dispatch mode."""
+    return _disable_current_modes()
+
+
+def inductor_compile(module: GraphModule, inputs: Sequence[Tensor], options: dict[str, Any]) -> Callable[..., Any]:
+    """Compiles a graph by Inductor."""
+    return torch._inductor.compile(module, list(inputs), dict(options))
+
+
+def trusting_the_compiler() -> AbstractContextManager[Any]:
+    """Takes the C++ compiler for one that knows the CPU's vector instructions: trial builds of them take seconds."""
+    from torch._inductor.cpu_vec_isa import VecISA
+
+    return mock.patch.object(VecISA, "check_build", return_value=True)
+
+
+def forget_instruction_sets() -> None:
+    """Lets Inductor find out anew which of the CPU's vector instructions the C++ compiler knows."""
+    from torch._inductor import cpu_vec_isa
+
+    cpu_vec_isa.valid_vec_isa_list.cache_clear()
+    for instructions in cpu_vec_isa.supported_vec_isa_list:
+        vars(instructions).clear()
+        for known in (value for kind in type(instructions).__mro__ for value in vars(kind).values()):
+            if hasattr(known, "cache_clear"):
+                known.cache_clear()
+
+
+def cpp_builder() -> Callable[[str], Any]:
+    """A function that lets Inductor build a C++ kernel, and with it the headers that it includes."""
+    from torch._inductor.codecache import CppPythonBindingsCodeCache as Kernels
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+    with trusting_the_compiler():
+        pick_vec_isa()
+    return lambda code: Kernels.load_pybinding_async(["float*"], code, submit_fn=lambda kernel: None)
