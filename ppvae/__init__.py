@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ppvae.evaluate import elbo, log_marginal
-    from ppvae.infer import SVI, fit
+    from ppvae.infer.fit import fit
+    from ppvae.infer.svi import SVI
     from ppvae.pair import KLWeight, Pair, loss_term
     from ppvae.params import load, save
 

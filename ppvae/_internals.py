@@ -1,7 +1,7 @@
-"""The private names of torch and Pyro that this package stands on, all of them: what to look at when one moves.
+"""The private names of torch and Pyro that this package stands on: where to look when one of them moves.
 
-Run with torch 2.14.1 and Pyro 1.9.2, and before that with torch 2.11 on a GPU. What a subclass of torch's `Distribution`
-and `Transform` is meant to use (`self._validate_sample`, `self._extended_shape`) is not listed here.
+Tested with torch 2.14.1 and Pyro 1.9.2, and on a GPU once with torch 2.11. What a subclass of `Distribution`
+and `Transform` is meant to use of torch (`self._validate_sample`, `self._extended_shape`) is not listed here.
 """
 
 from __future__ import annotations

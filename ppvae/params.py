@@ -58,7 +58,7 @@ class PyroParams(nn.Module):
     def __iter__(self) -> Iterator[str]:
         """The Pyro names."""
         for key in self._parameters:
-            yield key.removeprefix("param:").replace("%2E", ".").replace("%25", "%")
+            yield _decoded(key)
 
     def extra_repr(self) -> str:
         """The Pyro names."""
@@ -98,6 +98,15 @@ class PyroParams(nn.Module):
         new._parameters.update(self._parameters)
         new._constraints = self._constraints
         return new
+
+
+def pyro_name(name: str) -> str | None:
+    """The name that a pair's parameter has in `pyro.param`, from the one that it has on the pair; None of others."""
+    return _decoded(name.removeprefix(f"{_HOME}.")) if name.startswith(f"{_HOME}.param:") else None
+
+
+def _decoded(key: str) -> str:
+    return key.removeprefix("param:").replace("%2E", ".").replace("%25", "%")
 
 
 class LocalParams(Messenger):

@@ -7,7 +7,8 @@ import platform
 from typing import Any
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from ppvae._internals import TorchDispatchMode, returns_view
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _LIMITS = 2**31 - 1, 2**25  # the most that an int holds, and the most that glibc before 2.35 takes
@@ -47,7 +48,7 @@ class Allocations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         results = result if isinstance(result, tuple | list) else (result,)
-        for tensor, returned in zip(results, func._schema.returns, strict=False):
-            if isinstance(tensor, Tensor) and returned.alias_info is None:  # a view takes no memory
+        for tensor, is_view in zip(results, returns_view(func), strict=False):
+            if isinstance(tensor, Tensor) and not is_view:  # which takes no memory
                 self.bytes += tensor.numel() * tensor.element_size()
         return result

@@ -6,8 +6,9 @@ Pyro's.
 
 What the graph reads besides the batch (parameters, buffers, a KL weight that a schedule updates in place) becomes an
 input that is passed by reference, so its new values count. What Python decided while tracing is guarded: numbers and
-flags on the modules, and values that were asked of tensors. Where a guard fails, or tracing does, the computation runs
-eagerly, after one warning that says why: slower, never wrong.
+flags on the modules, and values that were asked of tensors. The first run of every graph is compared with the eager
+computation. Where a guard fails, or tracing, or the comparison, the computation runs eagerly, after one warning that
+says why: slower, never wrong.
 
 On a GPU the kernels of the graph, and of what finishes it (the optimizer's step), are recorded as one CUDA graph.
 """
@@ -18,16 +19,24 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
-from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 
+from ppvae._internals import handlers
 from ppvae.compile.cuda_graph import Recording, recordable
 from ppvae.compile.guards import Contents, Same, fingerprint, is_plain_object, modules_that_run, state_unchanged
 from ppvae.compile.inductor import build_headers, compile_graph
 from ppvae.compile.tracing import Computation, Traced, UncompilableError, check_same, tensors_of, trace
+from ppvae.compile.verification import AUTOCAST, Label, Outcome, first_difference
+from ppvae.rng import get_rng, set_rng
+
+Compile = bool | Literal["auto"]
+"""Whether to compile: always, never, or where it repays itself."""
+
+COST = 10_000.0
+"""Milliseconds that compiling a graph takes, roughly."""
 
 MAX_GRAPHS = 4
 """Kinds of arguments (shapes, dtypes, absent labels) that are compiled; any further one runs eagerly."""
@@ -39,12 +48,25 @@ MAX_MISSES = 20
 """How often a computation may run eagerly because Python would have decided otherwise than it did while tracing."""
 
 
-class _FailedEagerly(Exception):
-    """The computation fails as it is, without any compiler."""
+def check_compile(compile: Compile) -> None:
+    """Checks the argument `compile`.
 
-    def __init__(self, error: Exception) -> None:
-        super().__init__(str(error))
-        self.error = error
+    Raises:
+        ValueError: where it is neither a bool nor "auto".
+    """
+    if compile not in (True, False, "auto"):
+        raise ValueError(f"compile must be True, False or 'auto', got {compile!r}")
+
+
+def repays(compile: Compile, calls: float, *, saved: float) -> bool:
+    """Whether to compile: as it was asked for, or for "auto" where so many calls repay what it costs.
+
+    Args:
+        compile: what was asked for.
+        calls: how often the computation will run.
+        saved: milliseconds that a compiled call saves, roughly. No clock is asked: the same run compiles every time.
+    """
+    return bool(compile) if compile != "auto" else calls * saved >= COST
 
 
 class Finish(Protocol):
@@ -57,6 +79,19 @@ class Finish(Protocol):
         """What it takes for granted, compared by `==`; None where a CUDA graph cannot hold it: it then follows one."""
 
 
+class _FailedEagerly(Exception):
+    """The computation fails as it is, without any compiler."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def _places(layout: Any) -> list[Label]:
+    """No names: the places of the outputs."""
+    return []
+
+
 class Compiled:
     """A computation that is compiled for each kind of arguments that it meets.
 
@@ -66,6 +101,8 @@ class Compiled:
         parameters: gives the tensors that it leaves gradients on.
         guarded: gives what else the computation depends on, hashable.
         finish: what is done with the outputs.
+        labels: from the layout of the outputs to what each is called, for the warning that names one.
+        autocast: whether products are computed in half precision, which rounds more.
     """
 
     def __init__(
@@ -76,38 +113,39 @@ class Compiled:
         parameters: Callable[[], list[Tensor]] = list,
         guarded: Callable[[], Any] = tuple,
         finish: Finish | None = None,
+        labels: Callable[[Any], Sequence[Label]] = _places,
+        autocast: bool = False,
     ) -> None:
         self._compute = compute
         self._modules = modules
         self._parameters = parameters
         self._guarded = guarded
         self._finish = finish
+        self._labels = labels
+        self._tolerance = AUTOCAST if autocast else 1.0
         self._graphs: dict[Any, _Graph] = {}
         self._retraces = 0
         self._misses = 0
         self._eager = False
 
     def __call__(self, args: tuple[Any, ...]) -> tuple[Sequence[Tensor], Any]:
-        """What the computation gives, finished; the next call may write over tensors on a GPU."""
+        """What the computation gives, finished. It is the caller's: no later call writes over it."""
         graph, outputs = None, None
         if not self._eager:
             try:
                 graph = self._graph(args)
-                outputs = None if graph is None else graph.run(args, self._finish)
-                if graph is not None and outputs is None:
-                    self._count_a_miss()
+                outputs = None if graph is None else self._run(graph, args)
             except _FailedEagerly as failed:
                 raise failed.error from None
             except Exception as error:  # a compiler can fail in many ways, and the eager way is always there
                 self._eager = True
                 warnings.warn(f"not compiled, runs eagerly: {_first_line(error)}", stacklevel=4)
-        if graph is not None and outputs is not None:
-            layout = graph.traced.layout
-            finish = None if graph.finishes else self._finish
-        else:
+        if graph is None or outputs is None:
             outputs, layout = self._compute(args)
-            finish = self._finish
-        return outputs if finish is None else finish(outputs, layout), layout
+            return self._finished(outputs, layout), layout
+        layout = graph.traced.layout
+        finished = outputs if graph.finishes else self._finished(outputs, layout)
+        return (finished if graph.recording is None else _copies(finished)), layout
 
     @property
     def num_graphs(self) -> int:
@@ -119,10 +157,57 @@ class Compiled:
         for graph in self._graphs.values():
             graph.trusted = False
 
-    def _count_a_miss(self) -> None:
-        self._misses += 1
-        if self._misses > MAX_MISSES:
-            raise UncompilableError("the pair's Python code depends on values of tensors, which keep changing")
+    def _finished(self, outputs: Sequence[Tensor], layout: Any) -> Sequence[Tensor]:
+        return outputs if self._finish is None else self._finish(outputs, layout)
+
+    def _run(self, graph: _Graph, args: tuple[Any, ...]) -> Sequence[Tensor] | None:
+        """Runs a graph, the first time beside the eager computation; None where that is to be taken in its place."""
+        outputs = graph.run(args, self._finish) if graph.verified else self._verified(graph, args)
+        if outputs is None:
+            self._misses += 1
+            if self._misses > MAX_MISSES:
+                raise UncompilableError("the pair's Python code depends on values of tensors, which keep changing")
+        return outputs
+
+    def _verified(self, graph: _Graph, args: tuple[Any, ...]) -> Sequence[Tensor] | None:
+        """Compares the first run of a graph with the eager computation.
+
+        A discrete draw may fall otherwise where its probability is rounded otherwise: it takes two differences, on two
+        calls, to find a compiler wrong.
+
+        Raises:
+            UncompilableError: where they differ for the second time.
+        """
+        written, device = self._written(), _device_of(args)
+        before = get_rng(device), [tensor.detach().clone() for _, tensor in written]
+        with self._unchanged():
+            outputs, layout = self._compute(args)
+            left = [tensor.detach().clone() for _, tensor in written]
+            eager = Outcome([output.detach().clone() for output in outputs], left, get_rng(device))
+        found = graph.run(args, None)
+        if found is None:
+            return None
+        labels = list(self._labels(layout)) or [("output", str(i)) for i in range(len(outputs))]
+        labels += [("what is left in", name) for name, _ in written]
+        compiled = [*found, *(tensor for _, tensor in written)]
+        difference = first_difference(labels, [*eager.outputs, *eager.written], compiled, tolerance=self._tolerance)
+        if difference is None:
+            graph.verified = True
+            return found
+        set_rng(before[0], device)
+        with torch.no_grad():
+            for (_, tensor), value in zip(written, before[1], strict=True):
+                tensor.copy_(value)
+        graph.differences += 1
+        if graph.differences > 1:
+            raise UncompilableError(f"compiled, {difference} differs from what it is eagerly")
+        return None
+
+    def _written(self) -> list[tuple[str, Tensor]]:
+        """The tensors that a computation may write to, buffers of modules and others that they hold, by name."""
+        buffers = {id(b): (name, b) for module in self._modules for name, b in module.named_buffers()}
+        others = {id(t): ("a tensor that a module holds", t) for t in Contents(self._modules).tensors()}
+        return [(name, tensor) for name, tensor in (others | buffers).values() if not tensor.is_inference()]
 
     def _graph(self, args: tuple[Any, ...]) -> _Graph | None:
         """The compiled graph for this kind of arguments; None where there are too many kinds."""
@@ -154,7 +239,7 @@ class Compiled:
     def _kind(self, args: tuple[Any, ...]) -> Any:
         """What a graph is made for: arguments, precision, the handlers around, and what the caller guards."""
         precision = [(d, torch.is_autocast_enabled(d) and torch.get_autocast_dtype(d)) for d in ("cpu", "cuda")]
-        return (_layout(args), *precision, tuple(map(fingerprint, _PYRO_STACK)), self._guarded())
+        return (_layout(args), *precision, tuple(map(fingerprint, handlers())), self._guarded())
 
     def _trace(self, args: tuple[Any, ...]) -> Traced:
         with self._unchanged():
@@ -190,6 +275,8 @@ class _Graph:
     recording: Recording | None = None
     finishes: bool = False
     runs: int = 0
+    verified: bool = False
+    differences: int = 0
 
     def confirm(self, again: Traced) -> bool:
         """Whether a new run of the computation does what this graph does; it is trusted from then on."""
@@ -275,3 +362,15 @@ def _layout(args: tuple[Any, ...]) -> tuple[Any, ...]:
         else a
         for a in args
     )
+
+
+def _device_of(args: tuple[Any, ...]) -> torch.device:
+    """Where a computation draws its random numbers: on the GPU of its arguments, if they are on one."""
+    return next((tensor.device for tensor in tensors_of(args) if tensor.is_cuda), torch.device("cpu"))
+
+
+def _copies(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Tensors that the next replay of a CUDA graph does not write over; of single numbers, by one launch."""
+    if len({(t.dtype, t.device) for t in tensors}) == 1 and all(t.dim() == 0 for t in tensors):
+        return list(torch.stack(list(tensors)))
+    return [tensor.clone() for tensor in tensors]

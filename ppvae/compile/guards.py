@@ -18,6 +18,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from ppvae._internals import persistent_buffers, version_of
 from ppvae.params import LocalParams
 from ppvae.rng import get_rng, set_rng
 
@@ -203,7 +204,7 @@ def check_no_buffers(modules: list[nn.Module]) -> None:
         ValueError: naming the network.
     """
     for module in (child for root in modules for child in root.modules()):
-        if module._buffers.keys() - module._non_persistent_buffers_set:
+        if persistent_buffers(module):
             raise ValueError(
                 f"the pair uses a {type(module).__name__} with buffers that does not belong to it: make it an "
                 "attribute of the pair, or name it in ppvae.Pair(model, guide, modules=[...])"
@@ -226,7 +227,7 @@ def state_unchanged(
     device = next((t.device for t in (*parameters, *owned, *buffers) if t.is_cuda), torch.device("cpu"))
     rng, copies = get_rng(device), [b.detach().clone() for b in buffers]
     keep: list[bool] = []
-    others = [(tensor, tensor._version, tensor.detach().clone()) for tensor in tensors if not tensor.is_inference()]
+    others = [(tensor, version_of(tensor), tensor.detach().clone()) for tensor in tensors if not tensor.is_inference()]
     try:
         yield keep
     finally:
@@ -234,7 +235,7 @@ def state_unchanged(
             set_rng(rng, device)
             with torch.no_grad():
                 for tensor, version, copy in others:
-                    if tensor._version != version:
+                    if version_of(tensor) != version:
                         tensor.copy_(copy)
                 for buffer, copy in zip(buffers, copies, strict=True):
                     buffer.copy_(copy)

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from ppvae._internals import TorchDispatchMode, modes_off, scalar_read
 
 Computation = Callable[[tuple[Any, ...]], tuple[Sequence[Tensor], Any]]
 """From arguments to tensors, and to whatever says what these are."""
@@ -106,13 +107,13 @@ class _Reads(TorchDispatchMode):
         self.decisions: list[tuple[Tensor, float]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default:
+        if func is scalar_read():
             module, function = _asked_by(sys._getframe(1))
             if module == "pyro.util" and "warn_if" in function:
                 return False
             if (module, function) == ("pyro.infer.util", "compute_expectation"):
                 return True
-            with _disable_current_modes():
+            with modes_off():
                 value = args[0].item()
             self.decisions.append((args[0], value))
             return value

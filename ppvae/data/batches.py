@@ -110,7 +110,7 @@ class Batches:
         batches = self._rows(generator)
         return batches if self.transform is None else _transformed(self.transform, generator, batches)
 
-    def to(self, device: torch.device | str) -> "Batches":
+    def to(self, device: torch.device | str) -> Batches:
         """Return these minibatches on another device, to be iterated from the epoch that is next here.
 
         Args:
@@ -290,7 +290,7 @@ class JointBatches:
         streams = [_steps(part, index * steps, (index + 1) * steps) for part in self.sets]
         return zip(*streams, strict=True)
 
-    def to(self, device: torch.device | str) -> "JointBatches":
+    def to(self, device: torch.device | str) -> JointBatches:
         """Return these minibatches on another device, sharing the tensors where they are there already."""
         moved = JointBatches(*(part.to(device) for part in self.sets))
         moved._next_epoch = self._next_epoch

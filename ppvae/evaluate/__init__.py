@@ -17,6 +17,7 @@ from ppvae.evaluate.sbc import SBCRanks, SBCVerdict, check_sbc, ecdf_band, run_s
 __all__ = [
     "AnnealedLogMarginal",
     "AnomalyScores",
+    "BidirectionalBounds",
     "Elbo",
     "Estimate",
     "InferenceGap",
@@ -30,7 +31,6 @@ __all__ = [
     "Reliability",
     "SBCRanks",
     "SBCVerdict",
-    "BidirectionalBounds",
     "annealed_log_marginal",
     "anomaly_scores",
     "auroc",

@@ -1,9 +1,10 @@
-"""The optimizer's side of a step: one torch optimizer for all parameters, or a Pyro optimizer as it is."""
+"""Between the gradient and the parameters: clipping, and one torch optimizer for all of them, or Pyro's as it is."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
@@ -11,19 +12,35 @@ import pyro
 import torch
 from pyro.optim import PyroOptim
 from torch import Tensor
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-OptimizerFactory = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
-"""From parameters to a torch optimizer, e.g. `partial(torch.optim.Adam, lr=1e-3)`."""
+from ppvae._internals import hooked_steps, waits_for_state
+from ppvae.objectives.schedule import Schedule, as_schedule
+
+OptimizerFactory = Callable[[Iterable[Any]], torch.optim.Optimizer]
+"""From parameters, or groups of them, to a torch optimizer, e.g. `partial(torch.optim.Adam, lr=1e-3)`."""
+
+ParamGroups = Mapping[str, Mapping[str, Any]]
+"""Options of the optimizer by patterns of parameters' names: `{"*.bias": {"weight_decay": 0.0}}`. A parameter has those
+of every pattern that it matches (as file names do: `*`, `?`, `[ab]`); of two that say something else the later counts."""
+
+OnGradients = Callable[[Sequence[Tensor]], None]
+"""Is given the parameters, their gradients in place, before these are clipped."""
+
+Named = Sequence[tuple[str, Tensor]]
+"""Parameters with their names, in a fixed order."""
 
 
 class Stepper:
-    """Clips gradients, steps the optimizer and clears the gradients.
+    """The one place where gradients that are there become a step: a hook on them, clipping, the optimizer.
+
+    Eager and compiled steps go through it, and so does what a CUDA graph records.
 
     Args:
         optim: a function from parameters to a torch optimizer, or a `pyro.optim` object. A plain one of these becomes
             one torch optimizer.
         clip_norm: the gradient is scaled down to this global norm where it is longer.
+        param_groups: options by names of parameters; "lr" may be a schedule.
+        on_gradients: is called before clipping: a collective among processes, gradients that are looked at.
         capturable: make the step one that a CUDA graph can hold, where the optimizer can and its parameters are on a
             GPU: its learning rate is then a tensor there.
 
@@ -31,45 +48,69 @@ class Stepper:
         optimizer: the torch optimizer, once it is made.
 
     Raises:
-        TypeError: where `optim` cannot be called.
+        TypeError: where `optim` cannot be called, or is an object of Pyro's together with `param_groups`.
     """
 
-    def __init__(self, optim: OptimizerFactory | PyroOptim, clip_norm: float | None, *, capturable: bool) -> None:
+    def __init__(
+        self,
+        optim: OptimizerFactory | PyroOptim,
+        clip_norm: float | None = None,
+        *,
+        param_groups: ParamGroups | None = None,
+        on_gradients: OnGradients | None = None,
+        capturable: bool,
+    ) -> None:
         if not callable(optim):
             raise TypeError(f"optim must be a function from parameters to an optimizer, got {optim!r}")
         self.clip_norm = clip_norm
+        self.param_groups = dict(param_groups or {})
+        self.on_gradients = on_gradients
         self.optimizer: torch.optim.Optimizer | None = None
         self._optim: Any = one_optimizer(optim)
+        if self.param_groups and isinstance(self._optim, PyroOptim):
+            raise TypeError("param_groups go with torch optimizers: an object of pyro.optim takes a function of names")
         self._capturable = capturable
+        self._own_rates: list[Schedule | None] = []
         self._rates: list[Tensor] = []
 
-    def prepare(self, parameters: Sequence[Tensor]) -> None:
+    def prepare(self, named: Named) -> None:
         """Makes the optimizer.
 
         Raises:
             TypeError: where `optim` gives no torch optimizer.
-            ValueError: where there is nothing to train.
+            ValueError: where there is nothing to train, or a pattern of `param_groups` matches no parameter.
         """
         if isinstance(self._optim, PyroOptim):
             return
-        if not parameters:
+        if not named:
             raise ValueError("there is nothing to train: the pair has no parameter that requires a gradient")
-        self.optimizer = self._optim(parameters)
-        if not isinstance(self.optimizer, torch.optim.Optimizer):
-            raise TypeError(f"optim must return a torch.optim.Optimizer, got {type(self.optimizer).__name__}")
-        self._capturable = self._capturable and all(parameter.is_cuda for parameter in parameters)
+        self._check_patterns(named)
+        groups = self._groups(named)
+        optimizer = self._optim(groups if self.param_groups else [parameter for _, parameter in named])
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(f"optim must return a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        self.optimizer = optimizer
+        self._capturable = self._capturable and all(parameter.is_cuda for _, parameter in named)
         self._settle()
 
-    def add(self, parameters: Iterable[Tensor]) -> None:
+    def add(self, named: Named) -> None:
         """Adds the parameters that the optimizer does not have yet."""
         if self.optimizer is not None:
             known = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-            if new := [p for p in parameters if id(p) not in known]:
-                self.optimizer.add_param_group({"params": new})
+            if new := [(name, p) for name, p in named if id(p) not in known]:
+                for group in self._groups(new):
+                    self.optimizer.add_param_group(group)
                 self._settle()
 
-    def step(self, parameters: Sequence[Tensor]) -> None:
-        """Takes the step from the gradients on the parameters."""
+    def step(self, named: Callable[[], Named], parameters: Sequence[Tensor]) -> None:
+        """Takes the step from the gradients on the parameters.
+
+        Args:
+            named: gives the parameters with their names, where the optimizer is yet to be made.
+            parameters: the same parameters.
+        """
+        if self.on_gradients is not None:
+            self.on_gradients(parameters)
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
         if isinstance(self._optim, PyroOptim):
@@ -77,12 +118,19 @@ class Stepper:
             pyro.infer.util.zero_grads(parameters)
             return
         if self.optimizer is None:
-            self.prepare(parameters)
+            self.prepare(named())
         assert self.optimizer is not None
         self._settle_rates()
         self.optimizer.step()
         for parameter in parameters:
             parameter.grad = None  # what optimizer.zero_grad() does, without its bookkeeping
+
+    def set_rates(self, epoch: float, schedule: Schedule | None) -> None:
+        """Sets the learning rates of a time in epochs: those of `schedule`, but for groups with an `lr` of their own."""
+        assert self.optimizer is not None
+        for group, own in zip(self.optimizer.param_groups, self._own_rates, strict=True):
+            if rate := own or schedule:
+                group["lr"] = rate(epoch)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Loads the optimizer's state, also one that was saved where another device trained."""
@@ -97,16 +145,38 @@ class Stepper:
     def held(self, trained: Sequence[Tensor]) -> Held | None:
         """What a recorded step takes for granted; None where the step cannot be recorded."""
         optimizer = self.optimizer
-        if optimizer is None or optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
-            return None
-        if _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
+        if optimizer is None or hooked_steps(optimizer):
             return None
         groups, states = optimizer.param_groups, [optimizer.state.get(p, {}) for p in trained]
         if not all(group.get("capturable") for group in groups) or not all(states):
             return None  # a state that does not exist yet would be made anew at every replay
         self._settle_rates()
         options = [{name: option for name, option in group.items() if name != "params"} for group in groups]
-        return Held([value for state in states for value in state.values()], [self.clip_norm, *options])
+        objects = [self.on_gradients, *(value for state in states for value in state.values())]
+        return Held(objects, [self.clip_norm, *options])
+
+    def _groups(self, named: Named) -> list[dict[str, Any]]:
+        """The parameters as groups of equal options, and what learning rates of their own these have."""
+        groups: list[dict[str, Any]] = []
+        for name, parameter in named:
+            own: dict[str, Any] = {}
+            for pattern, options in self.param_groups.items():
+                own |= options if fnmatchcase(name, pattern) else {}
+            group = next((g for g in groups if {k: v for k, v in g.items() if k != "params"} == own), None)
+            if group is None:
+                groups.append(group := {**own, "params": []})
+            group["params"].append(parameter)
+        for group in groups:
+            own_rate = as_schedule(group["lr"], name="lr of param_groups") if "lr" in group else None
+            self._own_rates.append(own_rate)
+            group |= {} if own_rate is None else {"lr": own_rate(0.0)}
+        return groups
+
+    def _check_patterns(self, named: Named) -> None:
+        for pattern in self.param_groups:
+            if not any(fnmatchcase(name, pattern) for name, _ in named):
+                names = [name for name, _ in named]
+                raise ValueError(f"param_groups[{pattern!r}] matches none of the parameters {names}")
 
     def _settle(self) -> None:
         """Lets a GPU's graph hold the step, where the optimizer can."""
@@ -151,6 +221,6 @@ class Held:
 def one_optimizer(optim: Any) -> Any:
     """A plain `pyro.optim` object as one torch optimizer; any other as it is."""
     plain = type(optim) is PyroOptim and isinstance(optim.pt_optim_args, dict)
-    if plain and not optim.pt_clip_args and not optim._state_waiting_to_be_consumed:
+    if plain and not optim.pt_clip_args and not waits_for_state(optim):
         return partial(optim.pt_optim_constructor, **optim.pt_optim_args)
     return optim

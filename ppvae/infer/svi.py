@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import pyro
 import torch
@@ -18,15 +18,16 @@ from pyro.optim import PyroOptim
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from ppvae.compile.compiled import Compiled
+from ppvae.compile.compiled import Compile, Compiled, check_compile, repays
 from ppvae.compile.guards import Contents, Same, check_no_buffers, fingerprint, modules_that_run
+from ppvae.compile.verification import Label
 from ppvae.infer.nonfinite import NonFiniteError, check_finite
-from ppvae.infer.optim import Held, OptimizerFactory, Stepper
-from ppvae.objectives.base import StepTerms, Traces, elbo_terms, evaluate_objective
-from ppvae.params import BASELINES, LocalParams, module_local
+from ppvae.infer.optim import Held, OnGradients, OptimizerFactory, ParamGroups, Stepper
+from ppvae.objectives.base import Evaluation, StepTerms, Traces, evaluate_objective, networks_of
+from ppvae.params import BASELINES, LocalParams, module_local, pyro_name
 
-COMPILE_FROM = 10_000
-"""Steps from which compiling repays itself for a small model: it costs seconds and saves about a millisecond a step."""
+SAVED = 1.0
+"""Milliseconds that compiling saves at a step of a small model, roughly: it repays itself in 10,000 steps."""
 
 
 class SVI:
@@ -44,10 +45,15 @@ class SVI:
             options by parameter name works as in Pyro.
         loss: any Pyro ELBO object, or a function `(model, guide, *args) -> differentiable loss`.
         compile: whether to run the step as one compiled graph, see `ppvae.compile.compiled`. "auto" compiles where it
-            repays itself: where `svi.planned_steps`, or where it is None the steps taken, reach `COMPILE_FROM`.
+            repays itself: in 10,000 steps, `svi.planned_steps` or, where that is None, those taken.
         autocast: dtype of matrix products and convolutions (`torch.autocast`), e.g. `torch.bfloat16` for large nets on
             a GPU. Parameters keep theirs, and the distributions of `ppvae.distributions` compute in float32.
         clip_norm: the gradient is scaled down to this global norm where it is longer.
+        param_groups: options of the optimizer by patterns of parameters' names, as `named_parameters` has them, e.g.
+            `{"q_z_given_x.*": {"lr": 1e-4}, "*.bias": {"weight_decay": 0.0}}`.
+        on_gradients: is called with the parameters at every step, their gradients in place, before these are clipped:
+            the place for a collective among processes. On a GPU it is recorded with the step, so that it must launch
+            the same work every time.
         owner: the module that parameters live on, where `model` or `guide` is no method of it.
 
     Example:
@@ -68,13 +74,14 @@ class SVI:
         optim: OptimizerFactory | PyroOptim,
         loss: ELBO | Callable[..., Tensor],
         *,
-        compile: bool | Literal["auto"] = "auto",
+        compile: Compile = "auto",
         autocast: torch.dtype | None = None,
         clip_norm: float | None = None,
+        param_groups: ParamGroups | None = None,
+        on_gradients: OnGradients | None = None,
         owner: nn.Module | None = None,
     ) -> None:
-        if compile not in (True, False, "auto"):
-            raise ValueError(f"compile must be True, False or 'auto', got {compile!r}")
+        check_compile(compile)
         if isinstance(loss, type) or not callable(loss):
             example = f", e.g. {loss.__name__}()" if isinstance(loss, type) else ""
             raise TypeError(f"loss must be a pyro.infer ELBO object or a function{example}, got {loss!r}")
@@ -85,10 +92,14 @@ class SVI:
         self.planned_steps: int | None = None
         self.autocast = autocast
         self.optim = optim
-        self.stepper = Stepper(optim, clip_norm, capturable=bool(compile))
+        self.stepper = Stepper(
+            optim, clip_norm, param_groups=param_groups, on_gradients=on_gradients, capturable=bool(compile)
+        )
         owners = [_owner(model), _owner(guide)]
         self._local = owner is not None or None not in owners
-        self._owners = list(dict.fromkeys(module for module in (owner, *owners) if module is not None))
+        networks = networks_of(loss)
+        self._owners = [*dict.fromkeys(m for m in (owner, *owners) if m is not None), *networks.values()]
+        self._prefixes = [*[""] * (len(self._owners) - len(networks)), *(f"objective.{name}." for name in networks)]
         self._modules = list(self._owners)  # and those of plain functions, once they have run
         self._compiled = Compiled(
             self._gradient_as_outputs,
@@ -96,9 +107,11 @@ class SVI:
             parameters=self.parameters,
             guarded=self._guarded,
             finish=_StepFromOutputs(self),
+            labels=self._labels,
+            autocast=autocast is not None,
         )
         self._steps = 0
-        self._met: dict[int, Tensor] = {}
+        self._met: dict[int, tuple[str, Tensor]] = {}
         self._parameters: list[Tensor] = []
         self._tree: Contents | None = None
 
@@ -115,8 +128,7 @@ class SVI:
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
         """The loss on `args`, without a step."""
         with self.running(), torch.no_grad():
-            loss, _, _ = self._evaluate(args, kwargs)
-            return float(loss)
+            return float(self._evaluate(args, kwargs).loss)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -146,9 +158,23 @@ class SVI:
     def parameters(self) -> list[Tensor]:
         """The tensors that are trained, in a fixed order."""
         if not self._parameters:
-            owned = {id(p): p for owner in self._owners for p in owner.parameters() if p.requires_grad}
-            self._parameters = list((owned | self._met).values())
+            self._parameters = [parameter for _, parameter in self.named_parameters()]
         return self._parameters
+
+    def named_parameters(self) -> list[tuple[str, Tensor]]:
+        """The tensors that are trained, with their names, in a fixed order.
+
+        A module's parameter has the name that it has there, a `pyro.param` its own, and one of a network that the
+        objective brings along `objective.<attribute>.<name>`.
+        """
+        named = self._met | {id(p): (name, p) for name, p in self._owned()}  # a module's own name for it counts
+        order = dict.fromkeys([*(id(p) for _, p in self._owned()), *self._met])
+        return [named[key] for key in order if named[key][1].requires_grad]
+
+    def _owned(self) -> Iterator[tuple[str, Tensor]]:
+        for prefix, owner in zip(self._prefixes, self._owners, strict=True):
+            for name, parameter in owner.named_parameters():
+                yield prefix + (pyro_name(name) or name), parameter
 
     def setup(self, *args: Any) -> None:
         """Runs the pair once on a batch, so that parameters created at first use exist, and makes the optimizer.
@@ -161,7 +187,7 @@ class SVI:
             guide_trace = pyro.poutine.trace(self.guide).get_trace(*args)
             pyro.poutine.replay(self.model, trace=guide_trace)(*args)
         self._remember(params.trace)
-        self.stepper.prepare(self.parameters())
+        self.stepper.prepare(self.named_parameters())
 
     def check_buffers(self) -> None:
         """Checks that the networks which ran outside the pair hold no buffers, see `ppvae.compile.guards`."""
@@ -173,16 +199,11 @@ class SVI:
         if self._compiles() and not kwargs and not check:
             terms, (names, _) = self._compiled((weight, *args))
             self._steps += 1
-            # A CUDA graph writes its next results over these, and the terms are read later.
-            if all(term.is_cuda for term in terms):
-                kept = list(torch.stack(list(terms)))
-            else:
-                kept = [term.clone() if term.is_cuda else term for term in terms]
-            return StepTerms.of(dict(zip(names, kept, strict=True)))
+            return StepTerms.of(dict(zip(names, terms, strict=True)))
         with nullcontext() if self._steps else modules_that_run(self._modules):
             result = self._gradient(args, weight, kwargs, check=check)
         self._steps += 1
-        self.stepper.step(self.parameters())
+        self.stepper.step(self.named_parameters, self.parameters())
         return result
 
     def _compiles(self) -> bool:
@@ -190,7 +211,7 @@ class SVI:
         if not self.compile or not self._parameters:
             return False
         steps = self._steps if self.planned_steps is None else self.planned_steps
-        return self.compile is True or steps >= COMPILE_FROM
+        return repays(self.compile, steps, saved=SAVED)
 
     def _guarded(self) -> Any:
         """What else a compiled gradient depends on: which parameters are trained, and what of."""
@@ -208,7 +229,8 @@ class SVI:
         self, args: tuple[Any, ...], weight: float | None, kwargs: dict[str, Any] | None = None, *, check: bool = False
     ) -> StepTerms:
         """Adds the gradient of a batch to the parameters, eagerly."""
-        loss, surrogate, traces = self._evaluate(args, kwargs or {})
+        evaluation = self._evaluate(args, kwargs or {})
+        surrogate = evaluation.surrogate
         self._find_new_parameters()
         parameters = self.parameters()
         if surrogate is not None and surrogate.requires_grad:
@@ -217,13 +239,20 @@ class SVI:
         elif surrogate is None and weight is not None:
             for gradient in (p.grad for p in parameters if p.grad is not None):
                 gradient.mul_(weight)
-        terms = StepTerms(loss, *elbo_terms(self.loss, traces))
+        terms = evaluation.terms()
         if check:
-            self._check_finite(traces, terms)
+            self._check_finite(evaluation.all_traces(), terms)
         return terms
 
-    def _evaluate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor | None, Traces]:
-        """The loss, what to differentiate (None: the gradient is there already), and the traces."""
+    def _labels(self, layout: Any) -> list[Label]:
+        """What the outputs of a compiled gradient are called."""
+        names, trained = layout
+        called = {id(p): name for name, p in self.named_parameters()}
+        gradients = [("the gradient of", called.get(id(p), "a parameter")) for p in trained]
+        return [*(("the term", name) for name in names), *gradients]
+
+    def _evaluate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Evaluation:
+        """The objective on a minibatch, with the parameters that it met noted."""
         with pyro.poutine.trace(param_only=True) as params, self._precision():
             result = evaluate_objective(self.loss, self.model, self.guide, args, kwargs)
         self._remember(params.trace)
@@ -244,17 +273,18 @@ class SVI:
             value = site["value"]
             parameter = value.unconstrained() if hasattr(value, "unconstrained") else value
             if parameter.requires_grad and parameter.is_leaf and id(parameter) not in self._met:
-                self._met[id(parameter)] = parameter
+                self._met[id(parameter)] = (name, parameter)
                 self._parameters = []
-                self.stepper.add([parameter])
+                self.stepper.add([(name, parameter)])
 
     def _find_new_parameters(self) -> None:
         """Notices parameters and modules that were put in place of others; their parameters join the optimizer."""
         if self._parameters and (self._tree is None or self._tree.changed() is not None):
             known = {id(p) for p in self._parameters}
-            owned: dict[int, Tensor] = {id(p): p for owner in self._owners for p in owner.parameters()}
-            found = [p for p in owned.values() if p.requires_grad and id(p) not in known]
-            self._parameters = [p for p in self._parameters if id(p) in owned or id(p) in self._met] + found
+            owned = {id(p): (name, p) for name, p in self._owned()}
+            found = [(name, p) for name, p in owned.values() if p.requires_grad and id(p) not in known]
+            self._parameters = [p for p in self._parameters if id(p) in owned or id(p) in self._met]
+            self._parameters += [p for _, p in found]
             self.stepper.add(found)
             self._tree = Contents(self._owners, only=("_parameters", "_modules"))
 
@@ -280,7 +310,7 @@ class _StepFromOutputs:
         names, trained = layout
         for parameter, gradient in zip(trained, outputs[len(names) :], strict=True):
             parameter.grad = gradient
-        self.svi.stepper.step(self.svi.parameters())
+        self.svi.stepper.step(self.svi.named_parameters, self.svi.parameters())
         return outputs[: len(names)]
 
     def held(self, layout: Any) -> Held | None:

@@ -15,12 +15,12 @@ from __future__ import annotations
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro import poutine
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from ppvae.models.base import ConditionalQueries, check_each, check_pieces, check_weight
 from ppvae.nn import check_context
+from ppvae.pair import loss_term
 
 
 class SSVAE(ConditionalQueries):
@@ -94,8 +94,7 @@ class SSVAE(ConditionalQueries):
             z = pyro.sample("z", self.p_z(label))
             pyro.sample("x", self.p_x_given_zy(z, label), obs=x)
             if y is not None and self.alpha > 0:
-                with poutine.scale(scale=self.alpha):
-                    pyro.sample("classifier", self.q_y_given_x(x), obs=y, infer={"is_auxiliary": True})
+                loss_term("classifier", -self.alpha * self.q_y_given_x(x).log_prob(y))
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
         """Y ~ q(y|x) where it is not known, enumerated; z ~ q(z|x,y)."""

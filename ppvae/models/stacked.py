@@ -16,7 +16,6 @@ from __future__ import annotations
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro import poutine
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from ppvae.models.base import ConditionalQueries, check_each, code_of, mean_of
 from ppvae.models.ssvae import SSVAE
 from ppvae.models.vae import VAE
 from ppvae.nn import check_context
+from ppvae.pair import loss_term
 
 
 class StackedSSVAE(ConditionalQueries):
@@ -79,8 +79,7 @@ class StackedSSVAE(ConditionalQueries):
             z1 = pyro.sample("z1", self.m2.p_x_given_zy(z2, label))
             pyro.sample("x", self.m1.p_x_given_z(z1), obs=x)
             if y is not None and self.m2.alpha > 0:
-                with poutine.scale(scale=self.m2.alpha):
-                    pyro.sample("classifier", self.m2.q_y_given_x(z1), obs=y, infer={"is_auxiliary": True})
+                loss_term("classifier", -self.m2.alpha * self.m2.q_y_given_x(z1).log_prob(y))
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
         """z1 ~ q(z1|x); y ~ q(y|z1) where it is not known, enumerated; z2 ~ q(z2|z1,y)."""

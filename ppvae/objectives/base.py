@@ -1,4 +1,4 @@
-"""Objectives: the ELBO of several data sets, and Pyro's ELBO objects evaluated for a step.
+"""Objectives: the base class of ours, and how any of Pyro's is evaluated for a step.
 
 A step knows the traces behind its loss, and reads nothing from the device.
 """
@@ -8,11 +8,10 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from pyro.distributions.util import scale_and_mask
 from pyro.infer import (
     ELBO,
     JitTrace_ELBO,
@@ -21,14 +20,21 @@ from pyro.infer import (
     JitTraceMeanField_ELBO,
     Trace_ELBO,
 )
+from pyro.infer.enum import get_importance_trace
 from pyro.poutine.trace_struct import Trace
-from torch import Tensor
+from torch import Tensor, nn
 
-from ppvae.traces import is_objective_only, latent_of, sample_sites
+from ppvae._internals import loss_of_particle, traces_of
+from ppvae.traces import LOSS_TERM, Site, latent_of, sites
 
 Traces = list[tuple[Trace, Trace]]
 """The (model, guide) traces of one step, a pair for each particle."""
 
+SitePair = tuple[dict[str, Site], dict[str, Site]]
+"""The sites of a model and of its guide."""
+
+OWN_COLUMNS = frozenset({"epoch", "data", "loss", "elbo", "reconstruction", "valid_elbo", "kl_weight", "lr"})
+"""Columns of the history that no term of a user's may be called."""
 
 _COMPILED = (JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceGraph_ELBO, JitTraceMeanField_ELBO)
 
@@ -42,81 +48,196 @@ class StepTerms:
         reconstruction: Σ E_q[log p(x|z)] over the observed sites; None where a latent is enumerated.
         kl: for each latent site, Σ E_q[log q(z|x) − log p(z)], by the samples that the step drew; auxiliary
             sites of the guide have no log p.
+        columns: what `ppvae.loss_term` and `Objective.record` named.
     """
 
     loss: Tensor
     reconstruction: Tensor | None
     kl: dict[str, Tensor]
+    columns: dict[str, Tensor] = field(default_factory=dict)
 
     def named(self) -> dict[str, Tensor]:
-        """The terms by column name: `loss`, `reconstruction`, `kl_<site>`."""
+        """The terms by column name: `loss`, `reconstruction`, `kl_<site>`, and those of the user.
+
+        Raises:
+            ValueError: where one of these is called like a column of ours.
+        """
+        if taken := [name for name in self.columns if name in OWN_COLUMNS or name.startswith("kl_")]:
+            raise ValueError(f"a term of the loss is called {taken[0]!r}, which is a column of the history already")
         terms = {"loss": self.loss}
         if self.reconstruction is not None:
             terms["reconstruction"] = self.reconstruction
-        return terms | {f"kl_{site}": value for site, value in self.kl.items()}
+        return terms | {f"kl_{site}": value for site, value in self.kl.items()} | self.columns
 
     @classmethod
     def of(cls, named: dict[str, Tensor]) -> StepTerms:
         """The terms that have these names."""
         kl = {name.removeprefix("kl_"): value for name, value in named.items() if name.startswith("kl_")}
-        return cls(named["loss"], named.get("reconstruction"), kl)
+        rest = {name: value for name, value in named.items() if not name.startswith("kl_")}
+        return cls(rest.pop("loss"), rest.pop("reconstruction", None), kl, rest)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An objective on a minibatch.
+
+    Attributes:
+        loss: its value, detached.
+        surrogate: what to differentiate in its place; None where Pyro has added the gradient to the parameters itself.
+        traces: of the pair, as far as the objective gives them.
+        num_particles: over which they are averaged.
+        columns: what the objective itself recorded for the history.
+        parts: of an objective over several data sets, the weight and the evaluation of each.
+    """
+
+    loss: Tensor
+    surrogate: Tensor | None
+    traces: Traces = field(default_factory=list)
+    num_particles: int = 1
+    columns: dict[str, Tensor] = field(default_factory=dict)
+    parts: list[tuple[float, Evaluation]] = field(default_factory=list)
+
+    def terms(self) -> StepTerms:
+        """The terms of the loss; of several data sets, those that the user named, weighted as they are in it."""
+        read = [(sites(model_trace), sites(guide_trace)) for model_trace, guide_trace in self.traces]
+        columns = {**_loss_terms(read, self.num_particles), **self.columns}
+        for weight, part in self.parts:
+            for name, value in part.terms().columns.items():
+                columns[name] = columns.get(name, 0.0) + weight * value
+        return StepTerms(self.loss, *_elbo_terms(read, self.num_particles), columns)
+
+    def all_traces(self) -> Traces:
+        """The traces of all data sets."""
+        return [*self.traces, *(trace for _, part in self.parts for trace in part.all_traces())]
 
 
 class Objective(ELBO):
-    """An objective that says what is differentiated, and works wherever a Pyro ELBO does."""
+    """What training minimises, for anyone to subclass: a `differentiable_loss`, and what else it may need.
+
+    An instance works wherever a Pyro ELBO does: `ppvae.fit(loss=...)`, `ppvae.SVI`, `pyro.infer.SVI`.
+
+    - `networks`: every `nn.Module` among its attributes (a critic) is trained with the pair in the same step, moved to
+      its device, and kept in checkpoints. Its parameters are called `objective.<attribute>.<name>` where
+      `param_groups` asks for names, e.g. `{"objective.critic.*": {"lr": 1e-4}}`.
+    - `record(name, value)` shows a term in the history.
+    - `set_time(epoch)` is called before every step of `ppvae.fit`: what a schedule gives is written there into tensors,
+      in place, so that a compiled step sees it.
+
+    Args:
+        num_particles: draws per datum and step.
+        retain_graph: as of a Pyro ELBO.
+
+    Example:
+        >>> import torch, ppvae
+        >>> from ppvae.models import PPCA
+        >>> from ppvae.traces import sites
+        >>> class NoisyELBO(Objective):
+        ...     def differentiable_loss(self, model, guide, *args, **kwargs):
+        ...         ((model_trace, guide_trace),) = self.traces(model, guide, args, kwargs)
+        ...         size = sites(guide_trace)["z"].value.pow(2).sum()
+        ...         self.record("size", size)
+        ...         return guide_trace.log_prob_sum() - model_trace.log_prob_sum() + 0.1 * size
+        >>> run = ppvae.fit(PPCA(8, 2), torch.randn(100, 8), loss=NoisyELBO(), epochs=1, progress=False)
+        >>> "size" in run.history[0]
+        True
+    """
+
+    def __init__(self, *, num_particles: int = 1, retain_graph: bool | None = None) -> None:
+        super().__init__(num_particles=num_particles, retain_graph=retain_graph)
+        self._traces: Traces = []
+        self._columns: dict[str, Tensor] = {}
 
     @abstractmethod
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
-        """The loss, summed over the batch; its gradient is the estimator's."""
+        """The loss, a 0-d tensor, summed over the batch; its gradient is the estimator's."""
+
+    def set_time(self, epoch: float, device: torch.device | None = None) -> None:
+        """Sets what depends on the time.
+
+        Args:
+            epoch: the time in epochs.
+            device: where the values are to lie.
+        """
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The modules among the attributes, by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, nn.Module)}
+
+    def traces(self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any) -> Traces:
+        """Runs guide and model once for each particle, scored; the history shows their terms."""
+        self._traces = list(traces_of(self, model, guide, args, kwargs))
+        return self._traces
+
+    def record(self, name: str, value: Tensor) -> None:
+        """Shows a value in the history under this name.
+
+        Args:
+            name: of the column.
+            value: 0-d, summed over the batch as the loss is; its gradient is not followed.
+        """
+        self._columns[name] = value.detach()
+
+    def evaluate(self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any) -> Evaluation:
+        """The loss with its traces and what was recorded."""
+        self._traces, self._columns = [], {}
+        try:
+            loss = self.differentiable_loss(model, guide, *args, **kwargs)
+            return Evaluation(loss.detach(), loss, self._traces, self.num_particles, self._columns)
+        finally:
+            self._traces, self._columns = [], {}  # nothing of a step stays on the objective
 
     def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
         """The same as a number, without gradients."""
         with torch.no_grad():
-            return float(self.differentiable_loss(model, guide, *args, **kwargs))
+            return float(self.evaluate(model, guide, args, kwargs).loss)
 
     def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
         """The same, its gradient added to the parameters: what `pyro.infer.SVI` calls."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        self._traces, self._columns = [], {}
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
         return float(loss.detach())
 
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
+
 
 def evaluate_objective(
     objective: Any, model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Tensor, Tensor | None, Traces]:
+) -> Evaluation:
     """Runs the pair and computes the loss.
 
     Args:
-        objective: a Pyro ELBO, or a function `(model, guide, *args) -> differentiable loss`.
+        objective: a Pyro ELBO, one of ours, or a function `(model, guide, *args) -> differentiable loss`.
         model: the generative model.
         guide: the variational posterior.
         args: of both.
         kwargs: of both.
-
-    Returns:
-        The loss, detached; what to differentiate in its place, or None where Pyro has added the gradient to the
-        parameters itself; the traces, as far as Pyro gives them.
     """
     if not isinstance(objective, ELBO):
         loss = torch.as_tensor(objective(model, guide, *args, **kwargs))
-        return loss.detach(), loss, []
-    from ppvae.objectives.joint import JointELBO, _joint_elbo
-
-    if isinstance(objective, JointELBO):
-        return _joint_elbo(objective, model, guide, args, kwargs)
+        return Evaluation(loss.detach(), loss)
+    if isinstance(objective, Objective):
+        return objective.evaluate(model, guide, args, kwargs)
     traces: Traces = []
-    recording = _recording(objective, traces)
+    recording, particles = _recording(objective, traces), objective.num_particles
     if getattr(type(recording), "differentiable_loss", None) is Trace_ELBO.differentiable_loss:
-        return *_trace_elbo(recording, model, guide, args, kwargs), traces
+        return Evaluation(*_trace_elbo(recording, model, guide, args, kwargs), traces, particles)
     if not torch.is_grad_enabled():
-        return _as_tensor(recording.loss(model, guide, *args, **kwargs)), None, traces
+        return Evaluation(_as_tensor(recording.loss(model, guide, *args, **kwargs)), None, traces, particles)
     if hasattr(recording, "differentiable_loss"):
         loss = recording.differentiable_loss(model, guide, *args, **kwargs)
-        return loss.detach(), loss, traces
-    return _as_tensor(recording.loss_and_grads(model, guide, *args, **kwargs)), None, traces
+        return Evaluation(loss.detach(), loss, traces, particles)
+    return Evaluation(_as_tensor(recording.loss_and_grads(model, guide, *args, **kwargs)), None, traces, particles)
+
+
+def networks_of(objective: Any) -> dict[str, nn.Module]:
+    """The modules that an objective brings along; none of Pyro's does."""
+    return objective.networks if isinstance(objective, Objective) else {}
 
 
 def _as_tensor(loss: Any) -> Tensor:
@@ -135,7 +256,7 @@ def _recording(objective: ELBO, traces: Traces) -> Any:
         recording.__class__ = type(objective).__base__
 
     def get_traces(*args: Any) -> Iterator[tuple[Trace, Trace]]:
-        for model_trace, guide_trace in objective._get_traces(*args):  # which may note a plate nesting on itself
+        for model_trace, guide_trace in traces_of(objective, *args):  # which may note a plate nesting on itself
             # Some ELBOs take no gradient where they see no parameter, and a module announces none.
             model_trace.add_node("_trained_by_ppvae", type="param", name="_trained_by_ppvae", value=None)
             traces.append((model_trace, guide_trace))
@@ -159,54 +280,49 @@ def _trace_elbo(
 ) -> tuple[Tensor, Tensor]:
     """Loss and surrogate of a `Trace_ELBO`, as its `differentiable_loss`, without reading from the device."""
     loss, surrogate = 0.0, 0.0
-    for model_trace, guide_trace in objective._get_traces(model, guide, args, kwargs):
+    for model_trace, guide_trace in traces_of(objective, model, guide, args, kwargs):
         with _ItemsStay():
-            terms = objective._differentiable_loss_particle(model_trace, guide_trace)
+            terms = loss_of_particle(objective, model_trace, guide_trace)
         loss = loss + terms[0] / objective.num_particles
         surrogate = surrogate + terms[1] / objective.num_particles
     return torch.as_tensor(loss).detach(), torch.as_tensor(surrogate)
 
 
 @torch.no_grad()
-def elbo_terms(objective: Any, traces: Traces) -> tuple[Tensor | None, dict[str, Tensor]]:
+def _elbo_terms(read: list[SitePair], num_particles: int) -> tuple[Tensor | None, dict[str, Tensor]]:
     """Reconstruction and KL per latent site of the drawn samples, unscaled, averaged over the particles.
 
-    None and nothing where a latent is enumerated, or where the traces are of several data sets.
+    None and nothing where a latent is enumerated, or there are no traces.
     """
-    from ppvae.objectives.joint import JointELBO
-
-    if isinstance(objective, JointELBO):
-        return None, {}
-    num_particles = getattr(objective, "num_particles", 1)
     reconstruction: Any = 0.0
     kl: dict[str, Any] = {}
-    for model_trace, guide_trace in traces:
-        share = _share(model_trace)
-        sites = [(1, *site) for site in sample_sites(model_trace)] + [(-1, *site) for site in sample_sites(guide_trace)]
-        for sign, name, site in sites:
-            if "_enumerate_dim" in site["infer"] or "_enum_total" in site["infer"]:
-                return None, {}
-            if not site["is_observed"]:
-                name = latent_of(name, kl)
-                part = 1.0 if any(_is_data_plate(frame) for frame in site["cond_indep_stack"]) else share
-                kl[name] = kl.get(name, 0.0) - sign * part * _unscaled_sum(site) / num_particles
-            elif sign == 1 and not is_objective_only(site):
-                reconstruction = reconstruction + _unscaled_sum(site) / num_particles
-    return torch.as_tensor(reconstruction) if traces else None, {z: torch.as_tensor(value) for z, value in kl.items()}
+    for of_model, of_guide in read:
+        if any(site.is_enumerated for site in (*of_model.values(), *of_guide.values())):
+            return None, {}
+        share = _share(of_model)
+        for sign, site in [*((1, site) for site in of_model.values()), *((-1, site) for site in of_guide.values())]:
+            if site.is_drawn:
+                name = latent_of(site.name, kl)
+                part = 1.0 if any(plate.dim == -1 for plate in site.plates) else share
+                kl[name] = kl.get(name, 0.0) - sign * part * site.density_sum() / num_particles
+            elif sign == 1 and site.role == "observed":
+                reconstruction = reconstruction + site.density_sum() / num_particles
+    return torch.as_tensor(reconstruction) if read else None, {z: torch.as_tensor(value) for z, value in kl.items()}
 
 
-def _share(model_trace: Trace) -> float:
+@torch.no_grad()
+def _loss_terms(read: list[SitePair], num_particles: int) -> dict[str, Tensor]:
+    """The terms of `ppvae.loss_term`, unscaled, averaged over the particles, but for those of enumerated latents."""
+    terms: dict[str, Any] = {}
+    for pair in read:
+        for sign, of_one in zip((-1, 1), pair, strict=True):  # the model's is in log p, the guide's in log q
+            for name, site in of_one.items():
+                if site.infer.get(LOSS_TERM) and site.log_prob.dim() <= max((-p.dim for p in site.plates), default=0):
+                    terms[name] = terms.get(name, 0.0) + sign * site.density_sum() / num_particles
+    return terms
+
+
+def _share(of_model: dict[str, Site]) -> float:
     """Which part of all data a minibatch is, where a subsampled data plate says so: it has that much of a global KL."""
-    frames = [f for _, site in sample_sites(model_trace) for f in site["cond_indep_stack"] if _is_data_plate(f)]
-    return min((frame.size / frame.full_size for frame in frames if frame.full_size), default=1.0)
-
-
-def _is_data_plate(frame: Any) -> bool:
-    return bool(frame.vectorized and frame.dim == -1)
-
-
-def _unscaled_sum(site: Any) -> Any:
-    """Σ log-probability of a site over the batch without its scale, reusing Pyro's own sum where there is none."""
-    if isinstance(site["scale"], float) and site["scale"] == 1.0:
-        return site["log_prob_sum"]
-    return scale_and_mask(site["unscaled_log_prob"], mask=site["mask"]).sum()
+    plates = [plate for site in of_model.values() for plate in site.plates if plate.dim == -1]
+    return min((plate.size / plate.full_size for plate in plates if plate.full_size), default=1.0)

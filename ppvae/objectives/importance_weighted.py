@@ -34,7 +34,7 @@ from ppvae.objectives.pathwise import CutAtDraws, pathwise
 from ppvae.pair import Batch, Pair, check_batch, take
 from ppvae.sampling.eval_mode import eval_mode
 from ppvae.sampling.sampler import PROBE_DATA, Sampler, choose_sampler
-from ppvae.traces import is_objective_only, sample_sites
+from ppvae.traces import sites
 
 Gradient = Literal["standard", "dreg", "stl"]
 """How the gradient of the guide's parameters is estimated."""
@@ -79,7 +79,7 @@ class ImportanceWeightedELBO(Objective):
             NotImplementedError: where the pair has latents that are not reparameterized, or are summed over.
             ValueError: where sites have unequal scales, or the pair breaks the contract.
         """
-        ((model_trace, guide_trace),) = self._get_traces(model, guide, args, kwargs)
+        ((model_trace, guide_trace),) = self.traces(model, guide, args, kwargs)
         sampler, s = self._sampler(model, guide, args, kwargs), self.num_particles
         log_likelihood, log_prior = sampler.joint(model_trace, s)
         log_q: Any = sum(sampler.posterior(guide_trace, s)[1].values())
@@ -120,7 +120,7 @@ class ImportanceWeightedELBO(Objective):
     def _draw(self, sampler: Sampler, args: Batch) -> tuple[Trace, Trace]:
         s = self.num_particles
         guide_trace = self._cut_guide(sampler, args) if self._cuts else sampler.guide(args, s, {}, {})
-        check_reparameterized(dict(sample_sites(guide_trace)), objective=type(self).__name__)
+        check_reparameterized(sites(guide_trace), objective=type(self).__name__)
         return sampler.model(args, s, sampler.posterior(guide_trace, s)[0], {}), guide_trace
 
     def _cut_guide(self, sampler: Sampler, args: Batch) -> Trace:
@@ -277,25 +277,25 @@ def _slopes(log_weight: Tensor, bound: Bound, *, power: int = 1) -> Tensor:
 
 def _outside(model_trace: Trace, guide_trace: Trace) -> Any:
     """What the objective has besides p(x, z) and q(z|x): scaled, summed over the draws."""
-    in_model = [site["log_prob_sum"] for _, site in sample_sites(model_trace) if is_objective_only(site)]
-    in_guide = [site["log_prob_sum"] for _, site in sample_sites(guide_trace) if site["is_observed"]]
+    in_model = [site.log_prob_sum for site in sites(model_trace).values() if site.role == "training"]
+    in_guide = [site.log_prob_sum for site in sites(guide_trace).values() if not site.is_drawn]
     return sum(in_model) - sum(in_guide)
 
 
 def _scale(sampler: Sampler, s: int, model_trace: Trace, guide_trace: Trace) -> Any:
     """The scale of the whole bound, a number or that of each datum, (n,)."""
-    sites = {
+    named = {
         f"site {name!r} of the {where}": site
         for where, trace in (("model", model_trace), ("guide", guide_trace))
-        for name, site in sample_sites(trace)
-        if not is_objective_only(site) and not (where == "guide" and site["is_observed"])
+        for name, site in sites(trace).items()
+        if site.role != "training" and (where == "model" or site.is_drawn)
     }
     if sampler.plate_dim is None and s > 1:  # the plate takes the repeated data for so many more
-        for name, site in sites.items():
-            if any(frame.full_size not in (None, frame.size) for frame in site["cond_indep_stack"]):
+        for name, site in named.items():
+            if any(plate.full_size not in (None, plate.size) for plate in site.plates):
                 raise NotImplementedError(
                     f"{name} lies in a subsampled plate, and the pair's code does not broadcast over an outer plate of "
                     "draws, which only together cannot be trained: see ppvae.sampling.sampler"
                 )
-    scale = common_scale(sites, consequence="an importance-weighted bound has no part that could be weighted alone")
+    scale = common_scale(named, consequence="an importance-weighted bound has no part that could be weighted alone")
     return scale_of_each_datum(scale, repeats=s if sampler.plate_dim is None else 1)

@@ -1,4 +1,4 @@
-"""The ELBO of several data sets that one pair explains."""
+"""The ELBO of several data sets that one pair explains, e.g. of data with labels and without."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from pyro.infer import (
-    ELBO,
-)
-from torch import Tensor
+from pyro.infer import ELBO
+from torch import Tensor, nn
 
-from ppvae.objectives.base import Traces, evaluate_objective
+from ppvae.objectives.base import Evaluation, Objective, evaluate_objective, networks_of
 from ppvae.pair import Batch
 
 
-class JointELBO(ELBO):
+class JointELBO(Objective):
     r"""The ELBO of several data sets that one pair explains, a minibatch of each at a time.
 
     .. math:: \mathcal{L} = \sum_j \frac{N_j}{n_j} \sum_{i \in B_j} \mathrm{ELBO}(\text{datum } i \text{ of set } j)
@@ -49,6 +47,18 @@ class JointELBO(ELBO):
         self.elbo.strict_enumeration_warning = False  # a labelled minibatch has nothing to enumerate
         self._elbos = tuple(copy.copy(self.elbo) for _ in weights)  # each guesses how the plates of its set nest
 
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """Those of `elbo`, which all sets share."""
+        return networks_of(self.elbo)
+
+    def evaluate(self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any) -> Evaluation:
+        """Loss and surrogate of several minibatches, each as if it were alone."""
+        parts = [(w, evaluate_objective(elbo, model, guide, batch, kwargs)) for w, elbo, batch in self.parts(args)]
+        surrogates = [weight * part.surrogate for weight, part in parts if part.surrogate is not None]
+        loss = torch.stack([weight * part.loss for weight, part in parts]).sum()
+        return Evaluation(loss, torch.stack(surrogates).sum() if surrogates else None, parts=parts)
+
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *batches: Batch, **kwargs: Any
     ) -> Tensor:
@@ -56,21 +66,9 @@ class JointELBO(ELBO):
         parts = self.parts(batches)
         return sum(w * elbo.differentiable_loss(model, guide, *batch, **kwargs) for w, elbo, batch in parts)
 
-    def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *batches: Batch, **kwargs: Any) -> float:
-        """The same as a number, without gradients."""
-        return sum(w * elbo.loss(model, guide, *batch, **kwargs) for w, elbo, batch in self.parts(batches))
-
-    def loss_and_grads(
-        self, model: Callable[..., Any], guide: Callable[..., Any], *batches: Batch, **kwargs: Any
-    ) -> float:
-        """The same, its gradient added to the parameters: what `pyro.infer.SVI` calls."""
-        loss = self.differentiable_loss(model, guide, *batches, **kwargs)
-        loss.backward(retain_graph=self.retain_graph)
-        return float(loss.detach())
-
     def set_time(self, epoch: float, device: torch.device | None = None) -> None:
         """Sets the scheduled values of `elbo`, where it has any."""
-        if hasattr(self.elbo, "set_time"):
+        if isinstance(self.elbo, Objective):
             self.elbo.set_time(epoch, device)
 
     def parts(self, batches: Sequence[Batch]) -> list[tuple[float, Any, Batch]]:
@@ -89,17 +87,3 @@ class JointELBO(ELBO):
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         raise NotImplementedError("the traces are those of JointELBO.elbo, for one minibatch at a time")
-
-
-def _joint_elbo(
-    objective: JointELBO, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: dict[str, Any]
-) -> tuple[Tensor, Tensor | None, Traces]:
-    """Loss and surrogate of several minibatches, each as if it were alone."""
-    loss, surrogate, traces = torch.zeros(()), None, []
-    for weight, elbo, batch in objective.parts(args):
-        part, differentiable, of_part = evaluate_objective(elbo, model, guide, batch, kwargs)
-        loss = loss.to(part) + weight * part
-        if differentiable is not None:
-            surrogate = weight * differentiable if surrogate is None else surrogate + weight * differentiable
-        traces += of_part
-    return loss, surrogate, traces

@@ -13,7 +13,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from ppvae.traces import sample_sites
+from ppvae.traces import sites
 
 
 class CutAtDraws(Messenger):
@@ -33,12 +33,12 @@ def pathwise(objective: Tensor, guide_trace: Trace) -> Tensor:
         objective: as it depends on the copies of the draws.
         guide_trace: of a guide that was cut at its draws.
     """
-    sites = [site for _, site in sample_sites(guide_trace) if "_drawn" in site["infer"]]
-    copies = [site["value"] for site in sites]
+    cut = [site for site in sites(guide_trace).values() if "_drawn" in site.infer]
+    copies = [site.value for site in cut]
     derivatives = list(torch.autograd.grad(objective, copies, retain_graph=True, materialize_grads=True))
     surrogate = torch.zeros_like(objective)
-    for i in reversed(range(len(sites))):
-        term = (derivatives[i] * sites[i]["infer"]["_drawn"]).sum()
+    for i in reversed(range(len(cut))):
+        term = (derivatives[i] * cut[i].infer["_drawn"]).sum()
         surrogate = surrogate + term
         if i and term.requires_grad:  # the draw depends on those before it
             further = torch.autograd.grad(term, copies[:i], retain_graph=True, materialize_grads=True)

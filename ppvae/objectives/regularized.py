@@ -14,7 +14,6 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.infer.enum import get_importance_trace
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
@@ -22,7 +21,7 @@ from ppvae._validate import check_count
 from ppvae.objectives.base import Objective
 from ppvae.objectives.kl import check_reparameterized, data_size, latent_sites, mean_kl, penalty_weights
 from ppvae.objectives.schedule import Schedule, as_schedule
-from ppvae.traces import latent_of, sample_sites
+from ppvae.traces import latent_of, sites
 
 Value = float | Schedule
 """A number, or a function of the time in epochs, see `ppvae.objectives.schedule`."""
@@ -85,23 +84,24 @@ class PenalizedELBO(Objective):
         """
         rest: Any = 0.0
         kl: dict[str, Any] = {}
-        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
-            latents = latent_sites(model_trace, guide_trace)
+        for model_trace, guide_trace in self.traces(model, guide, args, kwargs):
+            latents = self._checked_latents(model_trace, guide_trace)
             total, weight = penalty_weights(latents, model_trace, guide_trace)
             rest = rest + _other_terms(model_trace, guide_trace, latents) / self.num_particles
             for name in latents:
                 kl[name] = kl.get(name, 0.0) + mean_kl(name, model_trace, guide_trace, weight) / self.num_particles
         return total * self._penalty(kl) - rest
 
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
-        model_trace, guide_trace = get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
-        check_reparameterized(dict(sample_sites(guide_trace)), objective=type(self).__name__)
+    def _checked_latents(self, model_trace: Trace, guide_trace: Trace) -> list[str]:
+        """The names of the latents, each of them reparameterized and in the data plate."""
+        of_guide = sites(guide_trace)
+        check_reparameterized(of_guide, objective=type(self).__name__)
         latents = latent_sites(model_trace, guide_trace)
         if not latents:
             raise ValueError(f"{type(self).__name__} is of the KL terms of latents, and the pair has none")
         for name in latents:
-            data_size(name, guide_trace.nodes[name])
-        return model_trace, guide_trace
+            data_size(of_guide[name])
+        return latents
 
 
 class CapacityELBO(PenalizedELBO):
@@ -266,9 +266,9 @@ def beta_from_norm(beta_norm: float, *, latent_dim: int, data_dim: int) -> float
 
 def _other_terms(model_trace: Trace, guide_trace: Trace, latents: list[str]) -> Any:
     """What an ELBO has besides the KL of the shared latents, scaled."""
-    in_model = [site["log_prob_sum"] for name, site in sample_sites(model_trace) if name not in latents]
+    in_model = [site.log_prob_sum for name, site in sites(model_trace).items() if name not in latents]
     in_guide = [
-        site["log_prob_sum"] for name, site in sample_sites(guide_trace) if latent_of(name, latents) not in latents
+        site.log_prob_sum for name, site in sites(guide_trace).items() if latent_of(name, latents) not in latents
     ]
     return sum(in_model) - sum(in_guide)
 
