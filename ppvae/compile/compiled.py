@@ -24,13 +24,12 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from ppvae._internals import handlers
+from ppvae._internals import handlers, version_of
 from ppvae.compile.cuda_graph import Recording, recordable
 from ppvae.compile.guards import Contents, Same, fingerprint, is_plain_object, modules_that_run, state_unchanged
 from ppvae.compile.inductor import build_headers, compile_graph
 from ppvae.compile.tracing import Computation, Traced, UncompilableError, check_same, tensors_of, trace
-from ppvae.compile.verification import AUTOCAST, Label, Outcome, first_difference
-from ppvae.rng import get_rng, set_rng
+from ppvae.compile.verification import AUTOCAST, Label, first_difference
 
 Compile = bool | Literal["auto"]
 """Whether to compile: always, never, or where it repays itself."""
@@ -178,32 +177,30 @@ class Compiled:
         Raises:
             UncompilableError: where they differ for the second time.
         """
-        written, device = self._written(), _device_of(args)
-        before = get_rng(device), [tensor.detach().clone() for _, tensor in written]
+        held = self._tensors_held()
+        versions = [version_of(tensor) for _, tensor in held]
         with self._unchanged():
             outputs, layout = self._compute(args)
-            left = [tensor.detach().clone() for _, tensor in written]
-            eager = Outcome([output.detach().clone() for output in outputs], left, get_rng(device))
-        found = graph.run(args, None)
-        if found is None:
-            return None
+            written = [pair for pair, v in zip(held, versions, strict=True) if version_of(pair[1]) != v]
+            expected = [t.detach().clone() for t in (*outputs, *(tensor for _, tensor in written))]
         labels = list(self._labels(layout)) or [("output", str(i)) for i in range(len(outputs))]
         labels += [("what is left in", name) for name, _ in written]
-        compiled = [*found, *(tensor for _, tensor in written)]
-        difference = first_difference(labels, [*eager.outputs, *eager.written], compiled, tolerance=self._tolerance)
-        if difference is None:
-            graph.verified = True
-            return found
-        set_rng(before[0], device)
-        with torch.no_grad():
-            for (_, tensor), value in zip(written, before[1], strict=True):
-                tensor.copy_(value)
+        tensors = [tensor for _, tensor in written]
+        with state_unchanged(self._modules, [], tensors) as keep:
+            found = graph.run(args, None)
+            if found is None:
+                return None
+            difference = first_difference(labels, expected, [*found, *tensors], tolerance=self._tolerance)
+            if difference is None:
+                graph.verified = True
+                keep.append(True)
+                return found
         graph.differences += 1
         if graph.differences > 1:
             raise UncompilableError(f"compiled, {difference} differs from what it is eagerly")
         return None
 
-    def _written(self) -> list[tuple[str, Tensor]]:
+    def _tensors_held(self) -> list[tuple[str, Tensor]]:
         """The tensors that a computation may write to, buffers of modules and others that they hold, by name."""
         buffers = {id(b): (name, b) for module in self._modules for name, b in module.named_buffers()}
         others = {id(t): ("a tensor that a module holds", t) for t in Contents(self._modules).tensors()}
@@ -362,11 +359,6 @@ def _layout(args: tuple[Any, ...]) -> tuple[Any, ...]:
         else a
         for a in args
     )
-
-
-def _device_of(args: tuple[Any, ...]) -> torch.device:
-    """Where a computation draws its random numbers: on the GPU of its arguments, if they are on one."""
-    return next((tensor.device for tensor in tensors_of(args) if tensor.is_cuda), torch.device("cpu"))
 
 
 def _copies(tensors: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -21,7 +21,7 @@ OptimizerFactory = Callable[[Iterable[Any]], torch.optim.Optimizer]
 
 ParamGroups = Mapping[str, Mapping[str, Any]]
 """Options of the optimizer by patterns of parameters' names: `{"*.bias": {"weight_decay": 0.0}}`. A parameter has those
-of every pattern that it matches (as file names do: `*`, `?`, `[ab]`); of two that say something else the later counts."""
+of every pattern that it matches (as file names do: `*`, `?`, `[ab]`); where two differ the later counts."""
 
 OnGradients = Callable[[Sequence[Tensor]], None]
 """Is given the parameters, their gradients in place, before these are clipped."""
@@ -126,7 +126,7 @@ class Stepper:
             parameter.grad = None  # what optimizer.zero_grad() does, without its bookkeeping
 
     def set_rates(self, epoch: float, schedule: Schedule | None) -> None:
-        """Sets the learning rates of a time in epochs: those of `schedule`, but for groups with an `lr` of their own."""
+        """Sets the learning rates of a time in epochs: of `schedule`, but for groups with an `lr` of their own."""
         assert self.optimizer is not None
         for group, own in zip(self.optimizer.param_groups, self._own_rates, strict=True):
             if rate := own or schedule:
