@@ -12,15 +12,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from pyro.distributions import Delta, ExpandedDistribution
-from pyro.distributions.util import scale_and_mask
+from pyro.distributions import Delta
 from torch import Tensor
-from torch.distributions import Independent
 
 from ppvae.evaluate.sites import mask_of
 from ppvae.pair import blocks, take
 from ppvae.sampling.posterior_draws import PosteriorSampler
 from ppvae.sampling.sampler import Latent
+from ppvae.traces import Site, leaf, sites
 
 PROBES = 64
 """Data on which it is tried whether a site depends on other latents."""
@@ -64,31 +63,31 @@ class SiteDraws:
         return Latent(value.movedim(0, value.dim() - 1 - self.event_dim), self.event_dim, self.plate_dims)
 
 
-def draw_sites(c: PosteriorSampler, s: int) -> dict[str, SiteDraws]:
+def draw_sites(posterior: PosteriorSampler, s: int) -> dict[str, SiteDraws]:
     """`s` draws of every site of the guide for every datum, those of the model in its order, then the others."""
-    parts = [_draw(part, s) for _, part in c.parts(s)]
-    sites = {}
+    parts = [_draw(part, s) for _, part in posterior.parts(s)]
+    found = {}
     for name in parts[0]:
         of_part = [vars(part[name]) for part in parts]
         joined: dict[str, Any] = {
             key: torch.cat([values[key] for values in of_part]) if isinstance(first, Tensor) else first
             for key, first in of_part[0].items()
         }
-        sites[name] = SiteDraws(**joined)
-    return sites
+        found[name] = SiteDraws(**joined)
+    return found
 
 
-def independent_sites(c: PosteriorSampler, sites: dict[str, SiteDraws]) -> tuple[set[str], set[str]]:
+def independent_sites(posterior: PosteriorSampler, draws: dict[str, SiteDraws]) -> tuple[set[str], set[str]]:
     """The sites whose q, and those whose p, is the same whatever the other latents are.
 
     Tried out: each site is scored with its own draws, and with those of the others taken from other data.
     """
-    index = slice(None, None, -(-len(c) // PROBES))
-    c = replace(c, data=take(c.data, index))
-    latents = {name: site.latent(index) for name, site in sites.items()}
+    index = slice(None, None, -(-len(posterior) // PROBES))
+    posterior = replace(posterior, data=take(posterior.data, index))
+    latents = {name: site.latent(index) for name, site in draws.items()}
     others = {name: replace(z, value=z.value.roll((1, 1), (0, z.data_dim))) for name, z in latents.items()}
     alone: tuple[set[str], set[str]] = set(), set()
-    scores = c.log_posterior, lambda latents: c.log_joint(latents)[1]
+    scores = posterior.log_posterior, lambda latents: posterior.log_joint(latents)[1]
     for score, found in zip(scores, alone, strict=True):
         expected = score(latents)
         for name, z in latents.items():
@@ -99,20 +98,20 @@ def independent_sites(c: PosteriorSampler, sites: dict[str, SiteDraws]) -> tuple
     return alone
 
 
-def log_aggregated(c: PosteriorSampler, sites: dict[str, SiteDraws]) -> dict[str | None, Tensor]:
+def log_aggregated(posterior: PosteriorSampler, draws: dict[str, SiteDraws]) -> dict[str | None, Tensor]:
     """Log q(z) = log (1/n) Σ_j q(z|x_j) at the draws of all data, (n, s): of each site, and of all together as None.
 
     Of a site that depends on others it is (1/n) Σ_j q(z|x_j, others), which is no aggregated posterior.
     """
-    n, s = next(iter(sites.values())).log_q.shape
-    draws = {name: site.value.flatten(0, 1) for name, site in sites.items()}
-    size = max(1, math.isqrt(c.sampler.rows))
+    n, s = next(iter(draws.values())).log_q.shape
+    values = {name: site.value.flatten(0, 1) for name, site in draws.items()}
+    size = max(1, math.isqrt(posterior.sampler.rows))
     total: dict[str | None, Tensor] = {}
-    for _, part in c.parts(size):
+    for _, part in posterior.parts(size):
         for start, stop in blocks(n * s, size):
             latents = {}
-            for name, site in sites.items():
-                value = draws[name][start:stop]
+            for name, site in draws.items():
+                value = values[name][start:stop]
                 dim = value.dim() - site.event_dim
                 expanded = value.unsqueeze(dim).expand(*value.shape[:dim], len(part), *value.shape[dim:])
                 latents[name] = Latent(expanded, site.event_dim, site.plate_dims)
@@ -124,23 +123,24 @@ def log_aggregated(c: PosteriorSampler, sites: dict[str, SiteDraws]) -> dict[str
     return {key: value.view(n, s) - math.log(n) for key, value in total.items()}
 
 
-def _draw(c: PosteriorSampler, s: int) -> dict[str, SiteDraws]:
-    guide = c.sampler.guide(c.data, s, {}, {})
-    latents, log_q = c.sampler.posterior(guide, s)
-    model = c.model_trace(latents)
-    _, log_p = c.sampler.joint(model, s)
-    prior = c.sampler.model(c.data, 1, {}, {})
-    sites = {}
-    for name in dict.fromkeys([*c.latents, *latents]):
+def _draw(posterior: PosteriorSampler, s: int) -> dict[str, SiteDraws]:
+    sampler, data = posterior.sampler, posterior.data
+    guide_trace = sampler.guide(data, s, {}, {})
+    latents, log_q = sampler.posterior(guide_trace, s)
+    model_trace = posterior.model_trace(latents)
+    _, log_p = sampler.joint(model_trace, s)
+    guide, model, prior = sites(guide_trace), sites(model_trace), sites(sampler.model(data, 1, {}, {}))
+    found = {}
+    for name in dict.fromkeys([*posterior.latents, *latents]):
         z, in_model = latents[name], name in log_p
         nested = math.prod(z.value.shape[1 : z.data_dim]) > 1
-        mean = None if nested else _mean(c, guide.nodes[name], s)
+        mean = None if nested else _mean(posterior, guide[name], s)
         q = p = None
-        masked = not bool(mask_of(guide.nodes[name], {}).all())
-        is_function = isinstance(_leaf(guide.nodes[name]["fn"]), Delta)
+        masked = not bool(mask_of(guide[name], {}).all())
+        is_function = isinstance(leaf(guide[name].fn), Delta)
         if in_model and not nested and not is_function:
-            q, p = (_per_dim(c, trace.nodes[name], s) for trace in (guide, model))
-        sites[name] = SiteDraws(
+            q, p = (_per_dim(posterior, of[name], s) for of in (guide, model))
+        found[name] = SiteDraws(
             value=_data_first(z),
             event_dim=z.event_dim,
             plate_dims=z.plate_dims,
@@ -149,47 +149,38 @@ def _draw(c: PosteriorSampler, s: int) -> dict[str, SiteDraws]:
             log_ratio_per_dim=None if q is None or p is None else (q - p).mean(1),
             mean=None if mean is None else mean.mean(1),
             mean_error=None if mean is None else mean.var(1) / s,
-            prior=_data_first(c.sampler.value(prior.nodes[name], 1) if in_model else z)[:, 0],
+            prior=_data_first(sampler.value(prior[name], 1) if in_model else z)[:, 0],
             is_function=is_function,
-            masked=torch.full((len(c),), masked),
+            masked=torch.full((len(posterior),), masked),
         )
-    return sites
+    return found
 
 
-def _leaf(fn: Any) -> Any:
-    """The distribution of each dimension, where `fn` takes them together."""
-    while isinstance(fn, Independent | ExpandedDistribution):
-        fn = fn.base_dist
-    return fn
-
-
-def _per_dim(c: PosteriorSampler, site: Any, s: int) -> Tensor | None:
-    """Log-density of each dimension of a site's draws, (n, s, *event)."""
-    fn, value, mask = _leaf(site["fn"]), site["value"], site["mask"]
-    if fn.event_dim > 0:
+def _per_dim(posterior: PosteriorSampler, site: Site, s: int) -> Tensor | None:
+    """Log-density of each dimension of a site's draws, (n, s, *event); what is masked counts for zero."""
+    of_each = leaf(site.fn)
+    if of_each.event_dim > 0:
         return None
-    if isinstance(mask, Tensor):
-        mask = mask[(..., *[None] * site["fn"].event_dim)]
-    log_prob = scale_and_mask(fn.log_prob(value), mask=mask).expand_as(value)
-    return _alone(c, site, log_prob, s)
+    log_prob = torch.where(site.counted(), of_each.log_prob(site.value), 0.0).expand_as(site.value)
+    return _alone(posterior, site, log_prob, s)
 
 
-def _mean(c: PosteriorSampler, site: Any, s: int) -> Tensor | None:
+def _mean(posterior: PosteriorSampler, site: Site, s: int) -> Tensor | None:
     """The mean of a site given the draws before it, (n, s, *event); where it is not known, the site's draws."""
     try:
-        mean = site["fn"].mean.expand_as(site["value"])
+        mean = site.fn.mean.expand_as(site.value)
         known = bool(mean.isfinite().all())
     except NotImplementedError:
         known = False
-    if not known and site["fn"].support.is_discrete:
+    if not known and site.fn.support.is_discrete:
         return None
-    return _alone(c, site, mean if known else site["value"], s)
+    return _alone(posterior, site, mean if known else site.value, s)
 
 
-def _alone(c: PosteriorSampler, site: Any, values: Tensor, s: int) -> Tensor:
+def _alone(posterior: PosteriorSampler, site: Site, values: Tensor, s: int) -> Tensor:
     """Values of the shape of a site's, that lies in no plate but the data's: (n, s, *event)."""
-    z = c.sampler.value({**site, "value": values}, s)
-    return _data_first(z).reshape(len(c), s, *site["fn"].event_shape).double()
+    z = posterior.sampler.value(replace(site, value=values), s)
+    return _data_first(z).reshape(len(posterior), s, *site.fn.event_shape).double()
 
 
 def _data_first(z: Latent) -> Tensor:

@@ -18,18 +18,19 @@ from typing import Any
 
 import torch
 from pyro.distributions import Delta, ExpandedDistribution, TorchDistribution
-from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.messenger import Messenger
 from torch import Size, Tensor, nn
 from torch.distributions import transform_to
 from tqdm import tqdm
 
+from ppvae._internals import is_subsampling
 from ppvae._validate import check_count
 from ppvae.evaluate.estimates import standard_error
 from ppvae.pair import blocks, check_batch
 from ppvae.rng import get_rng, set_rng
 from ppvae.sampling.eval_mode import validation
 from ppvae.sampling.posterior_draws import Latents, PosteriorSampler, posterior_sampler
+from ppvae.traces import leaf
 
 RATES = (0.05, 0.015, 0.005)
 """Adam's learning rates, in unconstrained space: the next one as soon as the ELBO stops improving."""
@@ -164,12 +165,12 @@ def inference_gap(
         raise ValueError(f"log_marginal must have shape {(n,)}, one value per datum, got {tuple(log_marginal.shape)}")
     results: list[dict[str, Tensor]] = []
     with posterior_sampler(pair, data, seed=seed) as whole:
-        for index, c in whole.parts(num_particles):
-            offsets = Offsets(c)
-            converged = _optimise(c, offsets, num_particles, num_steps, progress)
+        for index, posterior in whole.parts(num_particles):
+            offsets = Offsets(posterior)
+            converged = _optimise(posterior, offsets, num_particles, num_steps, progress)
             known = None if log_marginal is None else log_marginal[index].detach().double().cpu()
-            results.append(_evaluate(c, offsets, num_samples, num_particles, known))
-            results[-1]["converged"] = torch.full((len(c),), converged)
+            results.append(_evaluate(posterior, offsets, num_samples, num_particles, known))
+            results[-1]["converged"] = torch.full((len(posterior),), converged)
     gap = InferenceGap(**{name: torch.cat([part[name] for part in results]) for name in results[0]})
     nan = (gap.elbo.isnan() | gap.best_elbo.isnan()).nonzero()
     if len(nan):
@@ -177,23 +178,23 @@ def inference_gap(
     return gap
 
 
-def _optimise(c: PosteriorSampler, offsets: Offsets, s: int, num_steps: int, progress: bool) -> bool:
+def _optimise(posterior: PosteriorSampler, offsets: Offsets, s: int, num_steps: int, progress: bool) -> bool:
     """Finds q* for each datum; returns whether the ELBO had stopped improving."""
-    device = _device(c)
+    device = _device(posterior)
     look_rng = get_rng(device)
-    best = first = _look(c, offsets, s)
+    best = first = _look(posterior, offsets, s)
     if not offsets.values:
         raise ValueError("no distribution of the guide has parameters to optimise: all its sites are Delta")
     start, drops = offsets.merged(), 0
     optimizer = torch.optim.Adam(offsets.values.values(), lr=RATES[0])
     with validation(False):  # the first look has validated
         for step in tqdm(range(1, num_steps + 1), desc="best ELBO", leave=False, disable=not progress):
-            _step(c, offsets, s, optimizer)
+            _step(posterior, offsets, s, optimizer)
             if step % CHECK_EVERY and step < num_steps:
                 continue
             rng = get_rng(device)
             set_rng(look_rng, device)
-            found = _look(c, offsets, s)
+            found = _look(posterior, offsets, s)
             set_rng(rng, device)
             gain = (found - best).nan_to_num(0.0, 0.0, 0.0).mean()
             best = found if gain > 0 else best
@@ -205,10 +206,10 @@ def _optimise(c: PosteriorSampler, offsets: Offsets, s: int, num_steps: int, pro
     return drops == len(RATES)
 
 
-def _step(c: PosteriorSampler, offsets: Offsets, s: int, optimizer: torch.optim.Optimizer) -> None:
+def _step(posterior: PosteriorSampler, offsets: Offsets, s: int, optimizer: torch.optim.Optimizer) -> None:
     values = list(offsets.values.values())
     with torch.enable_grad():
-        _, log_p, log_q = _draw(c, s, offsets)
+        _, log_p, log_q = _draw(posterior, s, offsets)
         # The data do not share an offset: the gradient of the sum is that of each, and nothing of the pair gets one.
         gradients = torch.autograd.grad((log_q - log_p).mean(0).sum(), values)
     for value, gradient in zip(values, gradients, strict=True):
@@ -216,24 +217,24 @@ def _step(c: PosteriorSampler, offsets: Offsets, s: int, optimizer: torch.optim.
     optimizer.step()
 
 
-def _look(c: PosteriorSampler, offsets: Offsets, s: int) -> Tensor:
+def _look(posterior: PosteriorSampler, offsets: Offsets, s: int) -> Tensor:
     """The ELBO with these offsets, (n,)."""
-    draws = (_draw(c, s, offsets) for _ in range(CHECK_BLOCKS))
+    draws = (_draw(posterior, s, offsets) for _ in range(CHECK_BLOCKS))
     return torch.cat([log_p - log_q for _, log_p, log_q in draws]).mean(0)
 
 
 def _evaluate(
-    c: PosteriorSampler, offsets: Offsets, num_samples: int, s: int, known: Tensor | None
+    posterior: PosteriorSampler, offsets: Offsets, num_samples: int, s: int, known: Tensor | None
 ) -> dict[str, Tensor]:
     """The bounds of a block of data, on draws of their own."""
     rows = []
     with validation(False):
         for start, stop in blocks(num_samples, s):
-            rng = get_rng(_device(c))
-            own = _draw(c, stop - start, None)
-            set_rng(rng, _device(c))
-            best = _draw(c, stop - start, offsets)
-            weight = own[1] if known is not None else _mixture_weight(c, offsets, own, best)
+            rng = get_rng(_device(posterior))
+            own = _draw(posterior, stop - start, None)
+            set_rng(rng, _device(posterior))
+            best = _draw(posterior, stop - start, offsets)
+            weight = own[1] if known is not None else _mixture_weight(posterior, offsets, own, best)
             rows.append((own[1] - own[2], best[1] - best[2], weight))
     elbo, best_elbo, log_weight = (torch.cat(parts).cpu() for parts in zip(*rows, strict=True))
     log_p = log_weight.logsumexp(0) - math.log(num_samples) if known is None else known
@@ -248,26 +249,26 @@ def _evaluate(
     }
 
 
-def _mixture_weight(c: PosteriorSampler, offsets: Offsets, own: Draw, best: Draw) -> Tensor:
+def _mixture_weight(posterior: PosteriorSampler, offsets: Offsets, own: Draw, best: Draw) -> Tensor:
     """Log of the mean weight of one draw from q and one from q* in the mixture of both, (s, n)."""
     try:
-        other = _log_q(c, own[0], offsets), _log_q(c, best[0], None)
+        other = _log_q(posterior, own[0], offsets), _log_q(posterior, best[0], None)
     except (KeyError, NotImplementedError):  # a transform without an inverse, in Pyro's words and in torch's
         return best[1] - best[2]
     weights = [log_p - torch.logaddexp(log_q, o) for (_, log_p, log_q), o in zip((own, best), other, strict=True)]
     return torch.logaddexp(*weights)  # the halves of the mixture and of the mean cancel
 
 
-def _draw(c: PosteriorSampler, s: int, offsets: Offsets | None) -> Draw:
+def _draw(posterior: PosteriorSampler, s: int, offsets: Offsets | None) -> Draw:
     with offsets or nullcontext():
-        latents, log_q = c.draw(s)
-    likelihood, prior = c.log_joint(latents)
+        latents, log_q = posterior.draw(s)
+    likelihood, prior = posterior.log_joint(latents)
     return latents, (likelihood + sum(prior.values())).double(), _total(log_q)
 
 
-def _log_q(c: PosteriorSampler, latents: Latents, offsets: Offsets | None) -> Tensor:
+def _log_q(posterior: PosteriorSampler, latents: Latents, offsets: Offsets | None) -> Tensor:
     with offsets or nullcontext():
-        return _total(c.log_posterior(latents))
+        return _total(posterior.log_posterior(latents))
 
 
 def _total(log_probs: dict[str, Tensor]) -> Tensor:
@@ -279,8 +280,8 @@ def _std_error(values: Tensor) -> Tensor:
     return values.std(0) / math.sqrt(len(values)) if len(values) > 1 else torch.full_like(values[0], math.nan)
 
 
-def _device(c: PosteriorSampler) -> torch.device:
-    return next(t.device for t in c.data if t is not None)
+def _device(posterior: PosteriorSampler) -> torch.device:
+    return next(t.device for t in posterior.data if t is not None)
 
 
 _SAID_TWICE = {"probs": "logits", "covariance_matrix": "scale_tril", "precision_matrix": "scale_tril"}
@@ -298,16 +299,16 @@ class Offsets(Messenger):
     before and stays. Where a later site's parameters depend on earlier draws, its offset is the same for all draws.
 
     Args:
-        conditioned: the pair and its data; `draw` and `log_posterior` of this very one may run inside.
+        posterior: the pair on its data; `draw` and `log_posterior` of this very one may run inside.
 
     Attributes:
         values: the offsets by site and parameter, made at the first run, of shape (*plates, n, ...).
     """
 
-    def __init__(self, conditioned: PosteriorSampler) -> None:
+    def __init__(self, posterior: PosteriorSampler) -> None:
         super().__init__()
-        self._num_data = len(conditioned)
-        self._plated = conditioned.sampler.plate_dim is not None
+        self._num_data = len(posterior)
+        self._plated = posterior.sampler.plate_dim is not None
         self.values: Values = {}
         self._inner_dims: dict[tuple[str, ...], int] = {}
 
@@ -327,7 +328,7 @@ class Offsets(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         fn = msg["fn"]
-        if msg["is_observed"] or not isinstance(fn, TorchDistributionMixin):  # a plate's subsampling has no density
+        if msg["is_observed"] or is_subsampling(fn):
             return
         if not fn.has_rsample:
             raise ValueError(
@@ -383,6 +384,4 @@ class Offsets(Messenger):
 
 
 def _family(fn: Any) -> str:
-    while isinstance(getattr(fn, "base_dist", None), TorchDistributionMixin) and not fn.arg_constraints:
-        fn = fn.base_dist
-    return type(fn).__name__
+    return type(leaf(fn)).__name__

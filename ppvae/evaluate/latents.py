@@ -154,19 +154,19 @@ def latent_report(pair: nn.Module, *data: Any, num_samples: int = 10, seed: int 
         raise ValueError("num_samples must be at least 2: the error of the draws is taken from their spread, got 1")
     if check_batch(data) < 2:
         raise ValueError("data must hold at least 2 data: information and variances are over the data, got 1")
-    with posterior_sampler(pair, data, seed=seed) as c, validation(False):
-        draws = draw_sites(c, num_samples)
+    with posterior_sampler(pair, data, seed=seed) as posterior, validation(False):
+        draws = draw_sites(posterior, num_samples)
         _check_numbers(draws)
         try:
-            own_q, own_p = independent_sites(c, draws)
-            log_q_z = log_aggregated(c, draws)
+            own_q, own_p = independent_sites(posterior, draws)
+            log_q_z = log_aggregated(posterior, draws)
         except (KeyError, NotImplementedError):  # a transform without an inverse, in Pyro's words and in torch's
             own_q, own_p, log_q_z = set(), set(), {}
         masked = {name for name, z in draws.items() if bool(z.masked.any())}
         if masked:  # q(z|x_j) of a latent that datum j does not have is no density
             own_q, log_q_z = own_q - masked, {name: q for name, q in log_q_z.items() if name is not None}
         sites = {}
-        for name in c.latents:
+        for name in posterior.latents:
             log_q = log_q_z.get(name) if name in own_q else None
             sites[name] = _site(draws[name], log_q, own_prior=name in own_p)
     log_q, log_p = (torch.stack([getattr(z, term) for z in draws.values()]).sum(0) for term in ("log_q", "log_p"))

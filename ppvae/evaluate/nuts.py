@@ -125,20 +125,20 @@ def compare_with_nuts(
         check_count(name, value)
     if num_samples < 4:
         raise ValueError(f"num_samples must be at least 4 for diagnostics of the chains, got {num_samples}")
-    with posterior_sampler(pair, data, seed=seed) as c:
-        plates = inner_plates(c)
-        posterior = _Posterior(c, plates)
+    with posterior_sampler(pair, data, seed=seed) as posterior:
+        plates, latents = inner_plates(posterior), posterior.latents
+        energy = _Energy(posterior, plates)
 
         def draw(part: PosteriorSampler, s: int) -> dict[str, Tensor]:
-            latents, _ = part.draw(s)
-            return {name: by_datum(latents[name], plates[name]) for name in c.latents}
+            drawn, _ = part.draw(s)
+            return {name: by_datum(drawn[name], plates[name]) for name in latents}
 
-        blocks = list(in_blocks(c, num_samples * num_chains, draw))
-        runs = [_run_chain(posterior, num_samples, warmup) for _ in range(num_chains)]
-    chains = {name: torch.stack([run[name] for run, _ in runs]) for name in c.latents}
+        blocks = list(in_blocks(posterior, num_samples * num_chains, draw))
+        runs = [_run_chain(energy, num_samples, warmup) for _ in range(num_chains)]
+    chains = {name: torch.stack([run[name] for run, _ in runs]) for name in latents}
     diagnostics = {name: _diagnose(values) for name, values in chains.items()}
     return NUTSComparison(
-        guide={name: torch.cat([block[name] for block in blocks]) for name in c.latents},
+        guide={name: torch.cat([block[name] for block in blocks]) for name in latents},
         nuts={name: values.flatten(0, 1) for name, values in chains.items()},
         r_hat={name: r_hat for name, (r_hat, _) in diagnostics.items()},
         ess={name: ess for name, (_, ess) in diagnostics.items()},
@@ -147,30 +147,30 @@ def compare_with_nuts(
     )
 
 
-class _Posterior:
+class _Energy:
     """−log p(x, z) of all data, in coordinates in which every latent is unconstrained, of double precision."""
 
-    def __init__(self, c: PosteriorSampler, plates: dict[str, Plates]) -> None:
-        self.c, self.plates = c, plates
-        nodes = once(c).nodes
-        discrete = [name for name in c.latents if nodes[name]["fn"].support.is_discrete]
+    def __init__(self, posterior: PosteriorSampler, plates: dict[str, Plates]) -> None:
+        self.posterior, self.plates, names = posterior, plates, posterior.latents
+        sites = once(posterior)
+        discrete = [name for name in names if sites[name].fn.support.is_discrete]
         if discrete:
             raise ValueError(f"NUTS needs continuous latents, but {discrete} are discrete")
-        masked = [name for name in c.latents if not bool(mask_of(nodes[name], plates[name]).all())]
+        masked = [name for name in names if not bool(mask_of(sites[name], plates[name]).all())]
         if masked:
             raise ValueError(f"NUTS needs a density of every latent, but a mask leaves out some of {masked}")
-        again = once(c).nodes
-        for name in c.latents:
-            bounds = zip(_bounds(nodes[name]["fn"].support), _bounds(again[name]["fn"].support), strict=True)
+        again = once(posterior)
+        for name in names:
+            bounds = zip(_bounds(sites[name].fn.support), _bounds(again[name].fn.support), strict=True)
             if not all(torch.equal(a, b) for a, b in bounds):
                 raise ValueError(f"NUTS needs fixed supports, but that of {name!r} depends on other latents")
-        self.transforms: dict[str, Transform] = {z: to_support(z, nodes[z]["fn"]) for z in c.latents}
-        self.of = {z: c.sampler.value(nodes[z], 1) for z in c.latents}
+        self.transforms: dict[str, Transform] = {z: to_support(z, sites[z].fn) for z in names}
+        self.of = {z: posterior.sampler.value(sites[z], 1) for z in names}
 
     def start(self) -> dict[str, Tensor]:
         """Unconstrained coordinates of one draw from the guide."""
-        latents, _ = self.c.draw(1)
-        coordinates = {z: self.transforms[z].inv(latents[z].value.double()).clone() for z in self.c.latents}
+        latents, _ = self.posterior.draw(1)
+        coordinates = {z: self.transforms[z].inv(latents[z].value.double()).clone() for z in self.posterior.latents}
         energy = float(self(coordinates))
         if not math.isfinite(energy):
             raise ValueError(f"log p(x, z) is {-energy:g} at a draw from the guide, where the chain is to begin")
@@ -184,7 +184,7 @@ class _Posterior:
     def __call__(self, coordinates: dict[str, Tensor]) -> Tensor:
         """The potential energy at coordinates of one sample."""
         latents = self.latents(coordinates)
-        likelihood, prior = self.c.log_joint(latents)
+        likelihood, prior = self.posterior.log_joint(latents)
         volumes = [t.log_abs_det_jacobian(coordinates[z], t(coordinates[z])) for z, t in self.transforms.items()]
         return -sum((term.double().sum() for term in (*prior.values(), *volumes)), likelihood.double().sum())
 
@@ -196,18 +196,18 @@ def _bounds(support: Any) -> list[Tensor]:
     return [value for value in vars(support).values() if isinstance(value, Tensor)]
 
 
-def _run_chain(posterior: _Posterior, num_samples: int, warmup: int) -> tuple[dict[str, Tensor], int]:
+def _run_chain(energy: _Energy, num_samples: int, warmup: int) -> tuple[dict[str, Tensor], int]:
     """Draws of one chain by site, (s, n, *plates, *event), and how many transitions diverged."""
     from pyro.infer import MCMC, NUTS
 
-    start = posterior.start()
-    kernel = NUTS(potential_fn=posterior)
+    start = energy.start()
+    kernel = NUTS(potential_fn=energy)
     chain = MCMC(kernel, num_samples, warmup_steps=warmup, initial_params=start, disable_progbar=True, transforms={})
     with torch.enable_grad():
         chain.run()
     coordinates = {z: values.detach().squeeze(1) for z, values in chain.get_samples().items()}
-    latents = posterior.latents(coordinates)
-    values = {z: by_datum(latents[z], posterior.plates[z]).cpu() for z in posterior.c.latents}
+    latents = energy.latents(coordinates)
+    values = {z: by_datum(latents[z], energy.plates[z]).cpu() for z in energy.posterior.latents}
     return values, len(chain.diagnostics()["divergences"]["chain 0"])
 
 

@@ -113,27 +113,27 @@ def posterior_predictive(pair: nn.Module, *data: Any, num_samples: int = 100, se
         (torch.Size([10, 100, 2]), torch.Size([10, 100, 8]), torch.Size([10, 100]))
     """
     check_count("num_samples", num_samples)
-    with posterior_sampler(pair, data, seed=seed) as c:
-        if not c.observed:
+    with posterior_sampler(pair, data, seed=seed) as posterior:
+        if not posterior.observed:
             raise ValueError("the model observes no site (pyro.factor draws nothing): there is nothing to predict")
-        check_predictable(c)
-        plates = inner_plates(c)
+        check_predictable(posterior)
+        plates = inner_plates(posterior)
 
         def draw(part: PosteriorSampler, s: int) -> dict[Any, Tensor]:
             latents, _ = part.draw(s)
-            drawn: dict[Any, Tensor] = {("posterior", z): by_datum(latents[z], plates[z]) for z in c.latents}
+            drawn: dict[Any, Tensor] = {("posterior", z): by_datum(latents[z], plates[z]) for z in part.latents}
             drawn |= {("predictive", x): by_datum(new, plates[x]) for x, new in part.predict(latents).items()}
             return drawn | {("log_likelihood", x): log_p for x, log_p in part.log_likelihood(latents).items()}
 
-        _check_memory(c, num_samples, draw)
-        blocks = list(in_blocks(c, num_samples, draw))
+        _check_memory(posterior, num_samples, draw)
+        blocks = list(in_blocks(posterior, num_samples, draw))
         groups: dict[str, dict[str, Tensor]] = {"posterior": {}}
         for group, name in blocks[0]:
             groups.setdefault(group, {})[name] = torch.cat([block[group, name] for block in blocks])
         return PosteriorPredictive(
             **groups,
-            observed={name: value for name, (value, _) in _observed(c, plates).items()},
-            conditions=_conditions(c),
+            observed={name: value for name, (value, _) in _observed(posterior, plates).items()},
+            conditions=_conditions(posterior),
             plates={name: tuple(of.values()) for name, of in plates.items()},
         )
 
@@ -176,11 +176,11 @@ def ppc(
     """
     check_count("num_samples", num_samples)
     _check_statistics(statistics)
-    with posterior_sampler(pair, data, seed=seed) as c:
-        site = _choose(site, c.observed)
-        check_predictable(c)
-        plates = inner_plates(c)
-        x, counts = _observed(c, plates)[site]
+    with posterior_sampler(pair, data, seed=seed) as posterior:
+        site = _choose(site, posterior.observed)
+        check_predictable(posterior)
+        plates = inner_plates(posterior)
+        x, counts = _observed(posterior, plates)[site]
         observed = {name: _evaluate(name, function, x) for name, function in statistics.items()}
 
         def draw(part: PosteriorSampler, s: int) -> dict[Any, Tensor]:
@@ -188,7 +188,7 @@ def ppc(
 
         rows = [
             {name: _evaluate(name, function, new) for name, function in statistics.items()}
-            for block in in_blocks(c, num_samples, draw)
+            for block in in_blocks(posterior, num_samples, draw)
             for new in torch.where(counts, block[site], x)
         ]
     replicated = {name: torch.stack([row[name] for row in rows]) for name in statistics}
@@ -226,37 +226,39 @@ def _evaluate(name: str, function: Statistic, x: Tensor) -> Tensor:
     return value
 
 
-def _observed(c: PosteriorSampler, plates: dict[str, Plates]) -> dict[str, tuple[Tensor, Tensor]]:
+def _observed(posterior: PosteriorSampler, plates: dict[str, Plates]) -> dict[str, tuple[Tensor, Tensor]]:
     """What each site observes and which of its elements count, (n, *plates, *event), on the CPU."""
     parts = []
-    for _, part in c.parts(1):
-        nodes = once(part).nodes
-        parts.append({x: (observed_value(nodes[x], plates[x]), mask_of(nodes[x], plates[x])) for x in c.observed})
+    for _, part in posterior.parts(1):
+        sites = once(part)
+        parts.append({x: (observed_value(sites[x], plates[x]), mask_of(sites[x], plates[x])) for x in part.observed})
     return {x: (torch.cat([p[x][0] for p in parts]).cpu(), torch.cat([p[x][1] for p in parts]).cpu()) for x in parts[0]}
 
 
-def _conditions(c: PosteriorSampler) -> dict[str, Tensor]:
+def _conditions(posterior: PosteriorSampler) -> dict[str, Tensor]:
     """The arguments that no site observes as they are, by their names in the model's signature."""
-    few = replace(c, data=take(c.data, slice(0, PROBE_DATA)))
-    nodes = once(few).nodes
-    model: Callable[..., Any] = c.sampler.pair.model  # type: ignore[assignment]
+    few = replace(posterior, data=take(posterior.data, slice(0, PROBE_DATA)))
+    sites = once(few)
+    model: Callable[..., Any] = posterior.sampler.pair.model  # type: ignore[assignment]
     parameters = list(inspect.signature(model).parameters.values())
     plain = all(p.kind is not p.VAR_POSITIONAL for p in parameters)
-    names = [p.name for p in parameters] if plain else [f"argument_{i}" for i in range(len(c.data))]
-    observed = [nodes[x]["value"] for x in c.observed]
+    names = [p.name for p in parameters] if plain else [f"argument_{i}" for i in range(len(few.data))]
+    observed = [sites[x].value for x in few.observed]
     return {
         name: whole.cpu()
-        for name, part, whole in zip(names, few.data, c.data, strict=False)
+        for name, part, whole in zip(names, few.data, posterior.data, strict=False)
         if whole is not None and not any(same_values(value, part) for value in observed)
     }
 
 
-def _check_memory(c: PosteriorSampler, s: int, draw: Callable[[PosteriorSampler, int], dict[Any, Tensor]]) -> None:
+def _check_memory(
+    posterior: PosteriorSampler, s: int, draw: Callable[[PosteriorSampler, int], dict[Any, Tensor]]
+) -> None:
     """Refuses what would not fit, before it is drawn."""
-    few = replace(c, data=take(c.data, slice(0, PROBE_DATA)))
+    n, few = len(posterior), replace(posterior, data=take(posterior.data, slice(0, PROBE_DATA)))
     per_draw = sum(value.numel() * value.element_size() for value in draw(few, 1).values()) / len(few)
-    if per_draw * s * len(c) > MAX_BYTES:
+    if per_draw * s * n > MAX_BYTES:
         raise ValueError(
-            f"num_samples = {s} draws of {len(c)} data would take {per_draw * s * len(c) / 2**30:.1f} GiB, more than "
+            f"num_samples = {s} draws of {n} data would take {per_draw * s * n / 2**30:.1f} GiB, more than "
             f"{MAX_BYTES / 2**30:g}: ask for fewer samples or data; ppc keeps their statistics alone"
         )

@@ -101,7 +101,7 @@ def run_sbc(
     Raises:
         TypeError: where an argument is of the wrong kind.
         ValueError: where the pair or the data break the contract, an argument is out of range, or the data cannot be
-            drawn from the model in one pass (see `ppvae.sampling.posterior_draws.simulate`).
+            drawn from the model in one pass (see `ppvae.sampling.simulate`).
 
     Example:
         >>> import torch
@@ -118,9 +118,9 @@ def run_sbc(
         check_count("num_simulations", num_simulations)
         index = torch.arange(num_simulations) % n
         data = tuple(t if t is None else t[index.to(t.device)] for t in data)
-    with posterior_sampler(pair, data, seed=seed) as c:
-        plates = inner_plates(c)
-        parts = [_ranks(part, num_samples, plates) for _, part in c.parts(num_samples)]
+    with posterior_sampler(pair, data, seed=seed) as template:
+        plates = inner_plates(template)
+        parts = [_ranks(part, num_samples, plates) for _, part in template.parts(num_samples)]
     return SBCRanks({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, num_samples)
 
 
@@ -187,13 +187,13 @@ def _ranks(template: PosteriorSampler, num_samples: int, plates: dict[str, Plate
     drawn = simulate(template)
     part = replace(template, data=drawn.data)
     draws, _ = part.draw(num_samples)
-    nodes = once(part).nodes
+    sites = once(part)
     ranks = {}
     for name in part.latents:
         truth, samples = by_datum(drawn.latents[name], plates[name]), by_datum(draws[name], plates[name])
         below, equal = (samples < truth).sum(0), (samples == truth).sum(0)
         rank = below + (torch.rand(below.shape, device=below.device, dtype=torch.float64) * (equal + 1)).long()
-        ranks[name] = rank.where(mask_of(nodes[name], plates[name]), -1).cpu()
+        ranks[name] = rank.where(mask_of(sites[name], plates[name]), -1).cpu()
     return ranks
 
 

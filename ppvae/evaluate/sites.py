@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions import Unit
-from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from ppvae.pair import Batch, blocks, check_batch, device_of, take
@@ -17,7 +15,7 @@ from ppvae.params import LocalParams
 from ppvae.sampling.eval_mode import evaluating, validation
 from ppvae.sampling.posterior_draws import PosteriorSampler
 from ppvae.sampling.sampler import PROBE_DATA, Latent
-from ppvae.traces import counted, is_masked, is_objective_only, sample_sites
+from ppvae.traces import Site, sites
 
 Plates = dict[int, str]
 """Names of the plates inside the data plate, by their dim, from the left."""
@@ -26,14 +24,14 @@ MASKED_DATA = 256
 """The most data that are run at once to count what their masks leave out."""
 
 
-def once(c: PosteriorSampler) -> Trace:
-    """The model's trace on the data as they are, at one draw from the guide."""
-    latents, _ = c.draw(1)
-    return replace(c.sampler, plate_dim=None).model(c.data, 1, latents, {})
+def once(posterior: PosteriorSampler) -> dict[str, Site]:
+    """The model's sites on the data as they are, at one draw from the guide."""
+    latents, _ = posterior.draw(1)
+    return sites(replace(posterior.sampler, plate_dim=None).model(posterior.data, 1, latents, {}))
 
 
 def num_observed(pair: nn.Module, data: Batch, given: Sequence[str], params: LocalParams | None = None) -> float:
-    """Elements of a datum that the model scores: of its observed sites, without those that are conditioned on.
+    """Elements of a datum that the model scores: of its observed sites, without those that are given.
 
     Where a mask leaves some out, the mean over the data of those that count. Of the first argument where the model
     observes nothing, but scores the data by `pyro.factor`.
@@ -41,34 +39,34 @@ def num_observed(pair: nn.Module, data: Batch, given: Sequence[str], params: Loc
     device, n = device_of(pair, data), check_batch(data)
     with evaluating(pair, 0, device=device, params=params), validation(False):
         probe = take(data, slice(0, PROBE_DATA), device)
-        sites = _scored_sites(pair, probe, given)
-        if not any(is_masked(site) for site in sites):
-            elements = sum(site["fn"].shape().numel() for site in sites) // check_batch(probe)
+        scored = _scored_sites(pair, probe, given)
+        if not any(site.is_masked for site in scored):
+            elements = sum(site.fn.shape().numel() for site in scored) // check_batch(probe)
             return elements or next(t for t in probe if t is not None)[0].numel()
         total = sum(
-            int(counted(site).sum())
+            int(site.counted().sum())
             for first, last in blocks(n, MASKED_DATA)
             for site in _scored_sites(pair, take(data, slice(first, last), device), given)
         )
     return total / n
 
 
-def _scored_sites(pair: nn.Module, data: Batch, given: Sequence[str]) -> list[Any]:
+def _scored_sites(pair: nn.Module, data: Batch, given: Sequence[str]) -> list[Site]:
     """The observed sites of the model whose density is part of log p(x)."""
     guide = poutine.trace(pair.guide).get_trace(*data)
     model = poutine.trace(poutine.replay(pair.model, trace=guide)).get_trace(*data)
-    scored = [site for name, site in sample_sites(model) if site["is_observed"] and name not in given]
-    return [site for site in scored if not isinstance(site["fn"], Unit) and not is_objective_only(site)]
+    observed = [site for site in sites(model).values() if site.role == "observed" and not site.is_factor]
+    return [site for site in observed if site.name not in given]
 
 
-def inner_plates(c: PosteriorSampler) -> dict[str, Plates]:
+def inner_plates(posterior: PosteriorSampler) -> dict[str, Plates]:
     """The plates inside the data plate, for every site of the model."""
-    nodes = once(replace(c, data=take(c.data, slice(0, PROBE_DATA)))).nodes
-    frames = {name: nodes[name]["cond_indep_stack"] for name in (*c.latents, *c.observed)}
-    return {
-        name: {frame.dim: frame.name for frame in sorted(stack, key=lambda f: f.dim or 0) if (frame.dim or 0) < -1}
-        for name, stack in frames.items()
+    found = once(replace(posterior, data=take(posterior.data, slice(0, PROBE_DATA))))
+    dims = {
+        name: {plate.dim or 0: plate.name for plate in found[name].plates}
+        for name in (*posterior.latents, *posterior.observed)
     }
+    return {name: {dim: plate for dim, plate in sorted(of.items()) if dim < -1} for name, of in dims.items()}
 
 
 def by_datum(latent: Latent, plates: Plates) -> Tensor:
@@ -83,14 +81,14 @@ def by_datum(latent: Latent, plates: Plates) -> Tensor:
     return value.squeeze(empty) if empty else value
 
 
-def observed_value(site: Any, plates: Plates) -> Tensor:
+def observed_value(site: Site, plates: Plates) -> Tensor:
     """What a site of `once` observes, (n, *plates, *event)."""
-    return _of_one(site["value"].expand(site["fn"].shape()), site["fn"].event_dim, plates)
+    return _of_one(site.value.expand(site.fn.shape()), site.event_dim, plates)
 
 
-def mask_of(site: Any, plates: Plates) -> Tensor:
+def mask_of(site: Site, plates: Plates) -> Tensor:
     """Which elements of a site of `once` count in its density: true or false, (n, *plates, *event)."""
-    return _of_one(counted(site), site["fn"].event_dim, plates)
+    return _of_one(site.counted(), site.event_dim, plates)
 
 
 def _of_one(value: Tensor, event_dim: int, plates: Plates) -> Tensor:
@@ -98,22 +96,22 @@ def _of_one(value: Tensor, event_dim: int, plates: Plates) -> Tensor:
 
 
 def in_blocks(
-    c: PosteriorSampler, num_samples: int, draw: Callable[[PosteriorSampler, int], dict[Any, Tensor]]
+    posterior: PosteriorSampler, num_samples: int, draw: Callable[[PosteriorSampler, int], dict[Any, Tensor]]
 ) -> Iterator[dict[Any, Tensor]]:
     """Draws for all data, as many samples at a time as the memory budget allows, on the CPU.
 
     Args:
-        c: the pair on its data.
+        posterior: the pair on its data.
         num_samples: s, in all.
         draw: from some of the data and a number of samples to tensors (samples, data, ...) by name.
 
     Yields:
         Tensors of shape (samples, n, ...).
     """
-    size = max(1, c.sampler.rows // len(c))
+    size = max(1, posterior.sampler.rows // len(posterior))
     for start in range(0, num_samples, size):
         s = min(size, num_samples - start)
-        parts = [{name: value.cpu() for name, value in draw(part, s).items()} for _, part in c.parts(s)]
+        parts = [{name: value.cpu() for name, value in draw(part, s).items()} for _, part in posterior.parts(s)]
         yield {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
 
 

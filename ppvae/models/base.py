@@ -9,9 +9,9 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
-from torch.distributions import Independent
 
 from ppvae.nn import check_context
+from ppvae.traces import leaf
 
 
 class VAEQueries(nn.Module):
@@ -80,9 +80,7 @@ def mean_of(distribution: TorchDistribution) -> Tensor:
     Raises:
         NotImplementedError: where the family has no mean in closed form (a flow).
     """
-    base = distribution
-    while isinstance(base, Independent):
-        base = base.base_dist
+    base = leaf(distribution)
     if not isinstance(base, dist.Categorical):
         try:
             return distribution.mean

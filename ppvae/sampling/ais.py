@@ -94,12 +94,12 @@ class Annealing:
         return ((t - t[0]) / (t[-1] - t[0])).tolist()
 
     def forward(
-        self, bridge: GeometricPath, part: PosteriorSampler, *, first: int = 0, tick: Callable[[int], Any]
+        self, path: GeometricPath, part: PosteriorSampler, *, first: int = 0, tick: Callable[[int], Any]
     ) -> Chains:
         """Runs chains from draws of π_0 to π_1: the mean of w estimates p(x).
 
         Args:
-            bridge: the path.
+            path: the path.
             part: a block of data.
             first: the index of its first datum, for errors.
             tick: called with the data that are a temperature further.
@@ -107,13 +107,13 @@ class Annealing:
         Raises:
             ValueError: where a weight is NaN or infinite, naming the datum.
         """
-        position = bridge.draw(part, self.num_chains)
+        position = path.draw(part, self.num_chains)
         scale, steps = torch.ones_like(position[0]), []
         if self.num_temperatures > 1:
-            others = bridge.draw(part, SPREAD_DRAWS)
+            others = path.draw(part, SPREAD_DRAWS)
             scale = _spread(others)
             position = torch.cat([position, others[:PILOTS]])
-        run = _Run(bridge, part, position, first)
+        run = _Run(path, part, position, first)
         log_step = torch.full_like(position[0, :, 0], -0.25 * math.log(position.shape[-1]))
         for t, (before, after) in enumerate(pairwise(self.betas()), 1):
             run.weigh(after - before)
@@ -127,7 +127,7 @@ class Annealing:
 
     def backward(
         self,
-        bridge: GeometricPath,
+        path: GeometricPath,
         part: PosteriorSampler,
         latents: Latents,
         forward: Chains,
@@ -138,15 +138,15 @@ class Annealing:
         """Runs chains from exact draws of π_1 to π_0, in the steps of `forward`: the mean of w estimates 1/p(x).
 
         Args:
-            bridge: the path.
+            path: the path.
             part: a block of data.
             latents: a draw from the posterior for each datum; every chain starts there.
             forward: a run of the same data that these latents had no part in.
             first: the index of the block's first datum, for errors.
             tick: called with the data that are a temperature further.
         """
-        one = bridge.unconstrained(part, latents)
-        run = _Run(bridge, part, one.expand(self.num_chains, -1, -1).contiguous(), first)
+        one = path.unconstrained(part, latents)
+        run = _Run(path, part, one.expand(self.num_chains, -1, -1).contiguous(), first)
         steps = list(reversed(forward.steps))
         for t, (before, after) in enumerate(pairwise(reversed(self.betas()))):
             run.weigh(after - before)
@@ -159,9 +159,9 @@ class Annealing:
 class _Run:
     """Chains on their way."""
 
-    def __init__(self, bridge: GeometricPath, part: PosteriorSampler, position: Tensor, first: int) -> None:
-        self._density: Callable[[Tensor], Point] = lambda u: bridge(part, u)
-        self._point = bridge(part, position)
+    def __init__(self, path: GeometricPath, part: PosteriorSampler, position: Tensor, first: int) -> None:
+        self._density: Callable[[Tensor], Point] = lambda u: path(part, u)
+        self._point = path(part, position)
         self._first = first
         self._log_weight = torch.zeros_like(self._point.log_joint, dtype=torch.float64)
         self._accepted = torch.zeros_like(self._log_weight)

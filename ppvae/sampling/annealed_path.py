@@ -15,17 +15,18 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from pyro.distributions import MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
+from ppvae._internals import mask_of_distribution
 from ppvae.compile.compiled import Compiled
 from ppvae.pair import take
 from ppvae.sampling.eval_mode import validation
 from ppvae.sampling.posterior_draws import Latents, PosteriorSampler, num_samples
 from ppvae.sampling.sampler import PROBE_DATA, PROBE_SAMPLES, Latent
+from ppvae.traces import sites
 
 Start = Literal["guide", "prior"]
 """Where chains start: at draws from the guide, or from the prior."""
@@ -85,7 +86,7 @@ class GeometricPath:
     """The path of a pair on its data.
 
     Args:
-        conditioned: the pair and its data; for use inside that context.
+        posterior: the pair on its data; the path is for use inside its context.
         start: "guide" for log π_0 = log q(z|x), "prior" for log p(z).
         compile: whether to compile densities and gradients, see `ppvae.compile.compiled`.
 
@@ -94,18 +95,18 @@ class GeometricPath:
             guide cannot tell the density of one that it did not draw just then.
     """
 
-    def __init__(self, conditioned: PosteriorSampler, start: Start, *, compile: bool) -> None:
+    def __init__(self, posterior: PosteriorSampler, start: Start, *, compile: bool) -> None:
         if start not in ("guide", "prior"):
             raise ValueError(f'start must be "guide" or "prior", got {start!r}')
-        if not conditioned.latents:
+        if not posterior.latents:
             raise ValueError("the model has no latents: there is nothing to anneal")
-        self._conditioned = conditioned
+        self._posterior = posterior
         self._start = start
         self._eager = not compile
-        self._compiled = Compiled(self._compute, [conditioned.sampler.pair])
+        self._compiled = Compiled(self._compute, [posterior.sampler.pair])
         self._checked: set[torch.Size] = set()
         self._coordinates: dict[str, _Coordinates] = {}
-        probe = replace(conditioned, data=take(conditioned.data, slice(0, PROBE_DATA)))
+        probe = replace(posterior, data=take(posterior.data, slice(0, PROBE_DATA)))
         if start == "guide":
             _check_scores(probe)
         self.unconstrained(probe, self._draw(probe, PROBE_SAMPLES))
@@ -116,11 +117,11 @@ class GeometricPath:
 
     def unconstrained(self, part: PosteriorSampler, latents: Latents) -> Tensor:
         """The u of these latents, (s, n, k)."""
-        s, trace, found = num_samples(latents), part.model_trace(latents), []
+        s, at, found = num_samples(latents), sites(part.model_trace(latents)), []
         for name in part.latents:
-            transform = to_support(name, trace.nodes[name]["fn"])
-            site = trace.nodes[name]
-            u = part.sampler.value({**site, "value": transform.inv(site["value"]), "fn": transform.domain}, s)
+            transform = to_support(name, at[name].fn)
+            in_reals = replace(at[name], value=transform.inv(at[name].value), fn=transform.domain)
+            u = part.sampler.value(in_reals, s)
             shape, dim = u.value.shape, u.data_dim
             self._coordinates[name] = _Coordinates(shape[1:dim], shape[dim + 1 :], u.plate_dims, u.value.dtype)
             found.append(u.value.movedim(dim, 1).reshape(s, len(part), -1))
@@ -147,13 +148,13 @@ class GeometricPath:
     def _draw(self, part: PosteriorSampler, s: int) -> Latents:
         if self._start == "guide":
             return {name: z for name, z in part.draw(s)[0].items() if name in part.latents}
-        trace = part.sampler.model(part.data, s, {}, {})
-        return {name: part.sampler.value(trace.nodes[name], s) for name in part.latents}
+        drawn = sites(part.sampler.model(part.data, s, {}, {}))
+        return {name: part.sampler.value(drawn[name], s) for name in part.latents}
 
     def _compute(self, args: tuple[Any, ...]) -> tuple[Sequence[Tensor], Any]:
         """Both densities at u and their gradients, as a computation that can be compiled."""
         position, *data = args
-        part = replace(self._conditioned, data=tuple(data))
+        part = replace(self._posterior, data=tuple(data))
         with torch.enable_grad():
             position = position.detach().requires_grad_()
             nothing = 0 * position.sum(-1)  # a density may be the same everywhere
@@ -167,18 +168,18 @@ class GeometricPath:
     def _log_probs(self, part: PosteriorSampler, position: Tensor) -> tuple[Tensor, Tensor]:
         """Log π_0 and log π_1, each (s, n)."""
         sampler, s = part.sampler, len(position)
-        with _Constrain(self._sites(position), sampler.plate_dim) as constrain:
+        with _Constrain(self._values(position), sampler.plate_dim) as constrain:
             trace = sampler.model(part.data, s, {}, {})
         log_likelihood, log_prior_of = sampler.joint(trace, s)
-        volumes = constrain.log_volume.items()
-        volume = _sum(sampler.log_prob({**trace.nodes[name], "unscaled_log_prob": v}, s) for name, v in volumes)
+        at = sites(trace)
+        volume = _sum(sampler.log_prob(replace(at[z], log_prob=v), s) for z, v in constrain.log_volume.items())
         log_start = log_prior = _sum(log_prior_of.values())
         if self._start == "guide":
-            latents = {name: sampler.value(trace.nodes[name], s) for name in part.latents}
+            latents = {name: sampler.value(at[name], s) for name in part.latents}
             log_start = _sum(part.log_posterior(latents).values())
         return log_start + volume, log_likelihood + log_prior + volume
 
-    def _sites(self, position: Tensor) -> Latents:
+    def _values(self, position: Tensor) -> Latents:
         """The values of u that belong to each site."""
         s, n, _ = position.shape
         parts = position.split([place.numel for place in self._coordinates.values()], -1)
@@ -192,9 +193,9 @@ class GeometricPath:
 class _Constrain(Messenger):
     """Gives latent sites z = T(u), each with the support that it has there, and notes log |∂z/∂u|."""
 
-    def __init__(self, sites: Latents, plate_dim: int | None) -> None:
+    def __init__(self, values: Latents, plate_dim: int | None) -> None:
         super().__init__()
-        self._values = {n: u.folded() if plate_dim is None else u.plated(plate_dim) for n, u in sites.items()}
+        self._values = {n: u.folded() if plate_dim is None else u.plated(plate_dim) for n, u in values.items()}
         self.log_volume: dict[str, Tensor] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -204,8 +205,7 @@ class _Constrain(Messenger):
             msg["value"], msg["done"] = transform(u), True
             log_volume = transform.log_abs_det_jacobian(u, msg["value"])
             # Where a latent is masked its density counts for one, and so does the volume.
-            mask = fn._mask if isinstance(fn, MaskedDistribution) else None
-            self.log_volume[name] = scale_and_mask(log_volume, mask=mask)
+            self.log_volume[name] = scale_and_mask(log_volume, mask=mask_of_distribution(fn))
 
 
 def to_support(name: str, fn: Any) -> Any:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from ppvae.traces import sample_sites
+from ppvae._internals import mask_of_distribution
+from ppvae.traces import Site, sites
 
 MAX_VALUES = 1000
 """The most joint values of one datum's enumerated latents; more are an error."""
 
 
-Sites = dict[str, Any]
+Sites = dict[str, Site]
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,12 @@ class Enumeration:
         Raises:
             ValueError: naming a site whose values cannot be listed, are too many, or of which some would be left out.
         """
-        guide = {name: site for name, site in sample_sites(guide_trace) if _is_marked(site)}
-        sampled, latents = dict(sample_sites(guide_trace)), dict(_latents(model_trace))
-        model = {name: site for name, site in latents.items() if name not in sampled and _is_marked(site)}
+        sampled, latents = sites(guide_trace), sites(model_trace)
+        latents = {name: site for name, site in latents.items() if site.is_drawn}
+        guide = {name: site for name, site in sampled.items() if site.is_marked}
+        model = {name: site for name, site in latents.items() if name not in sampled and site.is_marked}
         _check_marks(guide, model, latents, sampled)
-        supports = {name: _support(name, site) for name, site in (guide | model).items()}
+        supports = {name: _support(site) for name, site in (guide | model).items()}
         count = 1
         for name, support in supports.items():
             count *= len(support)
@@ -66,8 +67,8 @@ class Enumeration:
             tuple(guide),
             tuple(model),
             tuple(dict(zip(supports, values, strict=True)) for values in joint),
-            {name: site["fn"].event_dim for name, site in (guide | model).items()},
-            {name: len(_listed(name, site)) for name, site in (guide | model).items()},
+            {name: site.event_dim for name, site in (guide | model).items()},
+            {name: len(_listed(site)) for name, site in (guide | model).items()},
             num_model=max(1, torch.Size(len(supports[name]) for name in model).numel()),
         )
 
@@ -85,25 +86,22 @@ class Enumeration:
         Raises:
             ValueError: naming a site that is not always sampled, or whose values depend on the data.
         """
+        found = sites(trace) if names else {}
         for name in names:
-            if name not in trace.nodes:
+            if name not in found:
                 raise ValueError(f"the site {name!r} is summed over, but not sampled at every value of the others")
-            if len(_listed(name, trace.nodes[name])) != self.num_values[name]:
+            if len(_listed(found[name])) != self.num_values[name]:
                 raise ValueError(
                     f"the site {name!r} is marked for enumeration, but how many values it has depends on the data"
                 )
 
-    def unmasked(self, site: Any, log_prob: Tensor) -> Tensor:
+    def unmasked(self, site: Site, log_prob: Tensor) -> Tensor:
         """The log-probability of a site's values; all c of an element that a mask leaves out count 1/c, together 1."""
-        for mask in (site["mask"], getattr(site["fn"], "_mask", None)):
+        for mask in (site.mask, mask_of_distribution(site.fn)):
             if mask is not None and mask is not True:
                 mask = torch.as_tensor(mask, device=log_prob.device)
-                log_prob = torch.where(mask, log_prob, -math.log(self.num_values[site["name"]]))
+                log_prob = torch.where(mask, log_prob, -math.log(self.num_values[site.name]))
         return log_prob
-
-
-def _latents(trace: Trace) -> list[tuple[str, Any]]:
-    return [(name, site) for name, site in sample_sites(trace) if not site["is_observed"]]
 
 
 def _check_marks(guide: Sites, model: Sites, latents: Sites, sampled: Sites) -> None:
@@ -115,43 +113,37 @@ def _check_marks(guide: Sites, model: Sites, latents: Sites, sampled: Sites) -> 
         if name not in latents:
             raise ValueError(f"the guide marks {name!r} for enumeration, which is no latent of the model")
         try:
-            of_model = len(latents[name]["fn"].enumerate_support(expand=False))
+            of_model = len(latents[name].fn.enumerate_support(expand=False))
         except NotImplementedError:
             continue
-        if (of_guide := len(_listed(name, site))) < of_model:
+        if (of_guide := len(_listed(site))) < of_model:
             raise ValueError(
                 f"the guide lists {of_guide} values of {name!r}, and the model {of_model}: the sum leaves some out"
             )
 
 
-def _is_marked(site: Any) -> bool:
-    infer = site["infer"]  # with num_samples, Pyro's mark asks for samples side by side
-    return not site["is_observed"] and bool(infer.get("enumerate")) and not infer.get("num_samples")
-
-
-def _support(name: str, site: Any) -> list[Tensor]:
+def _support(site: Site) -> list[Tensor]:
     """Every value of a site, (*plates, 1, *event); of several elements in plates of one datum, every combination."""
-    fn, support = site["fn"], _listed(name, site)
+    fn, support = site.fn, _listed(site)
     event = fn.event_shape
     values = support.reshape(len(support), *event)
     *plates, _ = fn.batch_shape
     elements = torch.Size(plates).numel()
     if len(values) ** elements > MAX_VALUES:
         raise ValueError(
-            f"the latent {name!r} has {len(values)} values in each of {elements} elements of one datum: too many to "
-            "sum over; without infer={'enumerate': ...} it is drawn"
+            f"the latent {site.name!r} has {len(values)} values in each of {elements} elements of one datum: too many "
+            "to sum over; without infer={'enumerate': ...} it is drawn"
         )
     combinations = itertools.product(values, repeat=elements)
     return [torch.stack(combination).reshape(*plates, 1, *event) for combination in combinations]
 
 
-def _listed(name: str, site: Any) -> Tensor:
+def _listed(site: Site) -> Tensor:
     """Every value of one element of a site, (c, *1, *event)."""
-    fn = site["fn"]
     try:
-        return fn.enumerate_support(expand=False)
+        return site.fn.enumerate_support(expand=False)
     except NotImplementedError as error:
         raise ValueError(
-            f"the site {name!r} is marked for enumeration, but the values of {type(fn).__name__} cannot be listed: "
-            f"{error or 'it has no enumerate_support'}"
+            f"the site {site.name!r} is marked for enumeration, but the values of {type(site.fn).__name__} cannot be "
+            f"listed: {error or 'it has no enumerate_support'}"
         ) from error

@@ -7,13 +7,12 @@ drawn like any other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from pyro.distributions import Unit
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
@@ -24,7 +23,7 @@ from ppvae.params import LocalParams
 from ppvae.sampling.enumeration import Enumeration
 from ppvae.sampling.eval_mode import evaluating, naming_nonfinite
 from ppvae.sampling.sampler import PROBE_DATA, PROBE_SAMPLES, Latent, Sampler, choose_sampler
-from ppvae.traces import counted, is_objective_only, same_values, sample_sites
+from ppvae.traces import Site, same_values, sites
 
 Places = dict[str, tuple[int, tuple[int, ...]]]
 """Of observed sites by name: the argument that is the value, and the strides with which it is read."""
@@ -83,8 +82,8 @@ class PosteriorSampler:
 
     def log_likelihood(self, latents: Latents) -> dict[str, Tensor]:
         """Log p of each observed site at these latents, (s, n)."""
-        trace, s = self.model_trace(latents), num_samples(latents)
-        return {name: self.sampler.log_prob(trace.nodes[name], s) for name in self.observed}
+        at, s = sites(self.model_trace(latents)), num_samples(latents)
+        return {name: self.sampler.log_prob(at[name], s) for name in self.observed}
 
     def model_trace(self, latents: Latents) -> Trace:
         """The model's trace at these latents."""
@@ -94,8 +93,8 @@ class PosteriorSampler:
         """Draws of the observed sites given these latents: x ~ p(x|z)."""
         s = num_samples(latents)
         with _Unobserved(self.observed):
-            trace = self.sampler.model(self.data, s, latents, {})
-        return {name: self.sampler.value(trace.nodes[name], s) for name in self.observed}
+            drawn = sites(self.sampler.model(self.data, s, latents, {}))
+        return {name: self.sampler.value(drawn[name], s) for name in self.observed}
 
     def parts(self, s: int) -> Iterator[tuple[slice, PosteriorSampler]]:
         """The data in blocks of which `s` samples each stay within the memory budget, with their places."""
@@ -137,13 +136,12 @@ def posterior_sampler(
             )
         sampler = replace(sampler, enumeration=Enumeration())
         latents, _ = sampler.posterior(sampler.guide(probe, 1, {}, {}), 1)
-        sites = dict(sample_sites(sampler.model(probe, 1, latents, {})))
-        observed = [z for z, site in sites.items() if site["is_observed"] and not isinstance(site["fn"], Unit)]
+        of_model = sites(sampler.model(probe, 1, latents, {})).values()
         yield PosteriorSampler(
             sampler,
             data,
-            tuple(name for name, site in sites.items() if not site["is_observed"]),
-            tuple(name for name in observed if not is_objective_only(sites[name])),
+            tuple(site.name for site in of_model if site.is_drawn),
+            tuple(site.name for site in of_model if site.role == "observed" and not site.is_factor),
         )
 
 
@@ -178,7 +176,7 @@ def simulate(template: PosteriorSampler) -> Simulated:
             observed values themselves (an autoregressive net that is fed the data), so that one pass cannot draw them.
     """
     template = _one_by_one(template)
-    places = _places(template, template.model_trace(template.draw(1)[0]))
+    places = _places(template, sites(template.model_trace(template.draw(1)[0])))
     for name in template.observed:
         if name not in places:
             raise ValueError(
@@ -186,15 +184,14 @@ def simulate(template: PosteriorSampler) -> Simulated:
                 "place of the data. Compute what is observed before it is given to the pair"
             )
     with _Unobserved(template.observed):
-        trace = template.sampler.model(template.data, 1, {}, {})
-    latents = {name: template.sampler.value(trace.nodes[name], 1) for name in template.latents}
-    drawn = {name: trace.nodes[name]["value"].detach() for name in template.observed}
-    data = _in_place_of(template.data, drawn, places)
-    _check_one_pass(replace(template, data=data), latents, trace, template.observed)
+        drawn = sites(template.sampler.model(template.data, 1, {}, {}))
+    latents = {name: template.sampler.value(drawn[name], 1) for name in template.latents}
+    data = _in_place_of(template.data, {name: drawn[name].value.detach() for name in template.observed}, places)
+    _check_one_pass(replace(template, data=data), latents, drawn, template.observed)
     return Simulated(latents, data)
 
 
-def check_predictable(c: PosteriorSampler) -> None:
+def check_predictable(posterior: PosteriorSampler) -> None:
     """Checks that the observed sites can be drawn anew: that their density is fed no data that they would replace.
 
     Tried out on a few data, for the sites that take an argument of the pair as it is. Elements that a mask leaves out
@@ -203,27 +200,27 @@ def check_predictable(c: PosteriorSampler) -> None:
     Raises:
         ValueError: naming the site whose density is.
     """
-    few = _one_by_one(replace(c, data=take(c.data, slice(0, PROBE_DATA))))
+    few = _one_by_one(replace(posterior, data=take(posterior.data, slice(0, PROBE_DATA))))
     latents, _ = few.draw(1)
-    trace = few.model_trace(latents)
-    places, seen = _places(few, trace), trace.nodes
+    seen = sites(few.model_trace(latents))
+    places = _places(few, seen)
     with _Unobserved(places):
-        trace = few.model_trace(latents)
-    drawn = {x: torch.where(counted(seen[x]), trace.nodes[x]["value"], seen[x]["value"]) for x in places}
-    _check_one_pass(replace(few, data=_in_place_of(few.data, drawn, places)), latents, trace, places)
+        drawn = sites(few.model_trace(latents))
+    values = {x: torch.where(seen[x].counted(), drawn[x].value, seen[x].value) for x in places}
+    _check_one_pass(replace(few, data=_in_place_of(few.data, values, places)), latents, drawn, places)
 
 
-def _one_by_one(c: PosteriorSampler) -> PosteriorSampler:
+def _one_by_one(posterior: PosteriorSampler) -> PosteriorSampler:
     """The same, run as the pair was written, on data that can be written over."""
-    data = tuple(t if t is None else t.contiguous() for t in c.data)
-    return replace(c, sampler=replace(c.sampler, plate_dim=None), data=data)
+    data = tuple(t if t is None else t.contiguous() for t in posterior.data)
+    return replace(posterior, sampler=replace(posterior.sampler, plate_dim=None), data=data)
 
 
-def _places(template: PosteriorSampler, trace: Trace) -> Places:
-    """The places of the observed sites that take an argument of the pair as it is, in a trace of the model on it."""
+def _places(template: PosteriorSampler, seen: Mapping[str, Site]) -> Places:
+    """The places of the observed sites that take an argument of the pair as it is; `seen` is the model's, run on it."""
     places: Places = {}
     for name in template.observed:
-        value = trace.nodes[name]["value"]
+        value = seen[name].value
         same = [i for i, t in enumerate(template.data) if same_values(value, t)]
         places |= {name: (same[0], value.stride())} if same else {}
     return places
@@ -238,11 +235,13 @@ def _in_place_of(data: Batch, values: dict[str, Tensor], places: Places) -> Batc
     return tuple(new)
 
 
-def _check_one_pass(c: PosteriorSampler, latents: Latents, drawn: Trace, names: Iterable[str]) -> None:
+def _check_one_pass(
+    posterior: PosteriorSampler, latents: Latents, drawn: Mapping[str, Site], names: Iterable[str]
+) -> None:
     """Checks that draws of these observed sites have the same density when the model is given them as its data."""
-    again = c.sampler.model(c.data, 1, latents, {})
+    again = sites(posterior.sampler.model(posterior.data, 1, latents, {}))
     for name in names:
-        before, after = (c.sampler.log_prob(trace.nodes[name], 1).double() for trace in (drawn, again))
+        before, after = (posterior.sampler.log_prob(at[name], 1).double() for at in (drawn, again))
         if not torch.allclose(before, after, rtol=1e-3, atol=1e-3, equal_nan=True):
             raise ValueError(
                 f"the density of the observed site {name!r} depends on the data that the model is given besides: it "

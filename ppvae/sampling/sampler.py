@@ -10,21 +10,29 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions.util import scale_and_mask
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from ppvae.compile.allocator import Allocations
-from ppvae.pair import Batch, check_batch, check_data_plate, check_masks, check_sites, failing_on, warn_of_factors
+from ppvae.pair import (
+    Batch,
+    Running,
+    check_batch,
+    check_data_plate,
+    check_masks,
+    check_sites,
+    failing_on,
+    warn_of_factors,
+)
 from ppvae.sampling.enumeration import Enumeration
-from ppvae.traces import is_objective_only, sample_sites
+from ppvae.traces import Site, sites
 
 SAMPLES = "_samples"
 """Name of the outer plate."""
@@ -131,10 +139,12 @@ class Sampler:
         """The model's trace at the given latents."""
         return self._run("model", block, s, latents, fixed)
 
-    def _run(self, which: str, block: Batch, s: int, latents: dict[str, Latent], fixed: Values) -> Trace:
+    def _run(
+        self, which: Literal["model", "guide"], block: Batch, s: int, latents: dict[str, Latent], fixed: Values
+    ) -> Trace:
         function: Callable[..., Any] = getattr(self.pair, which)
         n = check_batch(block)
-        with poutine.trace() as tracer:
+        with poutine.trace() as tracer, Running(which):
             if self.plate_dim is None:
                 n *= s
                 values = {name: latent.folded() for name, latent in latents.items()}
@@ -153,36 +163,35 @@ class Sampler:
 
     def posterior(self, trace: Trace, s: int) -> tuple[dict[str, Latent], dict[str, Tensor]]:
         """Values of the drawn latents, and log q of the guide's sites; its factors are no density and are left out."""
-        sites = {name: site for name, site in sample_sites(trace) if not site["is_observed"]}
-        drawn = {name: site for name, site in sites.items() if name not in self.enumeration.guide}
-        latents = {name: self.value(site, s) for name, site in drawn.items()}
-        return latents, {name: self.log_prob(site, s) for name, site in sites.items()}
+        drawn = {name: site for name, site in sites(trace).items() if site.is_drawn}
+        latents = {name: self.value(site, s) for name, site in drawn.items() if name not in self.enumeration.guide}
+        return latents, {name: self.log_prob(site, s) for name, site in drawn.items()}
 
     def joint(self, trace: Trace, s: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Log p(x|z), summed over the observed sites, and log p(z) of each latent site: each (s, n).
 
-        Sites that belong to the objective alone are left out, and so are those in `given`.
+        Terms of training alone are left out, and so are the sites in `given`.
         """
-        sites = {name: site for name, site in sample_sites(trace) if not is_objective_only(site)}
-        log_probs = {name: self.log_prob(site, s) for name, site in sites.items() if name not in self.given}
-        observed = [log_probs.pop(name) for name in list(log_probs) if sites[name]["is_observed"]]
-        return torch.stack(observed).sum(0), log_probs
+        scored = [site for site in sites(trace).values() if site.role != "training" and site.name not in self.given]
+        log_likelihood = [self.log_prob(site, s) for site in scored if not site.is_drawn]
+        log_prior = {site.name: self.log_prob(site, s) for site in scored if site.is_drawn}
+        return torch.stack(log_likelihood).sum(0), log_prior
 
-    def log_prob(self, site: Any, s: int) -> Tensor:
+    def log_prob(self, site: Site, s: int) -> Tensor:
         """The site's log-probability without its scale, summed over inner plates: (s, n)."""
-        log_prob = scale_and_mask(site["unscaled_log_prob"], mask=site["mask"])
-        if site["name"] in self.enumeration.event_dims:
+        log_prob = site.density()
+        if site.name in self.enumeration.event_dims:
             log_prob = self.enumeration.unmasked(site, log_prob)
         if self.plate_dim is not None and log_prob.dim() < -self.plate_dim:
             log_prob = log_prob.expand(s, *log_prob.shape)  # of a value that is the same for every sample
         log_prob = self._unfold(log_prob, log_prob.dim() - 1, s)
         return log_prob.flatten(1, -2).sum(1) if log_prob.dim() > 2 else log_prob
 
-    def value(self, site: Any, s: int) -> Latent:
+    def value(self, site: Site, s: int) -> Latent:
         """The site's value, (s, *plates, n, *event)."""
-        value, event_dim = site["value"], site["fn"].event_dim
-        dims = [frame.dim for frame in site["cond_indep_stack"] if frame.vectorized and frame.name != SAMPLES]
-        return Latent(self._unfold(value, value.dim() - 1 - event_dim, s), event_dim, max(0, -1 - min(dims, default=0)))
+        dims = [plate.dim or 0 for plate in site.plates if plate.name != SAMPLES]
+        value = self._unfold(site.value, site.value.dim() - 1 - site.event_dim, s)
+        return Latent(value, site.event_dim, max(0, -1 - min(dims, default=0)))
 
     def _unfold(self, tensor: Tensor, dim: int, s: int) -> Tensor:
         return tensor.unflatten(dim, (s, -1)).movedim(dim, 0) if self.plate_dim is None else tensor
@@ -244,12 +253,12 @@ def _check_given(sampler: Sampler, probe: Batch) -> None:
     for fixed in sampler.enumeration.values[:: -(-len(sampler.enumeration.values) // GIVEN_VALUES)]:
         trace = sampler.guide(probe, PROBE_SAMPLES, {}, fixed)
         latents, _ = sampler.posterior(trace, PROBE_SAMPLES)
-        traces.append(sampler.model(probe, PROBE_SAMPLES, latents, fixed))
-    observed = [name for name, site in sample_sites(traces[0]) if site["is_observed"] and not is_objective_only(site)]
+        traces.append(sites(sampler.model(probe, PROBE_SAMPLES, latents, fixed)))
+    observed = [name for name, site in traces[0].items() if site.role == "observed"]
     for name in sampler.given:
         if name not in observed:
             raise ValueError(f"given names {name!r}, which the model does not observe: it observes {observed}")
-        log_p = torch.cat([sampler.log_prob(trace.nodes[name], PROBE_SAMPLES) for trace in traces])
+        log_p = torch.cat([sampler.log_prob(trace[name], PROBE_SAMPLES) for trace in traces])
         if not torch.allclose(log_p, log_p[:1].expand_as(log_p), rtol=1e-4, atol=1e-4, equal_nan=True):
             raise ValueError(
                 f"given names {name!r}, whose density depends on latents, so that leaving it out is not to condition "
@@ -261,14 +270,13 @@ def _check_given(sampler: Sampler, probe: Batch) -> None:
 
 def _nesting(*traces: Trace) -> int:
     """How many dims the plates take."""
-    frames = (frame for trace in traces for _, site in sample_sites(trace) for frame in site["cond_indep_stack"])
-    return max(-frame.dim for frame in frames if frame.vectorized)
+    return max(-(plate.dim or 0) for trace in traces for site in sites(trace).values() for plate in site.plates)
 
 
 def _most_data(*traces: Trace) -> int:
     """The most data that the plates take: a plate of N data with a subsample takes no more than N."""
-    frames = [frame for trace in traces for _, site in sample_sites(trace) for frame in site["cond_indep_stack"]]
-    return min((frame.full_size for frame in frames if frame.full_size != frame.size), default=sys.maxsize)
+    plates = [plate for trace in traces for site in sites(trace).values() for plate in site.plates]
+    return min((plate.full_size or 0 for plate in plates if plate.full_size != plate.size), default=sys.maxsize)
 
 
 def _rows(bytes_per_row: float, shared: float, probe: Batch) -> int:

@@ -47,7 +47,7 @@ def test_values_come_by_datum_without_the_places_of_foreign_plates():
         assert by_datum(latents["z"], plates["z"]).shape == (4, 7)
         assert by_datum(latents["w"], plates["w"]).shape == (4, 7, 2, 2)
         assert by_datum(c.predict(latents)["x"], plates["x"]).shape == (4, 7, 2, 3)
-        site = once(c).nodes["x"]
+        site = once(c)["x"]
         assert torch.equal(observed_value(site, plates["x"]), x)
         assert torch.equal(mask_of(site, plates["x"]), (x > 0) & TwoPlates.keep)
 
@@ -76,10 +76,10 @@ def test_masks_of_a_site_with_event_dims():
 
     x = torch.tensor([[1.0, 2.0], [-1.0, 2.0], [3.0, -1.0]])
     with posterior_sampler(Masked(), (x,)) as c:
-        nodes = once(c).nodes
+        sites = once(c)
         positive = torch.tensor([True, False, True]).unsqueeze(-1)
-        assert torch.equal(mask_of(nodes["z"], {}), positive.expand(3, 2))
-        assert torch.equal(mask_of(nodes["x"], {}), positive & torch.tensor([True, False]))
+        assert torch.equal(mask_of(sites["z"], {}), positive.expand(3, 2))
+        assert torch.equal(mask_of(sites["x"], {}), positive & torch.tensor([True, False]))
 
 
 @pytest.mark.parametrize("rows", [1, 5, 30, 1000])

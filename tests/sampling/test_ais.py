@@ -32,11 +32,11 @@ def test_the_mean_weights_are_p_and_one_over_p(num_temperatures, start):
     torch.manual_seed(0)
     pair, annealing = LinearGaussian(c=0.8), Annealing(4, num_temperatures, 2)
     with posterior_sampler(pair, (torch.zeros(4000),), seed=1) as c:
-        bridge = GeometricPath(c, start, compile=False)
+        path = GeometricPath(c, start, compile=False)
         drawn = simulate(c)
         with posterior_sampler(pair, drawn.data, seed=2) as part:
-            there = annealing.forward(bridge, part, tick=quietly)
-            back = annealing.backward(bridge, part, drawn.latents, there, tick=quietly)
+            there = annealing.forward(path, part, tick=quietly)
+            back = annealing.backward(path, part, drawn.latents, there, tick=quietly)
     exact = pair.exact(drawn.data[0])
     for ratio in ((there.log_weight - exact).exp().mean(0), (back.log_weight + exact).exp().mean(0)):
         assert float(ratio.mean()) == pytest.approx(1, abs=4 * float(ratio.std()) / math.sqrt(len(ratio)))
@@ -49,10 +49,10 @@ def test_steps_depend_on_the_pilots_alone():
     def steps(change):
         pair, (x,) = LinearGaussian(), (torch.linspace(-2, 2, 7),)
         with posterior_sampler(pair, (x,), seed=3) as c:
-            bridge = GeometricPath(c, "guide", compile=False)
-            draw = bridge.draw
-            bridge.draw = lambda part, s: draw(part, s) + change * (s == 5)  # the chains themselves start elsewhere
-            chains = Annealing(5, 20, 3).forward(bridge, c, tick=quietly)
+            path = GeometricPath(c, "guide", compile=False)
+            draw = path.draw
+            path.draw = lambda part, s: draw(part, s) + change * (s == 5)  # the chains themselves start elsewhere
+            chains = Annealing(5, 20, 3).forward(path, c, tick=quietly)
         return chains.steps, chains.log_weight
 
     (a, weight_a), (b, weight_b) = steps(0.0), steps(0.3)
@@ -69,10 +69,10 @@ def test_the_way_back_takes_the_same_steps(monkeypatch):
 
     monkeypatch.setattr(_Run, "move", noted)
     with posterior_sampler(LinearGaussian(), (torch.zeros(6),), seed=0) as c:
-        bridge, annealing = GeometricPath(c, "guide", compile=False), Annealing(3, 8, 2)
+        path, annealing = GeometricPath(c, "guide", compile=False), Annealing(3, 8, 2)
         drawn = simulate(c)
-        there = annealing.forward(bridge, c, tick=quietly)
-        annealing.backward(bridge, c, drawn.latents, there, tick=quietly)
+        there = annealing.forward(path, c, tick=quietly)
+        annealing.backward(path, c, drawn.latents, there, tick=quietly)
     assert len(taken) == 14
     for (beta, step), (again, same) in zip(taken[:7], reversed(taken), strict=False):
         assert beta == again

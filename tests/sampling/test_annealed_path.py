@@ -32,10 +32,10 @@ REFERENCES = [linear_gaussian, ppca, scaled, hierarchy, gamma_poisson, beta_bern
 def test_the_ratio_is_the_importance_weight(make, start):
     reference = make()
     with posterior_sampler(reference.pair, reference.data) as c:
-        bridge = GeometricPath(c, start, compile=False)
+        path = GeometricPath(c, start, compile=False)
         latents = c.draw(4)[0]
-        u = bridge.unconstrained(c, latents)
-        point = bridge(c, u)
+        u = path.unconstrained(c, latents)
+        point = path(c, u)
         likelihood, prior = c.log_joint(latents)
         log_q = sum(c.log_posterior(latents).values())
     expected = likelihood if start == "prior" else likelihood + sum(prior.values()) - log_q
@@ -49,11 +49,11 @@ def test_gradients_are_those_of_the_densities(make, start):
     reference = make()
     pair, data = reference.pair, reference.data
     with posterior_sampler(pair, data, seed=1) as c:
-        bridge = GeometricPath(c, start, compile=False)
-        u = bridge.draw(c, 3)
+        path = GeometricPath(c, start, compile=False)
+        u = path.draw(c, 3)
         direction = torch.randn_like(u)
-        point, width = bridge(c, u), 1e-6 if u.dtype == torch.float64 else 1e-2
-        above, below = bridge(c, u + width * direction), bridge(c, u - width * direction)
+        point, width = path(c, u), 1e-6 if u.dtype == torch.float64 else 1e-2
+        above, below = path(c, u + width * direction), path(c, u - width * direction)
     for log_prob, gradient in (("log_start", "grad_start"), ("log_joint", "grad_joint")):
         slope = (getattr(above, log_prob) - getattr(below, log_prob)) / (2 * width)
         torch.testing.assert_close(slope, (getattr(point, gradient) * direction).sum(-1), rtol=2e-2, atol=2e-2)
@@ -63,17 +63,17 @@ def test_volume_of_a_positive_and_of_a_bounded_latent():
     reference = gamma_poisson()
     (x,) = reference.data
     with posterior_sampler(reference.pair, (x,)) as c:
-        bridge = GeometricPath(c, "guide", compile=False)
+        path = GeometricPath(c, "guide", compile=False)
         u = torch.randn(3, len(x), 1)
-        point, z = bridge(c, u), u[..., 0].exp()
+        point, z = path(c, u), u[..., 0].exp()
     expected = dist.Gamma(2.0, 0.5).log_prob(z) + dist.Poisson(z).log_prob(x) + z.log()
     torch.testing.assert_close(point.log_joint, expected)
     torch.testing.assert_close(point.log_start, dist.Gamma(0.9 * (2.0 + x), 1.2).log_prob(z) + z.log())
     reference = beta_bernoulli()
     with posterior_sampler(reference.pair, reference.data) as c:
-        bridge = GeometricPath(c, "prior", compile=False)
+        path = GeometricPath(c, "prior", compile=False)
         u = torch.randn(3, len(c), 1)
-        point, z = bridge(c, u), u[..., 0].sigmoid()
+        point, z = path(c, u), u[..., 0].sigmoid()
     torch.testing.assert_close(point.log_start, dist.Beta(2.0, 3.0).log_prob(z) + (z * (1 - z)).log())
 
 
@@ -95,9 +95,9 @@ def test_what_is_masked_counts_neither_in_density_nor_in_volume():
     torch.manual_seed(0)
     x, mask = torch.ones(7, 2), torch.rand(7, 2) > 0.5
     with posterior_sampler(Masked(), (x, mask)) as c:
-        bridge = GeometricPath(c, "guide", compile=False)
+        path = GeometricPath(c, "guide", compile=False)
         u = torch.randn(3, 7, 4)
-        point = bridge(c, u)
+        point = path(c, u)
     inside = mask.repeat(1, 2)
     log_q = dist.Gamma(3.0, 1.0).log_prob(u.exp()) + u
     torch.testing.assert_close(point.log_start, torch.where(inside, log_q, 0.0).sum(-1))
@@ -125,12 +125,12 @@ def test_compiled_densities_are_the_eager_ones(pair, start):
 def test_densities_that_come_out_differently_run_eagerly(monkeypatch):
     reference = linear_gaussian()
     with posterior_sampler(reference.pair, reference.data) as c:
-        bridge = GeometricPath(c, "guide", compile=True)
-        monkeypatch.setattr(bridge, "_compiled", lambda args: ([t + 1 for t in bridge._compute(args)[0]], None))
-        u = bridge.draw(c, 3)
+        path = GeometricPath(c, "guide", compile=True)
+        monkeypatch.setattr(path, "_compiled", lambda args: ([t + 1 for t in path._compute(args)[0]], None))
+        u = path.draw(c, 3)
         with pytest.warns(UserWarning, match="compiled densities differ"):
-            first = bridge(c, u)
-        assert torch.equal(bridge(c, u).log_joint, first.log_joint)
+            first = path(c, u)
+        assert torch.equal(path(c, u).log_joint, first.log_joint)
 
 
 # What cannot be annealed.
