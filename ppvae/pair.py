@@ -242,6 +242,8 @@ def check_sites(model_trace: Trace, guide_trace: Trace) -> None:
 def check_data_plate(trace: Trace, n: int, *, where: str) -> None:
     """Checks that every site lies in the data plate: of size `n`, at dim -1, whatever its name.
 
+    A term of training alone may lie outside: a penalty on weights counts once for a batch.
+
     Args:
         trace: of the model or the guide.
         n: the data that it was run on.
@@ -251,7 +253,7 @@ def check_data_plate(trace: Trace, n: int, *, where: str) -> None:
         ValueError: naming the site, and the plates that it lies in.
     """
     for name, site in sites(trace).items():
-        if any(plate.dim == -1 and plate.size == n for plate in site.plates):
+        if site.role == "training" or any(plate.dim == -1 and plate.size == n for plate in site.plates):
             continue
         plates = ", ".join(f"{p.name!r} (size {p.size}, dim {p.dim})" for p in site.plates) or "no plate"
         raise ValueError(
