@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,15 +66,9 @@ class RandomState:
         for generator, own in zip(self._of_the_data(), state["data"], strict=True):
             generator.set_state(own)
 
-    @contextmanager
-    def forked(self, seed: int) -> Iterator[None]:
+    def forked(self, seed: int) -> AbstractContextManager[None]:
         """Starts the global generators from `seed`; they come back as they were, those of other devices included."""
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU
-            if self.device.type == "cuda":
-                with torch.cuda.device(self.device):
-                    torch.cuda.manual_seed(seed)
-            yield
+        return forked_rng(self.device, seed)
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -90,6 +84,17 @@ class RandomState:
         holders = (self.data, getattr(self.data, "sampler", None))
         own = [getattr(holder, "generator", None) for holder in holders]
         return list({id(g): g for g in own if isinstance(g, Generator)}.values())
+
+
+@contextmanager
+def forked_rng(device: torch.device, seed: int) -> Iterator[None]:
+    """Starts torch's global generators, of the CPU and of `device`, from `seed`; they come back as they were."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every GPU, and not all are put back
+        if device.type == "cuda":
+            index = torch.cuda.current_device() if device.index is None else device.index
+            torch.cuda.default_generators[index].manual_seed(seed)
+        yield
 
 
 def get_rng(device: torch.device) -> dict[str, Any]:

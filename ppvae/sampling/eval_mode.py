@@ -13,6 +13,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ppvae.pair import Batch, device_of
 from ppvae.params import LocalParams, module_local
+from ppvae.rng import forked_rng
 
 
 @contextmanager
@@ -39,15 +40,11 @@ def evaluating(
     device = device or device_of(pair)
     with (
         eval_mode(pair),
-        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        forked_rng(device, seed),
         torch.no_grad(),
         module_local(),
         params or LocalParams(pair, attach=attach),
     ):
-        # torch.manual_seed would seed every device, and not all of them are put back.
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            torch.cuda.default_generators[device.index or 0].manual_seed(seed)
         yield
 
 
@@ -70,20 +67,33 @@ def naming_nonfinite(data: Batch) -> Iterator[None]:
 @contextmanager
 def eval_mode(pair: nn.Module) -> Iterator[None]:
     """Every module that runs inside is in eval mode, also one that the pair does not own; all modes come back."""
-    training = {module: module.training for module in pair.modules()}
+    with modes_kept(pair) as modes:
 
-    def freeze(module: nn.Module, args: Any) -> None:
-        if module.training:
-            training.setdefault(module, True)
-            module.training = False
+        def freeze(module: nn.Module, args: Any) -> None:
+            if module.training:
+                modes.setdefault(module, True)
+                module.training = False
 
-    foreign = register_module_forward_pre_hook(freeze)
-    pair.eval()
+        foreign = register_module_forward_pre_hook(freeze)
+        pair.eval()
+        try:
+            yield
+        finally:
+            foreign.remove()
+
+
+@contextmanager
+def modes_kept(pair: nn.Module) -> Iterator[dict[nn.Module, bool]]:
+    """Every module of the pair comes back in the mode, training or not, that it was in.
+
+    Yields:
+        The modes; those of other modules that are put there come back too.
+    """
+    modes = {module: module.training for module in pair.modules()}
     try:
-        yield
+        yield modes
     finally:
-        foreign.remove()
-        for module, mode in training.items():
+        for module, mode in modes.items():
             module.training = mode
 
 
@@ -95,14 +105,3 @@ def validation(on: bool) -> Iterator[None]:
         return
     with pyro.validation_enabled(False):
         yield
-
-
-@contextmanager
-def modes_kept(pair: nn.Module) -> Iterator[None]:
-    """Every module comes back in the mode, training or not, that it was in."""
-    training = {module: module.training for module in pair.modules()}
-    try:
-        yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode

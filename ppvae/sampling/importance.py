@@ -44,6 +44,13 @@ class Draws:
         enumerated: the guide's sites that are summed over.
         marginalized: the sites that only the model has and that are summed over; their values vary fastest in e.
         num_marginalized: how many joint values these have.
+
+    Example:
+        >>> import torch
+        >>> two = torch.tensor([[[-1.0], [-2.0]]])  # two samples of one datum
+        >>> draws = Draws(0, log_likelihood=two, log_prior={"z": two}, log_posterior={"z": two / 2})
+        >>> draws.log_weight().T, draws.kl()["z"].T
+        (tensor([[-1.5000, -3.0000]]), tensor([[0.5000, 1.0000]]))
     """
 
     start: int
@@ -279,6 +286,16 @@ def importance_draws(
     Raises:
         TypeError: where an argument is of the wrong kind.
         ValueError: where the pair or the data break the contract, naming the argument or site.
+
+    Example:
+        The ELBO of each datum:
+
+        >>> import torch
+        >>> from ppvae.models import PPCA
+        >>> elbo = torch.zeros(500)
+        >>> for draws in importance_draws(PPCA(8, 2), (torch.randn(500, 8),), num_samples=30):
+        ...     of_each = draws.elbo().sum(0) / 30
+        ...     elbo[draws.start : draws.start + len(of_each)] += of_each
     """
     check_pair(pair)
     n = check_batch(data)

@@ -46,7 +46,11 @@ class _Unobserved(Messenger):
 
 @dataclass(frozen=True)
 class PosteriorSampler:
-    """A pair and the data that its latents are conditioned on; made by `posterior_sampler`, and for use inside it.
+    """A pair on its data: draws of its latents, their densities, and data drawn anew.
+
+    Made by `posterior_sampler`, and for use inside it. Latents are given and taken as `Latent`s by site, whose `value`
+    is (s, *plates, n, *event), and a density is one number for each draw of each datum, (s, n), in nats. No scale, no
+    factor of the guide and no term of training alone is part of it; masks are.
 
     Every method is differentiable in the latents where gradients are on (`torch.enable_grad()`), and draws with the
     global generators, which `posterior_sampler` has seeded.
@@ -55,7 +59,16 @@ class PosteriorSampler:
         sampler: how the pair is run with several samples of each datum.
         data: its arguments.
         latents: names of the sites that the model does not observe, in its order.
-        observed: names of the sites that it observes, terms of the objective left out.
+        observed: names of the sites that it observes, without `pyro.factor` and terms of training alone.
+
+    Example:
+        >>> import torch
+        >>> from ppvae.models import PPCA
+        >>> with posterior_sampler(PPCA(8, 2), (torch.zeros(5, 8),)) as posterior:
+        ...     latents, log_q = posterior.draw(10)
+        ...     log_likelihood, log_prior = posterior.log_joint(latents)
+        >>> latents["z"].value.shape, log_q["z"].shape, log_likelihood.shape
+        (torch.Size([10, 5, 2]), torch.Size([10, 5]), torch.Size([10, 5]))
     """
 
     sampler: Sampler
@@ -68,16 +81,21 @@ class PosteriorSampler:
         return check_batch(self.data)
 
     def draw(self, s: int) -> tuple[Latents, dict[str, Tensor]]:
-        """`s` draws from the guide for every datum, and log q of each of its sites, (s, n)."""
+        """`s` draws from the guide for every datum, and log q of each of its sites, (s, n); auxiliary ones included."""
         return self.sampler.posterior(self.sampler.guide(self.data, s, {}, {}), s)
 
     def log_posterior(self, latents: Latents) -> dict[str, Tensor]:
-        """Log q of each guide site at these latents, (s, n)."""
+        """Log q of each guide site at these latents, (s, n).
+
+        Raises:
+            KeyError: where the guide can score its own draws alone, in Pyro's words (a flow without an inverse).
+            NotImplementedError: the same in torch's words.
+        """
         s = num_samples(latents)
         return self.sampler.posterior(self.sampler.guide(self.data, s, latents, {}), s)[1]
 
     def log_joint(self, latents: Latents) -> tuple[Tensor, dict[str, Tensor]]:
-        """Log p(x|z) and log p of each latent site at these latents, each (s, n)."""
+        """Log p(x|z), factors included, and log p of each latent site at these latents, each (s, n)."""
         return self.sampler.joint(self.model_trace(latents), num_samples(latents))
 
     def log_likelihood(self, latents: Latents) -> dict[str, Tensor]:
@@ -108,7 +126,7 @@ class PosteriorSampler:
 def posterior_sampler(
     pair: nn.Module, data: Batch, *, seed: int = 0, given: Sequence[str] = ()
 ) -> Iterator[PosteriorSampler]:
-    """A pair on its data, in eval mode and without gradients, with its own parameters and random numbers.
+    """Gives a pair on its data, in eval mode and without gradients, with its own parameters and random numbers.
 
     Args:
         pair: any model/guide pair.
@@ -116,9 +134,22 @@ def posterior_sampler(
         seed: of all draws inside; the global random state is restored on leaving.
         given: observed sites whose density is left out of the joint; they must depend on no latent.
 
+    Yields:
+        The pair on its data, these on the pair's device.
+
     Raises:
         TypeError: where an argument is of the wrong kind.
         ValueError: where the pair or the data break the contract, or the model has latents that the guide lacks.
+
+    Example:
+        The mean and the spread of q(z|x) of each datum:
+
+        >>> import torch
+        >>> from ppvae.models import PPCA
+        >>> with posterior_sampler(PPCA(8, 2), (torch.randn(5, 8),), seed=1) as posterior:
+        ...     z = posterior.draw(100)[0]["z"].value
+        >>> z.mean(0).shape, z.std(0).shape
+        (torch.Size([5, 2]), torch.Size([5, 2]))
     """
     check_pair(pair)
     check_batch(data)
@@ -146,7 +177,7 @@ def posterior_sampler(
 
 
 def num_samples(latents: Latents) -> int:
-    """S of values (s, *plates, n, *event)."""
+    """How many draws of each datum these are, s."""
     return len(next(iter(latents.values())).value)
 
 
@@ -164,16 +195,27 @@ class Simulated:
 
 
 def simulate(template: PosteriorSampler) -> Simulated:
-    """Draws z ~ p(z) and x ~ p(x|z) of the model, as often as the template has data.
+    """Draws z ~ p(z) and x ~ p(x|z) from the model, once for every datum of the template.
 
     Arguments that the model observes as they are become draws; the others (conditions, masks) stay.
 
     Args:
-        template: the pair on data, of which the values that are observed do not matter.
+        template: the pair on data, of which the values that are observed do not matter; on the pair's device.
+
+    Returns:
+        The latents and the data that were made of them.
 
     Raises:
         ValueError: where an observed site's value is no argument as it is, or where the likelihood depends on the
             observed values themselves (an autoregressive net that is fed the data), so that one pass cannot draw them.
+
+    Example:
+        >>> import torch
+        >>> from ppvae.models import PPCA
+        >>> with posterior_sampler(PPCA(8, 2), (torch.zeros(100, 8),)) as template:
+        ...     drawn = simulate(template)
+        >>> drawn.latents["z"].value.shape, drawn.data[0].shape
+        (torch.Size([1, 100, 2]), torch.Size([100, 8]))
     """
     template = _one_by_one(template)
     places = _places(template, sites(template.model_trace(template.draw(1)[0])))
