@@ -11,8 +11,8 @@ import ppvae
 from ppvae.data import Batches, Binarize, binarize, load
 from ppvae.distributions import ConditionalBernoulli, ConditionalNormal, StandardNormal
 from ppvae.evaluate import (
+    Annealed,
     ParetoWarning,
-    annealed_log_marginal,
     bidirectional,
     check_sbc,
     inference_gap,
@@ -43,8 +43,9 @@ def main() -> None:
 
     print("\n# Does a method that owes less to the guide agree, and how tight is it on data of the model's own?")
     few = x[:20]
-    print(annealed_log_marginal(vae, few, num_chains=8, num_temperatures=100).summary())
-    print(bidirectional(vae, few, num_chains=8, num_temperatures=100).summary())
+    method = Annealed(num_chains=8, num_temperatures=100)
+    print(ppvae.log_marginal(vae, few, method=method).summary())
+    print(bidirectional(vae, few, method=method).summary())
 
     print("\n# What does the guide lose, by its family and by its encoder?")
     print(inference_gap(vae, few, num_samples=500, num_steps=500).summary())

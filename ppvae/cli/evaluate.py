@@ -1,9 +1,9 @@
-"""Evaluates trained runs: `python -m ppvae.evaluate RUN [RUN ...] --num-samples 5000 --limit 1000`.
+"""`python -m ppvae.evaluate RUN [RUN ...] --num-samples 5000 --limit 1000`: evaluates trained runs.
 
 Rebuilds the pair and the data of each run from its `config.json`, loads its weights, and prints the table of the test
 set with its diagnostics; of several runs also the differences to the first. Into each run folder it writes
-`evaluation.json`, `evaluation.safetensors` (the values per datum, for `ppvae.evaluate.compare`) and figures; of the
-annealed method `evaluation-annealed.json` and so on.
+`evaluation.json`, `evaluation.safetensors` (the values per datum, for `ppvae.evaluate.compare`) and figures; of another
+method than importance sampling `evaluation-annealed.json` and so on.
 """
 
 from __future__ import annotations
@@ -24,15 +24,19 @@ from ppvae import plot
 from ppvae.cli.experiment import Trained, restore
 from ppvae.cli.flags import check_used
 from ppvae.cli.posterior_checks import PosteriorChecks, check_posterior
-from ppvae.cli.report import Report, by_class, describe, first, sandwich, strict_json, table
+from ppvae.cli.report import Report, both_bounds, by_class, describe, first, strict_json, table
 from ppvae.compile import keep_freed_memory
-from ppvae.evaluate.ais import annealed_log_marginal, bidirectional
+from ppvae.evaluate.ais import Annealed, bidirectional
 from ppvae.evaluate.compare import compare, comparison_table
-from ppvae.evaluate.estimates import AnnealedLogMarginal, Estimate, LogMarginal
-from ppvae.evaluate.marginal import elbo, log_marginal
-from ppvae.evaluate.psis import PARETO_SAMPLES, ParetoWarning
+from ppvae.evaluate.estimates import LogMarginal
+from ppvae.evaluate.estimator import Estimator
+from ppvae.evaluate.marginal import elbo, estimator_of, log_marginal
+from ppvae.evaluate.psis import ParetoWarning
 from ppvae.evaluate.sbc import ecdf_band
 from ppvae.storage import save_state, write_json
+
+ELBO_SAMPLES = 100
+"""The most draws for the ELBO; as many as log p(x) has, where that is of draws from the guide too and has fewer."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +45,14 @@ class Args:
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Folders that examples wrote; several are compared with the first, on the same data."""
-    method: Literal["importance", "annealed"] = "importance"
-    """How log p(x) is estimated: annealed is far slower, and right where the guide misses part of the posterior."""
+    method: str = "importance"
+    """How log p(x) is estimated, importance or annealed (or another name in ppvae.evaluate.METHODS): annealed is far
+    slower, and right where the guide misses part of the posterior."""
     num_samples: int | None = None
     """Importance samples per datum, by default 1000, or annealed chains, by default 16."""
-    num_temperatures: int = 1000
+    num_temperatures: int = Annealed.num_temperatures
     """Steps of each annealed chain."""
-    start: Literal["guide", "prior"] = "guide"
+    start: Literal["guide", "prior"] = Annealed.start
     """Where annealed chains start."""
     bidirectional: bool = False
     """With annealed, also bound log p(x) from both sides, on as many data drawn from the model itself."""
@@ -85,14 +90,15 @@ def _run(args: Args) -> int:
     """Evaluates the runs one after another, and prints the tables or their JSON."""
     annealed = ("annealed",)
     check_used(args, "method", num_temperatures=annealed, start=annealed, bidirectional=annealed)
+    method = _method(args)
     runs = _restored(args)
     figures: dict[str, Report] = {}
-    estimates: dict[str, Estimate] = {}
+    estimates: dict[str, LogMarginal] = {}
     for name, run in runs.items():
-        figures[name], estimates[name] = _evaluate(run, Path(name), args)
+        figures[name], estimates[name] = _evaluate(run, Path(name), args, method)
         if not args.json:
             print(table(figures[name]) if len(runs) == 1 else f"{name}\n{table(figures[name])}")
-            print(f"written to {Path(name) / _file(args)}.json")
+            print(f"written to {Path(name)}/evaluation{_suffix(args)}.json")
     comparison = compare(estimates) if len(runs) > 1 else {}
     if args.json:
         result = {"runs": figures, **({"comparison": comparison} if comparison else {})}
@@ -128,79 +134,73 @@ def _equal(a: Tensor | None, b: Tensor | None) -> bool:
     return a is b or (a is not None and b is not None and torch.equal(a, b))
 
 
-def _evaluate(run: Trained, folder: Path, args: Args) -> tuple[Report, Estimate]:
+def _method(args: Args) -> Estimator:
+    """The estimator that the flags describe."""
+    return _annealed(args) if args.method == "annealed" else estimator_of(args.method, args.num_samples)
+
+
+def _annealed(args: Args) -> Annealed:
+    """The chains that the flags describe."""
+    chains = Annealed(num_temperatures=args.num_temperatures, start=args.start)
+    return chains if args.num_samples is None else replace(chains, num_chains=args.num_samples)
+
+
+def _suffix(args: Args) -> str:
+    """What file names end with, so that one method's do not overwrite another's."""
+    return "" if args.method == "importance" else f"-{args.method}"
+
+
+def _evaluate(run: Trained, folder: Path, args: Args, method: Estimator) -> tuple[Report, LogMarginal]:
     """Evaluates one run and writes what it found into its folder."""
-    estimate = _estimate(run, args)
-    num_draws = min(estimate.num_samples, 100) if isinstance(estimate, LogMarginal) else 100
+    with warnings.catch_warnings(action="ignore", category=ParetoWarning):  # the table counts these data
+        estimate = log_marginal(run.pair, *run.test, method=method, seed=args.seed, progress=sys.stderr.isatty())
+    by_importance, settings = args.method == "importance", estimate.diagnostics.settings()
+    num_draws = min(int(settings["num_samples"]), ELBO_SAMPLES) if by_importance else ELBO_SAMPLES
     terms = elbo(run.pair, *run.test, num_samples=num_draws, seed=args.seed)
-    figures: Report = {"method": args.method, "seed": args.seed, "symbol": run.symbol}
-    if isinstance(estimate, AnnealedLogMarginal):
-        figures |= {"num_samples": estimate.num_chains, "num_temperatures": estimate.num_temperatures}
-    if isinstance(estimate, LogMarginal):
-        figures |= {"num_samples": estimate.num_samples}
+    figures: Report = {"method": args.method, "seed": args.seed, "symbol": run.symbol, **settings}
     figures |= {"num_dims": estimate.num_dims, "test": describe(terms, estimate)}
     if args.by_class:
         figures["test"]["by_class"] = by_class(terms, estimate, run.labels)
     if args.bidirectional:
-        figures["sandwich"] = sandwich(bidirectional(run.pair, *run.test, **_annealing(args)))
+        both = bidirectional(run.pair, *run.test, method=_annealed(args), seed=args.seed, progress=sys.stderr.isatty())
+        figures["sandwich"] = both_bounds(both)
     if args.posterior:
-        annealed = estimate.values if isinstance(estimate, AnnealedLogMarginal) else None
-        checks = check_posterior(run.pair, *run.test, log_marginal=annealed, seed=args.seed)
+        known = None if by_importance else estimate.values
+        checks = check_posterior(run.pair, *run.test, log_marginal=known, seed=args.seed)
         figures |= {"posterior": checks.figures(), "summary": checks.summary()}
         _draw_posterior(checks, folder / "figures")
-    write_json(folder / f"{_file(args)}.json", strict_json(figures))
-    own = ("pareto_k", "bound") if isinstance(estimate, LogMarginal) else ("acceptance",)
-    of_datum = {name: getattr(estimate, name) for name in ("std_error", "ess", *own)}
+    write_json(folder / f"evaluation{_suffix(args)}.json", strict_json(figures))
+    of_datum = {"std_error": estimate.std_error, "ess": estimate.ess, **estimate.diagnostics.of_datum()}
     state = {"log_marginal": estimate.values, **of_datum, "elbo": terms.values, "labels": run.labels}
-    save_state(folder / f"{_file(args)}.safetensors", state)
-    _draw(estimate, folder / "figures", run.symbol)
+    save_state(folder / f"evaluation{_suffix(args)}.safetensors", state)
+    _draw(estimate, folder / "figures", run.symbol, _suffix(args))
     return figures, estimate
 
 
-def _file(args: Args) -> str:
-    """The name of the files, one for each method: the annealed estimate does not overwrite the other."""
-    return "evaluation-annealed" if args.method == "annealed" else "evaluation"
-
-
-def _estimate(run: Trained, args: Args) -> Estimate:
-    """Log p(x) by the method that was asked for."""
-    if args.method == "annealed":
-        return annealed_log_marginal(run.pair, *run.test, **_annealing(args))
-    options: dict[str, Any] = {"num_samples": args.num_samples, "seed": args.seed, "progress": sys.stderr.isatty()}
-    with warnings.catch_warnings(action="ignore", category=ParetoWarning):  # the table counts these data
-        return log_marginal(run.pair, *run.test, **options)
-
-
-def _annealing(args: Args) -> dict[str, Any]:
-    chains = {} if args.num_samples is None else {"num_chains": args.num_samples}
-    options = {"num_temperatures": args.num_temperatures, "start": args.start, "seed": args.seed}
-    return {**options, **chains, "progress": sys.stderr.isatty()}
-
-
-def _draw(estimate: Estimate, folder: Path, symbol: str) -> None:
-    """Writes the values per datum, and of importance samples the bound against their number, and k̂."""
+def _draw(estimate: LogMarginal, folder: Path, symbol: str, suffix: str) -> None:
+    """Writes the values per datum, and where the method has them the bound against the number of samples, and k̂."""
     folder.mkdir(exist_ok=True)
     figures: dict[str, Any] = {}
     values = estimate.values[estimate.values.isfinite()]
     if len(values):
-        name = "log_prob" if isinstance(estimate, LogMarginal) else "log_prob-annealed"
-        figures[name] = plot.log_prob_histogram(values, xlabel=f"{symbol}, nats")
-    if isinstance(estimate, LogMarginal):
-        figures |= _of_weights(estimate)
-    for name, figure in figures.items():
-        plot.save(figure, folder / f"{name}.png")
-
-
-def _of_weights(estimate: LogMarginal) -> dict[str, Any]:
-    figures = {}
-    known = {size: bound for size, bound in estimate.bound.items() if bound.isfinite().all()}
-    if known:
-        sizes, bounds = torch.tensor(list(known)), torch.stack(list(known.values()))
-        error = (bounds - bounds[-1]).std(-1) / math.sqrt(bounds.shape[-1]) if bounds.shape[-1] > 1 else None
-        figures["bound"] = plot.bound_curve(sizes, bounds.mean(-1), error)
-    if estimate.num_samples >= PARETO_SAMPLES:
+        figures["log_prob"] = plot.log_prob_histogram(values, xlabel=f"{symbol}, nats")
+    bounds = estimate.diagnostics.of_datum().get("bound")
+    if isinstance(bounds, dict):
+        figures |= _of_bounds(bounds)
+    if not estimate.pareto_k.isnan().all():
         figures["pareto_k"] = plot.pareto_k(estimate.pareto_k)
-    return figures
+    for name, figure in figures.items():
+        plot.save(figure, folder / f"{name}{suffix}.png")
+
+
+def _of_bounds(bounds: dict[int, Tensor]) -> dict[str, Any]:
+    """The mean bound of every number of samples with which that of each datum is finite."""
+    known = {size: bound for size, bound in bounds.items() if bound.isfinite().all()}
+    if not known:
+        return {}
+    sizes, means = torch.tensor(list(known)), torch.stack(list(known.values()))
+    error = (means - means[-1]).std(-1) / math.sqrt(means.shape[-1]) if means.shape[-1] > 1 else None
+    return {"bound": plot.bound_curve(sizes, means.mean(-1), error)}
 
 
 def _draw_posterior(checks: PosteriorChecks, folder: Path) -> None:
@@ -221,7 +221,3 @@ def _draw_posterior(checks: PosteriorChecks, folder: Path) -> None:
                 figures[f"sbc_{name}"] = plot.sbc_ecdf(ranks.reshape(len(ranks), -1), *band)
     for name, figure in figures.items():
         plot.save(figure, folder / f"{name}.png")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

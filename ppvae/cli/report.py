@@ -10,14 +10,17 @@ from torch import Tensor, nn
 
 from ppvae._validate import check_count
 from ppvae.evaluate.ais import BidirectionalBounds
-from ppvae.evaluate.estimates import AnnealedLogMarginal, Elbo, Estimate, LogMarginal, mean_over_data
+from ppvae.evaluate.estimates import Elbo, LogMarginal, mean_over_data
 from ppvae.evaluate.marginal import elbo, log_marginal
-from ppvae.evaluate.psis import PARETO_GOOD, PARETO_SAMPLES, ParetoWarning
+from ppvae.evaluate.psis import PARETO_GOOD, ParetoWarning
 from ppvae.pair import Batch
 
 Report = dict[str, Any]
 """JSON-ready: `num_dims`, and for each split its `num_data` and quantities as {"mean", "std_error"} in nats; of log
-p(x) also its diagnostics `ess`, `k_hat` and `bound`."""
+p(x) also `ess` and its diagnostics, such as `k_hat` and `bound`."""
+
+KNOWN = {"num_data", "ess", "acceptance", "bound", "k_hat", "by_class"}
+"""What the table has words of its own for."""
 
 
 def report(
@@ -71,7 +74,7 @@ def first(data: Batch, limit: int | None) -> Batch:
     return tuple(t if t is None else t[:limit] for t in data)
 
 
-def describe(terms: Elbo, estimate: Estimate | None = None) -> Report:
+def describe(terms: Elbo, estimate: LogMarginal | None = None) -> Report:
     """One split of the report: each quantity as {"mean", "std_error"}, and the diagnostics of log p(x).
 
     Args:
@@ -79,9 +82,8 @@ def describe(terms: Elbo, estimate: Estimate | None = None) -> Report:
         estimate: their log p(x), where it is known.
 
     Returns:
-        `num_data`, the quantities by name; with `estimate` also `log_marginal`, its `ess` ("median", "min"), and of
-        importance samples its `bound` by their number, and, from 100, `k_hat` ("median", and "above_0.7", a count); of
-        annealed chains their `acceptance` ("average", "min").
+        `num_data`, the quantities by name; with `estimate` also `log_marginal`, its `ess` ("median", "min"), and the
+        figures of its diagnostics.
     """
     quantities = {"elbo": terms.values, "reconstruction": terms.reconstruction}
     quantities |= {f"kl_{site}": value for site, value in terms.kl.items()}
@@ -89,18 +91,11 @@ def describe(terms: Elbo, estimate: Estimate | None = None) -> Report:
     if estimate is not None:
         quantities["log_marginal"] = estimate.values
         figures["ess"] = {"median": float(estimate.ess.median()), "min": float(estimate.ess.min())}
-    if isinstance(estimate, AnnealedLogMarginal):
-        accepted = estimate.acceptance
-        figures["acceptance"] = {"average": float(accepted.mean()), "min": float(accepted.min())}
-    if isinstance(estimate, LogMarginal):
-        figures["bound"] = {str(size): mean_over_data(bound) for size, bound in estimate.bound.items()}
-        if estimate.num_samples >= PARETO_SAMPLES:
-            k_hat = {f"above_{PARETO_GOOD}": estimate.num_unreliable(), "median": float(estimate.pareto_k.median())}
-            figures["k_hat"] = k_hat
+        figures |= estimate.diagnostics.figures()
     return figures | {name: mean_over_data(values) for name, values in quantities.items()}
 
 
-def by_class(terms: Elbo, estimate: Estimate, labels: Tensor) -> Report:
+def by_class(terms: Elbo, estimate: LogMarginal, labels: Tensor) -> Report:
     """The ELBO and log p(x) of the data of each class, with the number of data and of those with k̂ > 0.7.
 
     Args:
@@ -109,8 +104,8 @@ def by_class(terms: Elbo, estimate: Estimate, labels: Tensor) -> Report:
         labels: their classes, integers of shape (n,).
 
     Returns:
-        By class, in order: `num_data`, `elbo` and `log_marginal` as {"mean", "std_error"}; of importance samples
-        `above_0.7`, from 100.
+        By class, in order: `num_data`, `elbo` and `log_marginal` as {"mean", "std_error"}; `above_0.7` where there is
+        a k̂.
 
     Raises:
         ValueError: where there is not one integer for each datum.
@@ -128,12 +123,12 @@ def by_class(terms: Elbo, estimate: Estimate, labels: Tensor) -> Report:
             "elbo": mean_over_data(terms.values[index]),
             "log_marginal": mean_over_data(estimate.values[index]),
         }
-        if isinstance(estimate, LogMarginal) and estimate.num_samples >= PARETO_SAMPLES:
+        if not estimate.pareto_k.isnan().all():
             figures[str(c)][f"above_{PARETO_GOOD}"] = int((estimate.pareto_k[index] > PARETO_GOOD).sum())
     return figures
 
 
-def sandwich(found: BidirectionalBounds) -> Report:
+def both_bounds(found: BidirectionalBounds) -> Report:
     """Both bounds on log p(x) of data drawn from the model, and their gap, each as {"mean", "std_error"}."""
     gap = {"mean": found.gap(), "std_error": found.gap_std_error()}
     return {"lower": mean_over_data(found.lower.values), "upper": mean_over_data(found.upper.values), "gap": gap}
@@ -151,13 +146,13 @@ def strict_json(figures: Any) -> Any:
 def table(figures: Report) -> str:
     """The report as text: a row a quantity, nats and bits per dimension of one datum; what is known of the weights."""
     lines = [f"{'':<8}{'':<22}{'nats':>10} ± {'s.e.':<8}{'bits/dim':>10}"]
-    both = figures.get("sandwich")
+    both = figures.get("sandwich")  # the name of the key since the first of these files
     scale = 1 / (figures["num_dims"] * math.log(2.0))
     for name, split in figures.items():
         if not isinstance(split, dict) or "num_data" not in split:
             continue
         for key, value in split.items():
-            if not (isinstance(value, dict) and value.keys() == {"mean", "std_error"}):
+            if not _is_quantity(value):
                 continue
             # of log-probabilities the bits to encode them; a KL is a number of bits as it is
             bits = value["mean"] * scale * (1 if key.startswith("kl_") else -1)
@@ -166,11 +161,11 @@ def table(figures: Report) -> str:
         lines += [f"{name:<8}{line}" for line in _diagnostics(split, figures)]
         lines += _class_rows(split.get("by_class", {}), figures)
     if both:
-        lines.append(_sandwich_line(both, figures["symbol"]))
+        lines.append(_bounds_line(both, figures["symbol"]))
     return "\n".join([*lines, *([figures["summary"]] if "summary" in figures else [])])
 
 
-def _sandwich_line(both: Report, symbol: str) -> str:
+def _bounds_line(both: Report, symbol: str) -> str:
     """Both bounds, which noise can put in the wrong order."""
     lower, upper, gap = both["lower"]["mean"], both["upper"]["mean"], both["gap"]
     between = f"{lower:.3f} ≤ mean {symbol} ≤ {upper:.3f} nats"
@@ -187,16 +182,15 @@ def _label(key: str, figures: Report) -> str:
 
 def _draws(figures: Report) -> str:
     """What log p(x) was estimated with."""
-    temperatures = figures.get("num_temperatures")
-    return f"K={figures['num_samples']}" if temperatures is None else f"{figures['num_samples']} chains"
+    return f"{figures['num_samples']} {figures['draws']}" if "draws" in figures else f"K={figures['num_samples']}"
 
 
 def _diagnostics(split: Report, figures: Report) -> list[str]:
-    """How many samples counted, how the bound rose to the last, and how many data have weights with heavy tails."""
+    """How many draws counted, and what the diagnostics found."""
     lines = []
     if "ess" in split:
         ess = split["ess"]
-        draws = "importance samples" if "num_temperatures" not in figures else "chains"
+        draws = figures.get("draws", "importance samples")
         lines.append(
             f"{split['num_data']} data; effective {draws}: median {ess['median']:.1f}, "
             f"least {ess['min']:.1f} of {figures['num_samples']}"
@@ -215,7 +209,20 @@ def _diagnostics(split: Report, figures: Report) -> list[str]:
         bad = k_hat[f"above_{PARETO_GOOD}"]
         advice = ": their log p(x) may be far too low" if bad else ""
         lines.append(f"k̂, median {k_hat['median']:.2f}, > {PARETO_GOOD} for {bad} of {split['num_data']} data{advice}")
-    return lines
+    others = {key: value for key, value in split.items() if key not in KNOWN and not _is_quantity(value)}
+    return [*lines, *(f"{key}: {_in_words(value)}" for key, value in others.items())]
+
+
+def _is_quantity(value: Any) -> bool:
+    """Whether it is a mean in nats, and so a row of the table."""
+    return isinstance(value, dict) and value.keys() == {"mean", "std_error"}
+
+
+def _in_words(value: Any) -> str:
+    """A figure of diagnostics that the table does not know."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_in_words(of_name)}" for name, of_name in value.items())
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _class_rows(classes: Report, figures: Report) -> list[str]:

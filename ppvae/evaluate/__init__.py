@@ -1,25 +1,34 @@
 """What a trained pair is worth: likelihoods, posteriors and labels, each with its evidence, for any pair."""
 
-from ppvae.evaluate.ais import BidirectionalBounds, annealed_log_marginal, bidirectional
+from ppvae.evaluate.ais import Annealed, AnnealedDiagnostics, BidirectionalBounds, bidirectional
 from ppvae.evaluate.arviz import to_arviz
 from ppvae.evaluate.classification import Reliability, error_rate, label_posterior, reliability
 from ppvae.evaluate.compare import compare, comparison_table
-from ppvae.evaluate.estimates import AnnealedLogMarginal, Elbo, Estimate, LogMarginal
+from ppvae.evaluate.estimates import Diagnostics, Elbo, LogMarginal
+from ppvae.evaluate.estimator import Estimator, EvaluationOptions
+from ppvae.evaluate.importance import Importance, ImportanceDiagnostics
 from ppvae.evaluate.inference_gap import InferenceGap, inference_gap
 from ppvae.evaluate.latents import LatentReport, LatentSite, latent_report
-from ppvae.evaluate.marginal import elbo, log_marginal
+from ppvae.evaluate.marginal import METHODS, elbo, log_marginal
 from ppvae.evaluate.nuts import NUTSComparison, compare_with_nuts
 from ppvae.evaluate.ood import AnomalyScores, anomaly_scores, auroc
 from ppvae.evaluate.predictive import PosteriorPredictive, PredictiveCheck, posterior_predictive, ppc
 from ppvae.evaluate.psis import ParetoWarning, bound_curve, pareto_k
 from ppvae.evaluate.sbc import SBCRanks, SBCVerdict, check_sbc, ecdf_band, run_sbc
+from ppvae.evaluate.sites import num_observed
 
 __all__ = [
-    "AnnealedLogMarginal",
+    "METHODS",
+    "Annealed",
+    "AnnealedDiagnostics",
     "AnomalyScores",
     "BidirectionalBounds",
+    "Diagnostics",
     "Elbo",
-    "Estimate",
+    "Estimator",
+    "EvaluationOptions",
+    "Importance",
+    "ImportanceDiagnostics",
     "InferenceGap",
     "LatentReport",
     "LatentSite",
@@ -31,7 +40,6 @@ __all__ = [
     "Reliability",
     "SBCRanks",
     "SBCVerdict",
-    "annealed_log_marginal",
     "anomaly_scores",
     "auroc",
     "bidirectional",
@@ -47,6 +55,7 @@ __all__ = [
     "label_posterior",
     "latent_report",
     "log_marginal",
+    "num_observed",
     "pareto_k",
     "posterior_predictive",
     "ppc",

@@ -14,25 +14,136 @@ bidirectional Monte Carlo", 1511.02543).
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ppvae._validate import check_count
-from ppvae.evaluate.estimates import AnnealedLogMarginal, standard_error
+from ppvae.evaluate.estimates import (
+    Diagnostics,
+    LogMarginal,
+    PerDatum,
+    errors_in_words,
+    ess_in_words,
+    standard_error,
+)
+from ppvae.evaluate.estimator import Estimator, EvaluationOptions
 from ppvae.evaluate.sites import num_observed
-from ppvae.pair import blocks, take
+from ppvae.pair import Batch, blocks, take
 from ppvae.sampling.ais import Annealing, Chains
 from ppvae.sampling.annealed_path import GeometricPath, Start
 from ppvae.sampling.posterior_draws import PosteriorSampler, posterior_sampler, simulate
 
 COMPILE_FROM = 5_000
 """Gradients from which compiling repays itself."""
+
+
+@dataclass(frozen=True)
+class AnnealedDiagnostics(Diagnostics):
+    """The evidence for an estimate by annealed importance sampling, whose draws are chains.
+
+    Attributes:
+        acceptance: mean probability with which a move was accepted, (n,); NaN for a single temperature.
+        num_chains: per datum.
+        num_temperatures: steps from the start to the posterior.
+    """
+
+    acceptance: Tensor
+    num_chains: int
+    num_temperatures: int
+
+    def in_words(self, estimate: LogMarginal) -> str:
+        """How many chains counted, how often they moved, and how sure each datum is."""
+        return (
+            f"{self.num_chains} chains of {self.num_temperatures} temperatures per datum, {ess_in_words(estimate)}; "
+            f"moves accepted: mean {float(self.acceptance.mean()):.2f}, least {float(self.acceptance.min()):.2f}; "
+            f"{errors_in_words(estimate)}"
+        )
+
+    def settings(self) -> dict[str, int | str]:
+        """The number of chains and of their temperatures."""
+        return {"num_samples": self.num_chains, "num_temperatures": self.num_temperatures, "draws": "chains"}
+
+    def figures(self) -> dict[str, Any]:
+        """`acceptance` ("average", "min")."""
+        return {"acceptance": {"average": float(self.acceptance.mean()), "min": float(self.acceptance.min())}}
+
+    def of_datum(self) -> dict[str, PerDatum]:
+        """`acceptance`."""
+        return {"acceptance": self.acceptance}
+
+    def warning(self) -> None:
+        """None: the tail of so few weights says nothing. `bidirectional` shows what the settings are worth."""
+
+
+@dataclass(frozen=True)
+class Annealed(Estimator):
+    """Annealed importance sampling, with `AnnealedDiagnostics`; all latents must be continuous.
+
+    The mean of the weights has the expectation p(x), whatever the settings, and so `values` are a lower bound in
+    expectation. The step sizes adapt to an acceptance of 0.8, for each datum while the chains run, but by four further
+    chains that count for nothing else: a chain that chose its own steps would bias its weight. Scales and the guide's
+    factors are ignored, masks count. A chain costs `num_temperatures` × `num_leapfrog` gradients of log p(x, z) and
+    log q(z|x); of two settings of one cost that with more temperatures and fewer leapfrog steps is mostly the better.
+
+    Args:
+        num_chains: s, independent chains per datum.
+        num_temperatures: steps from the start to the posterior; with one, this is importance sampling.
+        num_leapfrog: gradients in each move.
+        start: "guide", or "prior" for chains that owe nothing to the guide and need more temperatures for it.
+
+    Raises:
+        ValueError: where one of them is out of range.
+
+    Example:
+        >>> import torch, ppvae
+        >>> from ppvae.evaluate import Annealed
+        >>> from ppvae.models import PPCA
+        >>> method = Annealed(num_chains=4, num_temperatures=5)
+        >>> ppvae.log_marginal(PPCA(8, 2), torch.randn(10, 8), method=method).values.shape
+        torch.Size([10])
+    """
+
+    num_chains: int = 16
+    num_temperatures: int = 1000
+    num_leapfrog: int = 5
+    start: Start = "guide"
+
+    def __post_init__(self) -> None:
+        self.annealing()
+        if self.start not in ("guide", "prior"):
+            raise ValueError(f'start must be "guide" or "prior", got {self.start!r}')
+
+    @classmethod
+    def from_num_samples(cls, num_samples: int) -> Self:
+        """So many chains."""
+        return cls(num_chains=num_samples)
+
+    def annealing(self) -> Annealing:
+        """How its chains follow a path."""
+        return Annealing(self.num_chains, self.num_temperatures, self.num_leapfrog)
+
+    def estimate(self, pair: nn.Module, data: Batch, options: EvaluationOptions) -> LogMarginal:
+        """Estimates log p(x) of each datum, see `ppvae.log_marginal`.
+
+        Raises:
+            TypeError: where an argument is of the wrong kind.
+            ValueError: where the pair or the data break the contract, a latent is discrete, the guide cannot score
+                foreign latents, or a weight is NaN or infinite, naming the argument, the site or the datum.
+        """
+        annealing, chains = self.annealing(), []
+        with (
+            posterior_sampler(pair, data, seed=options.seed, given=options.given) as c,
+            _bar(len(c), annealing, 1, options.progress) as bar,
+        ):
+            parts = _parts(c, annealing, options.batch_size)
+            path = GeometricPath(c, self.start, compile=_compiles(options.compile, annealing, len(parts)))
+            for first, part in parts:
+                chains.append(annealing.forward(path, part, first=first, tick=bar.update))
+        return _estimate(chains, annealing, num_observed(pair, data, options.given))
 
 
 @dataclass(frozen=True)
@@ -44,11 +155,13 @@ class BidirectionalBounds:
         upper: by chains from the draw of the posterior that the data came with, back to the start: for x and z drawn
             from the model, E[upper] ≥ E[log p(x)]. All chains of a datum begin at that one draw, and `std_error` is
             their spread alone; that of the draw shows over the data.
+        method: the chains, the same each way.
         data: the pair's arguments with the draws in the place of what was observed, on the pair's device.
     """
 
-    lower: AnnealedLogMarginal
-    upper: AnnealedLogMarginal
+    lower: LogMarginal
+    upper: LogMarginal
+    method: Annealed
     data: tuple[Any, ...]
 
     def gap(self) -> float:
@@ -64,98 +177,32 @@ class BidirectionalBounds:
         return (
             f"on {len(self.lower.values)} data drawn from the model {self.lower.mean():.3f} ≤ mean log p(x) ≤ "
             f"{self.upper.mean():.3f} nats, a gap of {self.gap():.3f} ± {self.gap_std_error():.3f}, by "
-            f"{self.lower.num_chains} chains of {self.lower.num_temperatures} temperatures each way"
+            f"{self.method.num_chains} chains of {self.method.num_temperatures} temperatures each way"
         )
-
-
-def annealed_log_marginal(
-    pair: nn.Module,
-    *data: Any,
-    num_chains: int = 16,
-    num_temperatures: int = 1000,
-    num_leapfrog: int = 5,
-    start: Start = "guide",
-    batch_size: int | None = None,
-    seed: int = 0,
-    compile: bool | Literal["auto"] = "auto",
-    given: Sequence[str] = (),
-    progress: bool = False,
-) -> AnnealedLogMarginal:
-    """Estimates log p(x) of each datum by annealed importance sampling; all latents must be continuous.
-
-    The mean of the weights has the expectation p(x), whatever the settings, and so `values` are a lower bound in
-    expectation. The step sizes adapt to an acceptance of 0.8, for each datum while the chains run, but by four further
-    chains that count for nothing else: a chain that chose its own steps would bias its weight. Scales and the guide's
-    factors are ignored, masks count. A chain costs `num_temperatures` × `num_leapfrog` gradients of log p(x, z) and
-    log q(z|x); of two settings of one cost that with more temperatures and fewer leapfrog steps is mostly the better.
-
-    Args:
-        pair: any model/guide pair.
-        data: its arguments, tensors of shape (n, ...), on any device.
-        num_chains: s, independent chains per datum.
-        num_temperatures: steps from the start to the posterior; with one, this is importance sampling.
-        num_leapfrog: gradients in each move.
-        start: "guide", or "prior" for chains that owe nothing to the guide and need more temperatures for it.
-        batch_size: the most data at once; by default what a memory budget allows.
-        seed: of the draws; the global random state is left alone.
-        compile: whether to compile the gradients, see `ppvae.compile.compiled`; "auto" does where that repays itself.
-        given: observed sites to condition on, as in `ppvae.log_marginal`.
-        progress: whether to show a progress bar.
-
-    Returns:
-        The estimates with their standard errors, effective sizes and acceptance, as float64 tensors on the CPU.
-
-    Raises:
-        TypeError: where an argument is of the wrong kind.
-        ValueError: where the pair or the data break the contract, a latent is discrete, the guide cannot score foreign
-            latents, or a weight is NaN or infinite, naming the argument, the site or the datum.
-
-    Example:
-        >>> import torch
-        >>> from ppvae.evaluate import annealed_log_marginal
-        >>> from ppvae.models import PPCA
-        >>> estimate = annealed_log_marginal(PPCA(8, 2), torch.randn(10, 8), num_chains=4, num_temperatures=5)
-        >>> estimate.values.shape
-        torch.Size([10])
-    """
-    annealing = Annealing(num_chains, num_temperatures, num_leapfrog)
-    chains = []
-    with posterior_sampler(pair, data, seed=seed, given=given) as c, _bar(len(c), annealing, 1, progress) as bar:
-        parts = _parts(c, annealing, batch_size)
-        bridge = GeometricPath(c, start, compile=_compiles(compile, annealing, len(parts)))
-        for first, part in parts:
-            chains.append(annealing.forward(bridge, part, first=first, tick=bar.update))
-    return _estimate(chains, annealing, num_observed(pair, data, given))
 
 
 def bidirectional(
     pair: nn.Module,
     *template: Any,
-    num_chains: int = 16,
-    num_temperatures: int = 1000,
-    num_leapfrog: int = 5,
-    start: Start = "guide",
+    method: Annealed | None = None,
     batch_size: int | None = None,
     seed: int = 0,
     compile: bool | Literal["auto"] = "auto",
     progress: bool = False,
 ) -> BidirectionalBounds:
-    """Sandwiches log p(x) of data that the model draws itself: bidirectional Monte Carlo.
+    """Bounds log p(x) of data that the model draws itself, from both sides: bidirectional Monte Carlo.
 
-    The lower bound is `annealed_log_marginal`'s. For the upper one chains start at the z that x was drawn from, an
-    exact draw from p(z|x), and go the same way back, with the steps that the first ones found: E[1/w] = 1/p(x). Where
-    the gap between them is small, the settings are good enough for data like the model's; where the data that matter
-    look different, that is evidence about them and no proof.
+    The lower bound is `log_marginal`'s by this method. For the upper one chains start at the z that x was drawn from,
+    an exact draw from p(z|x), and go the same way back, with the steps that the first ones found: E[1/w] = 1/p(x).
+    Where the gap between them is small, the settings are good enough for data like the model's; where the data that
+    matter look different, that is evidence about them and no proof.
 
     Args:
         pair: any model/guide pair, of which the model can be simulated (`ppvae.sampling.posterior_draws.simulate`).
         template: its arguments, tensors of shape (n, ...); what is observed is drawn anew, once for each datum, and the
             rest (conditions, masks) stays.
-        num_chains: as in `annealed_log_marginal`, each way.
-        num_temperatures: as there.
-        num_leapfrog: as there.
-        start: as there.
-        batch_size: as there.
+        method: the chains, each way; None is `Annealed()`.
+        batch_size: as in `ppvae.log_marginal`.
         seed: of the data and the draws; the global random state is left alone.
         compile: as there.
         progress: whether to show a progress bar.
@@ -165,33 +212,34 @@ def bidirectional(
 
     Raises:
         TypeError: where an argument is of the wrong kind.
-        ValueError: as in `annealed_log_marginal`, and where the model cannot be simulated.
+        ValueError: as in `Annealed.estimate`, and where the model cannot be simulated.
 
     Example:
         >>> import torch
-        >>> from ppvae.evaluate import bidirectional
+        >>> from ppvae.evaluate import Annealed, bidirectional
         >>> from ppvae.models import PPCA
-        >>> sandwich = bidirectional(PPCA(8, 2), torch.zeros(10, 8), num_chains=4, num_temperatures=5)
-        >>> sandwich.upper.values.shape
+        >>> both = bidirectional(PPCA(8, 2), torch.zeros(10, 8), method=Annealed(num_chains=4, num_temperatures=5))
+        >>> both.upper.values.shape
         torch.Size([10])
     """
-    annealing = Annealing(num_chains, num_temperatures, num_leapfrog)
-    lower, upper, drawn = [], [], []
+    method = Annealed() if method is None else method
+    annealing, lower, upper, drawn = method.annealing(), [], [], []
     with posterior_sampler(pair, template, seed=seed) as c, _bar(len(c), annealing, 2, progress) as bar:
         parts = _parts(c, annealing, batch_size)
-        bridge = GeometricPath(c, start, compile=_compiles(compile, annealing, 2 * len(parts)))
+        path = GeometricPath(c, method.start, compile=_compiles(compile, annealing, 2 * len(parts)))
         for first, part in parts:
             simulated = simulate(part)
             part = replace(part, data=simulated.data)
-            there = annealing.forward(bridge, part, first=first, tick=bar.update)
-            back = annealing.backward(bridge, part, simulated.latents, there, first=first, tick=bar.update)
+            there = annealing.forward(path, part, first=first, tick=bar.update)
+            back = annealing.backward(path, part, simulated.latents, there, first=first, tick=bar.update)
             lower.append(there)
             upper.append(back)
             drawn.append(simulated.data)
     data = tuple(None if t[0] is None else torch.cat(t) for t in zip(*drawn, strict=True))
     num_dims = num_observed(pair, data, ())
     down = _estimate(upper, annealing, num_dims)
-    return BidirectionalBounds(_estimate(lower, annealing, num_dims), replace(down, values=-down.values), data)
+    up = replace(down, values=-down.values)
+    return BidirectionalBounds(_estimate(lower, annealing, num_dims), up, method, data)
 
 
 def _parts(c: PosteriorSampler, annealing: Annealing, batch_size: int | None) -> list[tuple[int, PosteriorSampler]]:
@@ -216,19 +264,9 @@ def _bar(n: int, annealing: Annealing, num_runs: int, progress: bool) -> Any:
     return tqdm(total=total, unit="step", unit_scale=True, desc="annealing", leave=False, disable=not progress)
 
 
-def _estimate(runs: list[Chains], annealing: Annealing, num_dims: float) -> AnnealedLogMarginal:
+def _estimate(runs: list[Chains], annealing: Annealing, num_dims: float) -> LogMarginal:
     """The logarithm of the mean weight of each datum, with its error."""
-    log_weight = torch.cat([chains.log_weight for chains in runs], 1).cpu()
-    s = len(log_weight)
-    log_sum = log_weight.logsumexp(0)
-    ess = torch.exp(2 * log_sum - (2 * log_weight).logsumexp(0)).clamp(1, s)
-    unbiased = s / (s - 1) if s > 1 else math.nan
-    return AnnealedLogMarginal(
-        values=log_sum - math.log(s),
-        std_error=((1 / ess - 1 / s) * unbiased).sqrt(),
-        ess=ess,
-        acceptance=torch.cat([chains.acceptance for chains in runs]).cpu(),
-        num_chains=s,
-        num_temperatures=annealing.num_temperatures,
-        num_dims=num_dims,
-    )
+    log_weight = torch.cat([chains.log_weight for chains in runs], 1)
+    acceptance = torch.cat([chains.acceptance for chains in runs]).cpu()
+    diagnostics = AnnealedDiagnostics(acceptance, annealing.num_chains, annealing.num_temperatures)
+    return LogMarginal.of_weights(log_weight, num_dims=num_dims, diagnostics=diagnostics)

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from ppvae._validate import check_count
-from ppvae.evaluate.estimates import LogMarginal, mean_over_data, standard_error
+from ppvae.evaluate.estimates import mean_over_data, standard_error
+from ppvae.evaluate.estimator import Estimator
 from ppvae.evaluate.marginal import log_marginal
 from ppvae.evaluate.psis import PARETO_GOOD, ParetoWarning
 
 
 def label_posterior(
-    pair: nn.Module, x: Tensor, *, num_classes: int, log_prior: Tensor | None = None, **options: Any
+    pair: nn.Module,
+    x: Tensor,
+    *,
+    num_classes: int,
+    log_prior: Tensor | None = None,
+    num_samples: int | None = None,
+    method: str | Estimator = "importance",
+    batch_size: int | None = None,
+    seed: int = 0,
+    compile: bool | Literal["auto"] = "auto",
+    given: Sequence[str] = (),
+    progress: bool = False,
 ) -> Tensor:
     """Estimates p(y|x) of a pair with arguments (x, y) by Bayes' rule, p(y|x) ∝ p(x, y).
 
@@ -28,7 +41,13 @@ def label_posterior(
         num_classes: c.
         log_prior: log p(y), shape (c,), for a pair that does not score y itself (`CVAE`, whose likelihood is
             log p(x|y)); by default nothing is added: p(y) is the pair's own, or uniform.
-        options: of `log_marginal`: `num_samples`, `seed`, ...
+        num_samples: of each class, as in `log_marginal`.
+        method: how log p(x, y) is estimated, as there.
+        batch_size: as there.
+        seed: of the draws, the same for every class; the global random state is left alone.
+        compile: as there.
+        given: observed sites to condition on, as there: with the label's own its prior is left out.
+        progress: whether to show progress bars.
 
     Returns:
         Probabilities of shape (n, c), float64 on the CPU.
@@ -52,7 +71,19 @@ def label_posterior(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ParetoWarning)  # of classes that are improbable anyway
         of_class = [
-            log_marginal(pair, x, torch.full((len(x),), c, device=x.device), **options) for c in range(num_classes)
+            log_marginal(
+                pair,
+                x,
+                torch.full((len(x),), c, device=x.device),
+                num_samples=num_samples,
+                method=method,
+                batch_size=batch_size,
+                seed=seed,
+                compile=compile,
+                given=given,
+                progress=progress,
+            )
+            for c in range(num_classes)
         ]
     log_joint = torch.stack([estimate.values for estimate in of_class], -1)
     if log_prior is not None:
@@ -60,10 +91,9 @@ def label_posterior(
     impossible = (log_joint == -torch.inf).all(-1).nonzero().flatten().tolist()
     if impossible:
         raise ValueError(f"datum {impossible[0]} has probability zero in every class: check it and the pair's weights")
-    sampled = [estimate.pareto_k for estimate in of_class if isinstance(estimate, LogMarginal)]  # others have no k̂
-    k = torch.stack(sampled, -1).gather(-1, log_joint.argmax(-1, keepdim=True)) if sampled else log_joint.new_zeros(0)
-    if (k > PARETO_GOOD).any():
-        bad = int((k > PARETO_GOOD).sum())
+    k = torch.stack([estimate.pareto_k for estimate in of_class], -1).gather(-1, log_joint.argmax(-1, keepdim=True))
+    bad = int((k > PARETO_GOOD).sum())  # NaN, of a method without k̂, is not
+    if bad:
         warnings.warn(
             f"k̂ > {PARETO_GOOD} for {bad} of {len(x)} data in their most probable class: the tails of the guide are "
             "too light for them, so that their p(x, y), and with it p(y|x), cannot be trusted",

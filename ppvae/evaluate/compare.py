@@ -7,21 +7,21 @@ from typing import Any
 
 from torch import Tensor
 
-from ppvae.evaluate.estimates import Estimate, mean_over_data
+from ppvae.evaluate.estimates import LogMarginal, mean_over_data
 
 Comparison = dict[str, dict[str, Any]]
 """JSON-ready, by model: its `mean` and, but for the first, its `difference`, each as {"mean", "std_error"}."""
 
 
-def compare(estimates: Mapping[str, Estimate | Tensor]) -> Comparison:
+def compare(estimates: Mapping[str, LogMarginal | Tensor]) -> Comparison:
     """Compares the log p(x) of several models on the same data.
 
     The data differ far more from each other than the models do, and a mean's standard error is mostly of that. The
     standard error of a mean difference over pairs, of one datum under two models, is free of it.
 
     Args:
-        estimates: by name, what `log_marginal` returned, or values of shape (n,) in nats; of the same data in the same
-            order.
+        estimates: by name, what `log_marginal` returned, by whatever method, or values of shape (n,) in nats; of the
+            same data in the same order.
 
     Returns:
         For each model {"mean": {"mean", "std_error"}}, and but for the first {"difference": {"mean", "std_error"}} too:
@@ -63,10 +63,10 @@ def comparison_table(comparison: Comparison, symbol: str = "log p(x)") -> str:
     return "\n".join(lines)
 
 
-def _values(name: str, estimate: Estimate | Tensor) -> Tensor:
+def _values(name: str, estimate: LogMarginal | Tensor) -> Tensor:
     values = estimate if isinstance(estimate, Tensor) else getattr(estimate, "values", None)
     if not isinstance(values, Tensor):
-        raise TypeError(f"the estimate of {name!r} must be an Estimate or a tensor, got {type(estimate).__name__}")
+        raise TypeError(f"the estimate of {name!r} must be a LogMarginal or a tensor, got {type(estimate).__name__}")
     if values.dim() != 1 or not len(values):
         raise ValueError(f"the estimate of {name!r} must have shape (n,), got {tuple(values.shape)}")
     bad = (~values.isfinite()).nonzero().flatten().tolist()

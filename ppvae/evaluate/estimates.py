@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppvae.evaluate.psis import PARETO_GOOD, PARETO_SAMPLES
+PerDatum = Tensor | dict[int, Tensor]
+"""Values of shape (n,), or several of them by a number, as the bounds are by their number of samples."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,38 @@ class Elbo:
         )
 
 
+class Diagnostics(ABC):
+    """What a method knows of how well it has worked; every estimator has a small class of its own."""
+
+    @abstractmethod
+    def in_words(self, estimate: LogMarginal) -> str:
+        """What it says of its estimate, for a person: the part of the summary after the mean."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, int | str]:
+        """What the estimate was made with, ready for JSON.
+
+        `num_samples` at least, and where these are no importance samples `draws`, what a table calls them.
+        """
+
+    @abstractmethod
+    def figures(self) -> dict[str, Any]:
+        """What a report holds of it, ready for JSON: numbers, and dictionaries of numbers.
+
+        A {"mean", "std_error"} in nats is a row of the table, anything else a line below it.
+        """
+
+    @abstractmethod
+    def of_datum(self) -> dict[str, PerDatum]:
+        """What it knows of each datum, by name, for files; k̂, where it has one, as `pareto_k`."""
+
+    @abstractmethod
+    def warning(self) -> Warning | None:
+        """What `log_marginal` warns of, where an estimate should not be believed."""
+
+
 @dataclass(frozen=True)
-class Estimate(ABC):
+class LogMarginal:
     """An estimate of log p(x) for each datum, whatever the method.
 
     Attributes:
@@ -61,12 +92,35 @@ class Estimate(ABC):
             `std_error` and `ess` are NaN.
         num_dims: elements of one datum that the model scores, for bits per dimension; their mean over the data where
             masks leave some out.
+        diagnostics: what the method knows of how well it has worked, in a class of its own.
     """
 
     values: Tensor
     std_error: Tensor
     ess: Tensor
     num_dims: float
+    diagnostics: Diagnostics
+
+    @classmethod
+    def of_weights(cls, log_weight: Tensor, *, num_dims: float, diagnostics: Diagnostics) -> LogMarginal:
+        """The estimate log (1/s) Σ w of weights whose expectation is p(x).
+
+        Args:
+            log_weight: log w of each draw, shape (s, n), nats; −inf is a weight of zero.
+            num_dims: see the attributes.
+            diagnostics: of these draws.
+
+        Returns:
+            The estimate, as float64 tensors on the CPU.
+        """
+        values, std_error, ess = log_mean(log_weight.double().cpu())
+        return cls(values, std_error, ess, num_dims, diagnostics)
+
+    @property
+    def pareto_k(self) -> Tensor:
+        """k̂, shape (n,): beyond 0.7 `values` is too low and `std_error` too small; NaN where the method has none."""
+        k = self.diagnostics.of_datum().get("pareto_k")
+        return k if isinstance(k, Tensor) else torch.full_like(self.values, math.nan)
 
     def mean(self) -> float:
         """The mean over the data, nats per datum."""
@@ -80,85 +134,40 @@ class Estimate(ABC):
         """−mean log p(x) / (d ln 2), bits per element of a datum."""
         return -self.mean() / (self.num_dims * math.log(2.0))
 
-    @abstractmethod
     def summary(self) -> str:
-        """One paragraph for a person: the mean, its error, and how well the weights behaved."""
-
-    def _in_words(self) -> str:
+        """One paragraph for a person: the mean, its error, and how well the method has worked."""
         return (
             f"log p(x) = {self.mean():.3f} ± {self.mean_std_error():.3f} nats "
-            f"({self.bits_per_dim():.4f} bits per dimension), mean ± standard error over {len(self.values)} data"
+            f"({self.bits_per_dim():.4f} bits per dimension), mean ± standard error over {len(self.values)} data; "
+            f"{self.diagnostics.in_words(self)}"
         )
 
 
-@dataclass(frozen=True)
-class LogMarginal(Estimate):
-    """An estimate of log p(x) by importance sampling, and the evidence for it; see `Estimate` for the other attributes.
+def log_mean(log_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Log of the mean weight of each datum, its standard error by the delta method, and the effective sample size.
 
-    Attributes:
-        pareto_k: k̂, (n,): beyond 0.7 `values` is too low and `std_error` too small, by how much is unknown. −inf
-            where the weights are all alike, NaN for less than 100 samples, see `ppvae.evaluate.pareto_k`.
-        bound: the lower bound with K samples in place of all of them, (n,), nats, for K = 1, 2, 5, 10, 20, ... and
-            `num_samples`, where it is `values`. Where it still rises at the end, so would `values` with more samples.
-        num_samples: draws per datum.
+    Args:
+        log_weight: log w of each draw, shape (s, n), nats.
+
+    Returns:
+        Three tensors of shape (n,), of the kind of `log_weight`.
     """
-
-    pareto_k: Tensor
-    bound: dict[int, Tensor]
-    num_samples: int
-
-    def num_unreliable(self) -> int:
-        """How many data have k̂ > 0.7."""
-        return int((self.pareto_k > PARETO_GOOD).sum())
-
-    def summary(self) -> str:
-        """One paragraph for a person: the mean, its error, and how well the weights behaved."""
-        if self.num_samples == 1:
-            return f"{self._in_words()}; 1 importance sample per datum, exact where all latents are summed over"
-        bound = ", ".join(f"{float(self.bound[k].mean()):.3f} (K = {k})" for k in list(self.bound)[-4:])
-        return (
-            f"{self._in_words()}; {self.num_samples} importance samples per datum, of which effective: "
-            f"median {float(self.ess.median()):.1f}, least {float(self.ess.min()):.1f}; standard error per datum: "
-            f"median {float(self.std_error.median()):.3f}, most {float(self.std_error.max()):.3f} nats; "
-            f"bound with K samples: {bound}; {self.verdict()}"
-        )
-
-    def verdict(self) -> str:
-        """What k̂ says of the estimate."""
-        if self.num_samples < PARETO_SAMPLES:
-            return f"no k̂, which takes at least {PARETO_SAMPLES} samples"
-        n, bad, most = len(self.values), self.num_unreliable(), float(self.pareto_k.max())
-        if not bad:
-            return f"k̂ ≤ {PARETO_GOOD} for all data, most {most:.2f}"
-        return (
-            f"k̂ > {PARETO_GOOD} for {bad} of {n} data, most {most:.2f}: the guide's tails are too light for "
-            "them, so that their log p(x) is likely too low and its standard error too small; a guide that is wider or "
-            'closer to the posterior helps, and so does method="annealed"'
-        )
+    s = len(log_weight)
+    log_sum = log_weight.logsumexp(0)
+    ess = torch.exp(2 * log_sum - (2 * log_weight).logsumexp(0)).clamp(1, s)
+    unbiased = s / (s - 1) if s > 1 else math.nan
+    return log_sum - math.log(s), ((1 / ess - 1 / s) * unbiased).sqrt(), ess
 
 
-@dataclass(frozen=True)
-class AnnealedLogMarginal(Estimate):
-    """An estimate of log p(x) by annealed importance sampling; the draws of `Estimate` are chains.
+def ess_in_words(estimate: LogMarginal) -> str:
+    """The effective sizes, as summaries say them after the number of draws."""
+    return f"of which effective: median {float(estimate.ess.median()):.1f}, least {float(estimate.ess.min()):.1f}"
 
-    Attributes:
-        acceptance: mean probability with which a move was accepted, (n,); NaN for a single temperature.
-        num_chains: per datum.
-        num_temperatures: steps from the start to the posterior.
-    """
 
-    acceptance: Tensor
-    num_chains: int
-    num_temperatures: int
-
-    def summary(self) -> str:
-        """One paragraph for a person: the mean, its error, and how well the chains behaved."""
-        return (
-            f"{self._in_words()}; {self.num_chains} chains of {self.num_temperatures} temperatures per datum, of which "
-            f"effective: median {float(self.ess.median()):.1f}, least {float(self.ess.min()):.1f}; moves accepted: "
-            f"mean {float(self.acceptance.mean()):.2f}, least {float(self.acceptance.min()):.2f}; standard error per "
-            f"datum: median {float(self.std_error.median()):.3f}, most {float(self.std_error.max()):.3f} nats"
-        )
+def errors_in_words(estimate: LogMarginal) -> str:
+    """The standard errors of the data, as summaries say them."""
+    error = estimate.std_error
+    return f"standard error per datum: median {float(error.median()):.3f}, most {float(error.max()):.3f} nats"
 
 
 def standard_error(values: Tensor) -> float:
@@ -169,25 +178,3 @@ def standard_error(values: Tensor) -> float:
 def mean_over_data(values: Tensor) -> dict[str, float]:
     """The mean of `values`, shape (n,), and its standard error, as the tables and JSON hold them."""
     return {"mean": float(values.mean()), "std_error": standard_error(values)}
-
-
-class Moments:
-    """Mean and variance over draws that arrive in blocks, stable where the mean is large (Chan et al. 1983)."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean: Any = 0.0
-        self.deviations: Any = 0.0
-        """Σ (value − mean)² over the draws."""
-
-    def add(self, values: Tensor) -> None:
-        """Adds a block of draws, shape (s, n)."""
-        mean = values.mean(0)
-        before, self.count = self.count, self.count + len(values)
-        old, new = before / self.count, len(values) / self.count
-        self.deviations = self.deviations + ((values - mean) ** 2).sum(0) + (mean - self.mean) ** 2 * (before * new)
-        self.mean = self.mean * old + mean * new  # stays −inf once it is, where an update by differences would be NaN
-
-    def variance(self) -> Tensor:
-        """Unbiased, shape (n,); NaN for a single draw."""
-        return self.deviations / (self.count - 1) if self.count > 1 else torch.full_like(self.mean, math.nan)

@@ -1,32 +1,29 @@
-"""The ELBO and the marginal likelihood log p(x), per datum, by importance sampling from the guide.
+"""The ELBO and the marginal likelihood log p(x), per datum.
 
     ELBO(x)  = E_q[log w],              w = p(x, z) / q(z|x),  z ~ q(z|x)
-    log p(x) ≈ log (1/s) Σ_i w_i        (Burda et al. 2016, "Importance weighted autoencoders", 1509.00519)
+    log p(x) = log E_q[w]
 
-Both are lower bounds on log p(x) in expectation, in nats, and higher is better; the second rises to log p(x)
-with s. Scales (a KL weight) and the guide's auxiliary factors are ignored: this is the likelihood of the
-generative model, whatever objective trained it.
+Both are estimated as lower bounds in expectation, in nats, and higher is better. Scales (a KL weight) and the guide's
+auxiliary factors are ignored: this is the likelihood of the generative model, whatever objective trained it.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
-from itertools import groupby
-from typing import Any, Literal, overload
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from ppvae._validate import check_count
-from ppvae.evaluate.estimates import AnnealedLogMarginal, Elbo, Estimate, LogMarginal, Moments
-from ppvae.evaluate.psis import ParetoWarning, bound_curve, pareto_k
-from ppvae.evaluate.sites import num_observed
-from ppvae.pair import check_batch, check_pair
-from ppvae.params import LocalParams
-from ppvae.sampling.importance import Draws, importance_draws
+from ppvae.evaluate.ais import Annealed
+from ppvae.evaluate.estimates import Elbo, LogMarginal
+from ppvae.evaluate.estimator import Estimator, EvaluationOptions
+from ppvae.evaluate.importance import Importance, cat, checked_draws
+
+METHODS: dict[str, type[Estimator]] = {"importance": Importance, "annealed": Annealed}
+"""The ways to estimate log p(x), by name; put one of your own here to have it under a name too."""
 
 
 def elbo(
@@ -68,20 +65,19 @@ def elbo(
         >>> terms.values.shape
         torch.Size([100])
     """
-    blocks: list[dict[str, Moments]] = []
+    blocks: list[dict[str, _Moments]] = []
     start = -1
-    options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "compile": compile, "given": given}
-    draws_of = importance_draws(pair, data, num_samples=num_samples, **options)
-    for draws in _checked(draws_of, data, num_samples, progress):
+    options = EvaluationOptions(batch_size=batch_size, seed=seed, compile=compile, given=given, progress=progress)
+    for draws in checked_draws(pair, data, num_samples, options):
         terms = {"elbo": draws.elbo(), "reconstruction": draws.reconstruction()}
         terms |= {f"kl_{site}": value for site, value in draws.kl().items()}
         if draws.start != start:
             start = draws.start
-            blocks.append({name: Moments() for name in terms})
+            blocks.append({name: _Moments() for name in terms})
         for name, value in terms.items():
             blocks[-1][name].add(value.double())
-    moments = {name: _cat([block[name].mean for block in blocks]) for name in blocks[0]}
-    variance = _cat([block["elbo"].variance() for block in blocks])
+    moments = {name: cat([block[name].mean for block in blocks]) for name in blocks[0]}
+    variance = cat([block["elbo"].variance() for block in blocks])
     return Elbo(
         values=moments.pop("elbo"),
         reconstruction=moments.pop("reconstruction"),
@@ -91,45 +87,17 @@ def elbo(
     )
 
 
-@overload
 def log_marginal(
     pair: nn.Module,
     *data: Any,
     num_samples: int | None = None,
-    method: Literal["importance"] = "importance",
+    method: str | Estimator = "importance",
     batch_size: int | None = None,
     seed: int = 0,
     compile: bool | Literal["auto"] = "auto",
     given: Sequence[str] = (),
     progress: bool = False,
-) -> LogMarginal: ...
-
-
-@overload
-def log_marginal(
-    pair: nn.Module,
-    *data: Any,
-    num_samples: int | None = None,
-    method: Literal["annealed"],
-    batch_size: int | None = None,
-    seed: int = 0,
-    compile: bool | Literal["auto"] = "auto",
-    given: Sequence[str] = (),
-    progress: bool = False,
-) -> AnnealedLogMarginal: ...
-
-
-def log_marginal(
-    pair: nn.Module,
-    *data: Any,
-    num_samples: int | None = None,
-    method: Literal["importance", "annealed"] = "importance",
-    batch_size: int | None = None,
-    seed: int = 0,
-    compile: bool | Literal["auto"] = "auto",
-    given: Sequence[str] = (),
-    progress: bool = False,
-) -> Estimate:
+) -> LogMarginal:
     """Estimates log p(x) of each datum, and says how far to trust it.
 
     By importance sampling from the guide, log p̂(x) = log (1/s) Σ_i p(x, z_i) / q(z_i|x), z_i ~ q(z|x): a lower bound in
@@ -138,15 +106,16 @@ def log_marginal(
     exactly, and s samples of the others are drawn for each of their values:
     log p̂(x) = log Σ_y (1/s) Σ_i p(x, y, z_i) / q(z_i|x, y).
 
-    With `method="annealed"` by `ppvae.evaluate.annealed_log_marginal`, which has further options: s chains that move
-    from the guide to the posterior. Slower, and right where the guide misses part of the posterior.
+    With `method="annealed"` by s chains that move from the guide to the posterior, see `ppvae.evaluate.Annealed`:
+    slower, and right where the guide misses part of the posterior.
 
     Args:
         pair: any model/guide pair.
         data: its arguments, tensors of shape (n, ...), on any device.
         num_samples: s, draws from the guide per datum, by default 1,000, or chains, by default 16; exactly that many,
             whatever the chunking.
-        method: "importance" or "annealed".
+        method: "importance", "annealed" or another name in `ppvae.evaluate.METHODS`; or an estimator with options of
+            its own, `Annealed(num_chains=16, num_temperatures=1000)`, which holds `num_samples` too.
         batch_size: the most data scored at once; by default what a memory budget allows.
         seed: of the draws; the global random state is left alone.
         compile: whether to run the draws as one compiled graph, see `ppvae.compile.compiled`; "auto" does where the
@@ -156,13 +125,13 @@ def log_marginal(
         progress: whether to show a progress bar.
 
     Returns:
-        The estimates with their standard errors and effective sample sizes, and k̂ and bounds or the acceptance of the
-        chains, as float64 tensors on the CPU.
+        The estimates with their standard errors and effective sample sizes, as float64 tensors on the CPU, and the
+        method's diagnostics: k̂ and bounds, or the acceptance of the chains.
 
     Raises:
         TypeError: where an argument is of the wrong kind.
-        ValueError: where the pair or the data break the contract, or a weight is NaN or infinite, naming the
-            argument, the site or the datum.
+        ValueError: where the method is unknown, the pair or the data break the contract, or a weight is NaN or
+            infinite, naming the argument, the site or the datum.
 
     Warns:
         ParetoWarning: where k̂ > 0.7, which makes the estimates of those data unreliable; it counts them.
@@ -174,73 +143,51 @@ def log_marginal(
         >>> estimate.values.shape
         torch.Size([100])
     """
-    options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "compile": compile, "given": given}
-    if method == "annealed":
-        from ppvae.evaluate.ais import annealed_log_marginal
-
-        num_chains = 16 if num_samples is None else num_samples
-        return annealed_log_marginal(pair, *data, num_chains=num_chains, progress=progress, **options)
-    if method != "importance":
-        raise ValueError(f"method must be 'importance' or 'annealed', got {method!r}")
-    num_samples = 1000 if num_samples is None else num_samples
-    estimate = _by_importance(pair, data, num_samples, options, progress)
-    if estimate.num_unreliable():
-        warnings.warn(estimate.verdict(), ParetoWarning, stacklevel=2)
+    options = EvaluationOptions(batch_size=batch_size, seed=seed, compile=compile, given=given, progress=progress)
+    estimate = estimator_of(method, num_samples).estimate(pair, data, options)
+    if (warning := estimate.diagnostics.warning()) is not None:
+        warnings.warn(warning, stacklevel=2)
     return estimate
 
 
-def _by_importance(pair: nn.Module, data: Any, num_samples: int, options: Any, progress: bool) -> LogMarginal:
-    check_pair(pair)
-    params = LocalParams(pair, attach=False)  # one for the draws and for the look at what is observed
-    draws_of = importance_draws(pair, data, num_samples=num_samples, params=params, **options)
-    blocks: list[dict[str, Tensor]] = []
-    bounds: list[dict[int, Tensor]] = []
-    for _, of_block in groupby(_checked(draws_of, data, num_samples, progress), key=lambda draws: draws.start):
-        log_weight = torch.cat([draws.log_weight() for draws in of_block]).double()
-        bounds.append(bound_curve(log_weight))
-        log_sums = {"log_sum": log_weight.logsumexp(0), "log_sum_squares": (2 * log_weight).logsumexp(0)}
-        blocks.append({**log_sums, "pareto_k": pareto_k(log_weight)})
-    log_sum, log_sum_squares, k = (_cat([block[name] for block in blocks]) for name in blocks[0])
-    ess = torch.exp(2 * log_sum - log_sum_squares).clamp(1, num_samples)
-    unbiased = num_samples / (num_samples - 1) if num_samples > 1 else math.nan
-    return LogMarginal(
-        values=log_sum - math.log(num_samples),
-        std_error=((1 / ess - 1 / num_samples) * unbiased).sqrt(),
-        ess=ess,
-        num_dims=num_observed(pair, data, options["given"], params),
-        pareto_k=k,
-        bound={size: _cat([bound[size] for bound in bounds]) for size in bounds[0]},
-        num_samples=num_samples,
-    )
+def estimator_of(method: str | Estimator, num_samples: int | None = None) -> Estimator:
+    """The estimator that `method` and `num_samples` of `log_marginal` mean.
+
+    Raises:
+        ValueError: where there is none of that name, or `num_samples` comes beside an estimator, which has its own.
+    """
+    if isinstance(method, Estimator):
+        if num_samples is not None:
+            meant = type(method).from_num_samples(num_samples)
+            raise ValueError(
+                f"num_samples={num_samples} belongs on the method, which is an object with options of its own: "
+                f"got method={method}, give one like method={meant}"
+            )
+        return method
+    if not isinstance(method, str) or method not in METHODS:
+        names = ", ".join(map(repr, METHODS))
+        raise ValueError(f"method must be one of {names} or an Estimator such as Annealed(), got {method!r}")
+    kind = METHODS[method]
+    return kind() if num_samples is None else kind.from_num_samples(num_samples)
 
 
-def _checked(draws_of: Iterator[Draws], data: Any, num_samples: int, progress: bool) -> Iterator[Draws]:
-    """The draws, each of whose weights is a number below infinity."""
-    check_count("num_samples", num_samples)
-    total = num_samples * check_batch(data)
-    with tqdm(total=total, unit="draw", unit_scale=True, desc="log p(x)", leave=False, disable=not progress) as bar:
-        for draws in draws_of:
-            bad = ~(draws.log_ratio() < math.inf)
-            if bool(bad.any()):
-                raise ValueError(_describe(draws, *bad.nonzero()[0].tolist()))
-            yield draws
-            bar.update(bad[0].numel())
+class _Moments:
+    """Mean and variance over draws that arrive in blocks, stable where the mean is large (Chan et al. 1983)."""
 
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Any = 0.0
+        self.deviations: Any = 0.0
+        """Σ (value − mean)² over the draws."""
 
-def _describe(draws: Draws, value: int, sample: int, datum: int) -> str:
-    """What went wrong in one weight, term by term; `value` is the joint value of the enumerated sites."""
-    terms = {"log p(x|z)": draws.log_likelihood}
-    terms |= {f"log p({site})": value for site, value in draws.log_prior.items()}
-    terms |= {f"log q({site}|x)": value for site, value in draws.log_posterior.items()}
-    values = {name: float(term[value, sample, datum]) for name, term in terms.items()}
-    found = ", ".join(f"{name} = {found:g}" for name, found in values.items() if not math.isfinite(found))
-    weight = float(draws.log_ratio()[value, sample, datum])
-    return (
-        f"the log importance weight of datum {draws.start + datum} is {weight:g}, because {found}: "
-        "check that datum and the weights of the pair"
-    )
+    def add(self, values: Tensor) -> None:
+        """Adds a block of draws, shape (s, n)."""
+        mean = values.mean(0)
+        before, self.count = self.count, self.count + len(values)
+        old, new = before / self.count, len(values) / self.count
+        self.deviations = self.deviations + ((values - mean) ** 2).sum(0) + (mean - self.mean) ** 2 * (before * new)
+        self.mean = self.mean * old + mean * new  # stays −inf once it is, where an update by differences would be NaN
 
-
-def _cat(blocks: list[Tensor]) -> Tensor:
-    """Values of all data, shape (n,), on the CPU."""
-    return torch.cat(blocks).cpu()
+    def variance(self) -> Tensor:
+        """Unbiased, shape (n,); NaN for a single draw."""
+        return self.deviations / (self.count - 1) if self.count > 1 else torch.full_like(self.mean, math.nan)

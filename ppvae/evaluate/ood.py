@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppvae._validate import check_count
-from ppvae.evaluate.marginal import elbo, log_marginal
+from ppvae.evaluate.estimator import Estimator
+from ppvae.evaluate.marginal import elbo, estimator_of, log_marginal
 from ppvae.pair import check_batch, check_pair
 
 ELBO_SAMPLES = 100
@@ -51,14 +51,21 @@ class AnomalyScores:
 
 
 def anomaly_scores(
-    pair: nn.Module, *data: Any, num_samples: int = 1000, background: nn.Module | None = None, seed: int = 0
+    pair: nn.Module,
+    *data: Any,
+    num_samples: int | None = None,
+    method: str | Estimator = "importance",
+    background: nn.Module | None = None,
+    seed: int = 0,
 ) -> AnomalyScores:
     """Scores each datum by its negative log-likelihood, its reconstruction error and a likelihood ratio.
 
     Args:
         pair: any model/guide pair.
         data: its arguments, tensors of shape (n, ...), on any device.
-        num_samples: importance samples per datum for log p(x), and at most 100 of them for the reconstruction error.
+        num_samples: draws per datum for log p(x), by default 1,000 importance samples; and at most 100 draws from the
+            guide for the reconstruction error.
+        method: how log p(x) is estimated, as in `log_marginal`.
         background: a pair that takes the same arguments and knows the background only; the paper trains the same model
             on data of which a part of the elements is replaced at random.
         seed: of the draws; the global random state is left alone.
@@ -85,15 +92,15 @@ def anomaly_scores(
         >>> near.auroc(far)["negative_log_marginal"] > 0.9
         True
     """
-    check_count("num_samples", num_samples)
+    method = estimator_of(method, num_samples)
     check_batch(data)
     for each in (pair, background) if background is not None else (pair,):
         check_pair(each)
-    log_p = log_marginal(pair, *data, num_samples=num_samples, seed=seed).values
-    terms = elbo(pair, *data, num_samples=min(num_samples, ELBO_SAMPLES), seed=seed)
+    log_p = log_marginal(pair, *data, method=method, seed=seed).values
+    terms = elbo(pair, *data, num_samples=min(num_samples or ELBO_SAMPLES, ELBO_SAMPLES), seed=seed)
     ratio = None
     if background is not None:
-        ratio = log_marginal(background, *data, num_samples=num_samples, seed=seed).values - log_p
+        ratio = log_marginal(background, *data, method=method, seed=seed).values - log_p
     return AnomalyScores(-log_p, -terms.reconstruction, ratio)
 
 

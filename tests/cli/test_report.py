@@ -30,7 +30,7 @@ def test_numbers_equal_a_computation_by_hand(figures):
             assert figures[name]["ess"]["median"] == pytest.approx(float(estimate.ess.median()))
             assert figures[name]["ess"]["min"] == pytest.approx(float(estimate.ess.min()))
             assert figures[name]["k_hat"] == {"above_0.7": 0, "median": float(estimate.pareto_k.median())}
-            means = {str(size): float(bound.mean()) for size, bound in estimate.bound.items()}
+            means = {str(size): float(bound.mean()) for size, bound in estimate.diagnostics.bound.items()}
             assert {size: value["mean"] for size, value in figures[name]["bound"].items()} == means
         assert figures[name]["num_data"] == len(data)
         for key, values in expected.items():
@@ -112,7 +112,8 @@ def test_rows_by_class():
     reference, labels = ppca(), torch.tensor([3, 1, 1, 7, 3, 3, 1, 1, 1, 3, 3])
     terms = ppvae.elbo(reference.pair, *reference.data, num_samples=20)
     estimate = ppvae.log_marginal(reference.pair, *reference.data, num_samples=200)
-    estimate = replace(estimate, pareto_k=torch.linspace(0.3, 1.3, 11))
+    diagnostics = replace(estimate.diagnostics, pareto_k=torch.linspace(0.3, 1.3, 11))
+    estimate = replace(estimate, diagnostics=diagnostics)
     rows = by_class(terms, estimate, labels)
     assert list(rows) == ["1", "3", "7"]
     assert [row["num_data"] for row in rows.values()] == [5, 5, 1]

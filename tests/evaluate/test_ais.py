@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import ppvae
-from ppvae.evaluate.ais import annealed_log_marginal, bidirectional
+from ppvae.evaluate import Annealed, bidirectional
 from ppvae.evaluate.estimates import standard_error
 from ppvae.sampling.annealed_path import GeometricPath
 from tests.reference import (
@@ -47,6 +47,23 @@ CONTINUOUS = [
 ]
 
 
+OWN = {"num_chains", "num_temperatures", "num_leapfrog", "start"}
+
+
+def split(options):
+    """The options of the method, and those that all have."""
+    own = {name: value for name, value in options.items() if name in OWN}
+    return {"method": Annealed(**own), **{name: value for name, value in options.items() if name not in OWN}}
+
+
+def annealed(pair, *data, **options):
+    return ppvae.log_marginal(pair, *data, **split(options))
+
+
+def both_ways(pair, *template, **options):
+    return bidirectional(pair, *template, **split(options))
+
+
 def check(estimate, exact, *, most=4.0):
     assert float(((estimate.values - exact) / estimate.std_error).abs().max()) < most
 
@@ -56,19 +73,19 @@ def check(estimate, exact, *, most=4.0):
 def test_annealed_is_exact_within_its_error(make, start):
     reference = make()
     more = {"num_temperatures": 150} if start == "prior" and make is hierarchy else {}
-    estimate = annealed_log_marginal(reference.pair, *reference.data, start=start, **QUICK | more)
+    estimate = annealed(reference.pair, *reference.data, start=start, **QUICK | more)
     check(estimate, reference.log_prob)
     assert bool((estimate.std_error < 0.3).all())
-    assert float((estimate.acceptance - 0.8).abs().max()) < (0.1 if start == "guide" else 0.2)
+    assert float((estimate.diagnostics.acceptance - 0.8).abs().max()) < (0.1 if start == "guide" else 0.2)
     assert bool(((estimate.ess >= 1) & (estimate.ess <= 128)).all())
 
 
 def test_log_marginal_with_this_method():
     reference = linear_gaussian()
     estimate = ppvae.log_marginal(reference.pair, *reference.data, method="annealed", num_samples=3, seed=2)
-    own = annealed_log_marginal(reference.pair, *reference.data, num_chains=3, seed=2)
+    own = annealed(reference.pair, *reference.data, num_chains=3, seed=2)
     assert torch.equal(estimate.values, own.values)
-    assert (estimate.num_chains, estimate.num_temperatures) == (3, 1000)
+    assert (estimate.diagnostics.num_chains, estimate.diagnostics.num_temperatures) == (3, 1000)
 
 
 class Labelled(LinearGaussian):
@@ -89,13 +106,13 @@ def test_given_leaves_out_what_is_conditioned_on():
     pair, x, y = Labelled(), torch.randn(11), torch.bernoulli(torch.full((11,), 0.3))
     variance = pair.c.double() ** 2 + (2 * pair.log_s.double()).exp()
     exact = dist.Normal(pair.d.double() * y, variance.sqrt()).log_prob(x).detach()
-    check(annealed_log_marginal(pair, x, y, given=["y"], **QUICK), exact)
-    check(annealed_log_marginal(pair, x, y, **QUICK), exact + dist.Bernoulli(0.3).log_prob(y))
+    check(annealed(pair, x, y, given=["y"], **QUICK), exact)
+    check(annealed(pair, x, y, **QUICK), exact + dist.Bernoulli(0.3).log_prob(y))
 
 
 def test_an_autoguide_from_the_prior():
     reference = autoguide()
-    estimate = annealed_log_marginal(reference.pair, *reference.data, start="prior", **QUICK)
+    estimate = annealed(reference.pair, *reference.data, start="prior", **QUICK)
     check(estimate, reference.log_prob)
 
 
@@ -131,7 +148,7 @@ def test_supports_that_depend_on_latents_and_other_bounded_ones(start):
     x, y, w = torch.bernoulli(torch.full((9,), 0.4)), torch.randint(3, (9,)), 2 * torch.randn(9)
     exact = torch.where(x == 1, 0.2, 0.8).log() + (torch.tensor([1.0, 2.0, 3.0]) / 6).log()[y]
     two = torch.stack([dist.Normal(m, math.sqrt(2)).log_prob(w) for m in (-2.0, 2.0)]).logsumexp(0) - math.log(2)
-    estimate = annealed_log_marginal(Nested(), x, y, w, start=start, **QUICK)
+    estimate = annealed(Nested(), x, y, w, start=start, **QUICK)
     check(estimate, (exact + two).double())
 
 
@@ -151,11 +168,11 @@ def test_a_bad_guide_does_not_spoil_the_estimate():
     torch.manual_seed(0)
     pair, x = misled(), 2 * torch.randn(11)
     exact = pair.exact(x)
-    annealed = annealed_log_marginal(pair, x, num_chains=32, num_temperatures=150, num_leapfrog=4)
-    check(annealed, exact)
-    assert float((annealed.values - exact).abs().max()) < 0.3
+    found = annealed(pair, x, num_chains=32, num_temperatures=150, num_leapfrog=4)
+    check(found, exact)
+    assert float((found.values - exact).abs().max()) < 0.3
     samples = 32 * 150 * 5  # as many evaluations of the model
-    importance = annealed_log_marginal(pair, x, num_chains=samples, num_temperatures=1)
+    importance = annealed(pair, x, num_chains=samples, num_temperatures=1)
     error = (importance.values - exact) / importance.std_error
     assert float((importance.values - exact).mean()) < -1
     assert float(error.median()) < -4
@@ -167,7 +184,7 @@ def test_one_temperature_is_importance_sampling(monkeypatch):
     monkeypatch.setattr(GeometricPath, "draw", lambda *args: draws.append(draw(*args)) or draws[-1])
     reference = linear_gaussian()
     pair, (x,) = reference.pair, reference.data
-    found = annealed_log_marginal(pair, x, num_temperatures=1)
+    found = annealed(pair, x, num_temperatures=1)
     (z,) = (u[..., 0] for u in draws)
     with torch.no_grad():
         log_q = dist.Normal(pair.a * x + pair.b, pair.log_t.exp()).log_prob(z)
@@ -176,7 +193,7 @@ def test_one_temperature_is_importance_sampling(monkeypatch):
     torch.testing.assert_close(found.values, weight.mean(0).log(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found.std_error, weight.std(0) / 4 / weight.mean(0), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.ess, weight.sum(0) ** 2 / (weight**2).sum(0), rtol=1e-4, atol=1e-4)
-    assert bool(found.acceptance.isnan().all())
+    assert bool(found.diagnostics.acceptance.isnan().all())
     importance = ppvae.log_marginal(pair, x, num_samples=16)
     error = (found.std_error**2 + importance.std_error**2).sqrt()
     assert float(((found.values - importance.values) / error).abs().max()) < 4
@@ -198,12 +215,12 @@ def test_latents_of_different_units():
     torch.manual_seed(0)
     x = 2 * torch.randn(9, 2)
     for start in ("guide", "prior"):
-        estimate = annealed_log_marginal(Units(), x, start=start, **QUICK)
+        estimate = annealed(Units(), x, start=start, **QUICK)
         check(estimate, gaussian(x, 2 * torch.eye(2)))
         assert bool((estimate.ess > 50).all())
 
 
-# The sandwich.
+# Both bounds.
 
 
 def exact_of(make, pair, data):
@@ -221,26 +238,26 @@ def exact_of(make, pair, data):
 
 @pytest.mark.parametrize("start", ["guide", "prior"])
 @pytest.mark.parametrize("make", [linear_gaussian, ppca, gamma_poisson, masked_series])
-def test_the_sandwich_contains_the_truth(make, start):
+def test_the_bounds_contain_the_truth(make, start):
     reference = make()
     template = tuple(t.repeat(20, *[1] * (t.dim() - 1)) for t in reference.data)
     options = {"num_chains": 4, "num_temperatures": 30, "num_leapfrog": 3, "start": start}
-    sandwich = bidirectional(reference.pair, *template, **options)
-    exact = exact_of(make, reference.pair, sandwich.data)
-    below, above = exact - sandwich.lower.values, sandwich.upper.values - exact
+    both = both_ways(reference.pair, *template, **options)
+    exact = exact_of(make, reference.pair, both.data)
+    below, above = exact - both.lower.values, both.upper.values - exact
     error = [float(side.std()) / math.sqrt(len(side)) for side in (below, above)]
     assert float(below.mean()) > -4 * error[0]
     assert float(above.mean()) > -4 * error[1]
-    assert sandwich.gap() == pytest.approx(float((below + above).mean()))
-    assert sandwich.gap() < 0.5
-    assert float(sandwich.upper.acceptance.mean()) == pytest.approx(0.8, abs=0.1)
+    assert both.gap() == pytest.approx(float((below + above).mean()))
+    assert both.gap() < 0.5
+    assert float(both.upper.diagnostics.acceptance.mean()) == pytest.approx(0.8, abs=0.1)
 
 
 def test_the_gap_closes_with_the_temperatures():
     pair, template = misled(), torch.zeros(400)
     gaps = []
     for num_temperatures in (1, 20, 150):
-        found = bidirectional(pair, template, num_chains=4, num_temperatures=num_temperatures, num_leapfrog=3)
+        found = both_ways(pair, template, num_chains=4, num_temperatures=num_temperatures, num_leapfrog=3)
         gaps.append(found.gap())
         exact = pair.exact(found.data[0])
         for side in (exact - found.lower.values, found.upper.values - exact):
@@ -259,7 +276,7 @@ def test_blocks_give_the_same_in_distribution():
     x, exact = reference.data[0].repeat(20), reference.log_prob.repeat(20)
     options = {"num_chains": 32, "num_temperatures": 10, "num_leapfrog": 2}
     for batch_size in (None, 60):
-        estimate = annealed_log_marginal(reference.pair, x, batch_size=batch_size, **options)
+        estimate = annealed(reference.pair, x, batch_size=batch_size, **options)
         z = (estimate.values - exact) / estimate.std_error
         assert float(z.mean()) == pytest.approx(0, abs=4 / math.sqrt(len(x)) + 0.1)
         assert float(z.var()) == pytest.approx(1, abs=0.5)
@@ -269,7 +286,7 @@ def test_the_result_is_that_of_the_seed():
     reference = ppca()
     options = {"num_chains": 3, "num_temperatures": 5, "num_leapfrog": 2}
     state = torch.get_rng_state()
-    a, b, c = (annealed_log_marginal(reference.pair, *reference.data, seed=s, **options) for s in (0, 0, 1))
+    a, b, c = (annealed(reference.pair, *reference.data, seed=s, **options) for s in (0, 0, 1))
     assert torch.equal(state, torch.get_rng_state())
     assert torch.equal(a.values, b.values)
     assert not torch.equal(a.values, c.values)
@@ -279,32 +296,32 @@ def test_the_result_is_that_of_the_seed():
 def test_compiled_chains_are_the_eager_ones():
     reference = linear_gaussian()
     options = {"num_chains": 4, "num_temperatures": 8, "num_leapfrog": 3, "batch_size": 6}
-    eager, compiled = (
-        annealed_log_marginal(reference.pair, *reference.data, compile=c, **options) for c in (False, True)
-    )
+    eager, compiled = (annealed(reference.pair, *reference.data, compile=c, **options) for c in (False, True))
     torch.testing.assert_close(compiled.values, eager.values, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(compiled.acceptance, eager.acceptance, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(compiled.diagnostics.acceptance, eager.diagnostics.acceptance, rtol=1e-3, atol=1e-3)
 
 
 def test_summaries():
     reference = ppca()
-    estimate = annealed_log_marginal(reference.pair, *reference.data, num_chains=5, num_temperatures=4)
+    estimate = annealed(reference.pair, *reference.data, num_chains=5, num_temperatures=4)
     assert estimate.mean() == pytest.approx(float(estimate.values.mean()))
     assert estimate.mean_std_error() == pytest.approx(float(estimate.values.std()) / math.sqrt(11))
     assert estimate.bits_per_dim() == pytest.approx(-estimate.mean() / 6 / math.log(2))
-    assert (estimate.num_chains, estimate.num_temperatures, estimate.num_dims) == (5, 4, 6)
+    assert estimate.num_dims == 6
+    assert estimate.diagnostics.settings() == {"num_samples": 5, "num_temperatures": 4, "draws": "chains"}
+    assert estimate.pareto_k.isnan().all()
     for text in (f"{estimate.mean():.3f}", "over 11 data", "5 chains of 4 temperatures", "moves accepted"):
         assert text in estimate.summary()
-    fields = (estimate.values, estimate.std_error, estimate.ess, estimate.acceptance)
+    fields = (estimate.values, estimate.std_error, estimate.ess, estimate.diagnostics.acceptance)
     assert {t.dtype for t in fields} == {torch.float64}
-    single = annealed_log_marginal(reference.pair, *reference.data, num_chains=1, num_temperatures=4)
+    single = annealed(reference.pair, *reference.data, num_chains=1, num_temperatures=4)
     assert bool(single.std_error.isnan().all())
 
 
 def test_progress_goes_to_stderr(capfd):
     reference = ppca()
     for progress in (False, True):
-        bidirectional(reference.pair, *reference.data, num_chains=2, num_temperatures=2, progress=progress)
+        both_ways(reference.pair, *reference.data, num_chains=2, num_temperatures=2, progress=progress)
         out, err = capfd.readouterr()
         assert out == ""
         assert ("annealing" in err) is progress
@@ -329,7 +346,7 @@ def half(bad):
 
 
 def test_some_weights_zero():
-    estimate = annealed_log_marginal(half(-math.inf), torch.arange(7), **QUICK | {"num_chains": 400})
+    estimate = annealed(half(-math.inf), torch.arange(7), **QUICK | {"num_chains": 400})
     check(estimate, math.log(0.5 * math.erfc(1 / math.sqrt(2))))
 
 
@@ -340,7 +357,7 @@ def test_weights_that_are_nan_or_infinite_are_named(bad):
         pytest.raises(ValueError, match=rf"log weight of datum 8 is {bad:g}, where a chain has log p\(x, z\) = {bad}"),
         pyro.validation_enabled(False),
     ):
-        annealed_log_marginal(half(bad), x, batch_size=4, **QUICK)
+        annealed(half(bad), x, batch_size=4, **QUICK)
 
 
 class Misses(LinearGaussian):
@@ -355,7 +372,7 @@ class Unplated(LinearGaussian):
         pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
 
 
-@pytest.mark.parametrize("estimate", [annealed_log_marginal, bidirectional])
+@pytest.mark.parametrize("estimate", [annealed, both_ways])
 @pytest.mark.parametrize(
     ("pair", "data", "options", "message"),
     [
@@ -378,4 +395,4 @@ def test_wrong_arguments(estimate, pair, data, options, message):
 
 def test_no_pair():
     with pytest.raises(TypeError, match="pair must be"):
-        annealed_log_marginal(nn.Linear(2, 2), torch.zeros(3))
+        annealed(nn.Linear(2, 2), torch.zeros(3))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import ppvae
-from ppvae.evaluate import ParetoWarning, annealed_log_marginal, error_rate, label_posterior, reliability
+from ppvae.evaluate import Annealed, ParetoWarning, error_rate, label_posterior, reliability
 from ppvae.models import CVAE
 from tests.models.by_hand import C
 from tests.models.linear_gaussian import LinearGaussian, Prior
@@ -79,7 +79,7 @@ def test_only_the_most_probable_class_warns(case):
         bad = int((k.gather(1, log_joint.argmax(-1, keepdim=True)) > limit).sum())
         with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as record:
             patch.setattr("ppvae.evaluate.classification.PARETO_GOOD", float(limit))
-            patch.setattr("ppvae.evaluate.estimates.PARETO_GOOD", -math.inf)  # every estimate warns, none is heard
+            patch.setattr("ppvae.evaluate.importance.PARETO_GOOD", -math.inf)  # every estimate warns, none is heard
             warnings.simplefilter("always")
             label_posterior(pair, x, num_classes=C, num_samples=400)
         assert len(record) == (bad > 0)
@@ -204,11 +204,8 @@ def test_reliability_checks_its_input():
             reliability(bad, y)
 
 
-def test_annealed_estimates_have_no_tails_to_warn_of(case, monkeypatch):
-    def few_temperatures(pair, *data, method):
-        return annealed_log_marginal(pair, *data, num_chains=16, num_temperatures=20)
-
+def test_annealed_estimates_have_no_tails_to_warn_of(case):
     pair, x, log_joint = case
-    monkeypatch.setattr("ppvae.evaluate.classification.log_marginal", few_temperatures)
-    probabilities = label_posterior(pair, x[:4], num_classes=C, method="annealed")
+    with warnings.catch_warnings(action="error"):
+        probabilities = label_posterior(pair, x[:4], num_classes=C, method=Annealed(num_temperatures=20))
     torch.testing.assert_close(probabilities, log_joint[:4].softmax(-1), rtol=0, atol=0.15)

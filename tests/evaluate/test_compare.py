@@ -47,7 +47,7 @@ def test_errors():
         compare({"a": A})
     with pytest.raises(ValueError, match="got 3 of 'a', 2 of 'b'"):
         compare({"a": A, "b": B[:2]})
-    with pytest.raises(TypeError, match="estimate of 'b' must be an Estimate or a tensor, got float"):
+    with pytest.raises(TypeError, match="estimate of 'b' must be a LogMarginal or a tensor, got float"):
         compare({"a": A, "b": -90.0})
     with pytest.raises(ValueError, match=r"estimate of 'a' must have shape \(n,\), got \(1, 3\)"):
         compare({"a": A[None], "b": B})

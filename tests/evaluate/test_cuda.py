@@ -25,13 +25,13 @@ def test_likelihoods(pair, x):
     exact = pair.log_prob(x).double().detach()
     for estimate in (
         evaluate.log_marginal(pair, x, num_samples=200),
-        evaluate.annealed_log_marginal(pair, x, num_temperatures=200),
-        evaluate.annealed_log_marginal(pair, x, num_temperatures=200, start="prior"),
+        evaluate.log_marginal(pair, x, method=evaluate.Annealed(num_temperatures=200)),
+        evaluate.log_marginal(pair, x, method=evaluate.Annealed(num_temperatures=200, start="prior")),
     ):
         torch.testing.assert_close(estimate.values.double().to(exact.device), exact, rtol=0, atol=0.3)
     assert evaluate.elbo(pair, x, num_samples=500).mean() == pytest.approx(float(exact.mean().detach()), abs=0.01)
-    sandwich = evaluate.bidirectional(pair, x, num_temperatures=200)
-    assert sandwich.upper.mean() == pytest.approx(sandwich.lower.mean(), abs=0.2)
+    both = evaluate.bidirectional(pair, x, method=evaluate.Annealed(num_temperatures=200))
+    assert both.upper.mean() == pytest.approx(both.lower.mean(), abs=0.2)
 
 
 def test_checks_of_the_posterior(pair, x):

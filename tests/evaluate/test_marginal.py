@@ -230,7 +230,7 @@ def test_a_guide_with_too_light_tails_is_flagged(factor, k):
     with pytest.warns(ParetoWarning) as record:
         estimate = ppvae.log_marginal(reference.pair, *reference.data, num_samples=4000)
     assert k - 0.15 < float(estimate.pareto_k.mean()) < k
-    flagged = estimate.num_unreliable()
+    flagged = estimate.diagnostics.num_unreliable()
     assert flagged == int((estimate.pareto_k > 0.7).sum()) >= 8
     (warning,) = record
     assert f"k̂ > 0.7 for {flagged} of 11 data" in str(warning.message)
@@ -245,7 +245,7 @@ def test_a_guide_with_heavy_enough_tails_is_not(factor):
     reference = with_guide_scale(factor)
     with warnings.catch_warnings(action="error"):
         estimate = ppvae.log_marginal(reference.pair, *reference.data, num_samples=4000)
-    assert estimate.num_unreliable() == 0
+    assert estimate.diagnostics.num_unreliable() == 0
     assert estimate.pareto_k.max() < 0.5
     assert f"k̂ ≤ 0.7 for all data, most {float(estimate.pareto_k.max()):.2f}" in estimate.summary()
 
@@ -255,7 +255,7 @@ def test_few_samples_say_nothing_about_tails():
     with warnings.catch_warnings(action="error"):
         estimate = ppvae.log_marginal(reference.pair, *reference.data, num_samples=99)
     assert estimate.pareto_k.isnan().all()
-    assert estimate.num_unreliable() == 0
+    assert estimate.diagnostics.num_unreliable() == 0
     assert "no k̂, which takes at least 100 samples" in estimate.summary()
 
 
@@ -273,23 +273,25 @@ def test_diagnostics_are_those_of_all_weights(name):
     log_weight = torch.cat([block.log_weight() for block in draws]).double()
     assert log_weight.shape == (700, 11)
     torch.testing.assert_close(estimate.pareto_k, pareto_k(log_weight))
-    torch.testing.assert_close(estimate.bound, bound_curve(log_weight))
-    assert torch.equal(estimate.bound[700], estimate.values)
+    torch.testing.assert_close(estimate.diagnostics.bound, bound_curve(log_weight))
+    assert torch.equal(estimate.diagnostics.bound[700], estimate.values)
     terms = ppvae.elbo(reference.pair, *reference.data, num_samples=700, seed=5)
-    torch.testing.assert_close(estimate.bound[1], terms.values)
+    torch.testing.assert_close(estimate.diagnostics.bound[1], terms.values)
 
 
 def test_bound_is_that_of_fewer_samples():
     reference = ppca()
     x, exact = reference.data[0].repeat(100, 1), float(reference.log_prob.mean())
     estimate = ppvae.log_marginal(reference.pair, x, num_samples=200)
-    assert list(estimate.bound) == [1, 2, 5, 10, 20, 50, 100, 200]
-    means = [float(bound.mean()) for bound in estimate.bound.values()]
+    assert list(estimate.diagnostics.bound) == [1, 2, 5, 10, 20, 50, 100, 200]
+    means = [float(bound.mean()) for bound in estimate.diagnostics.bound.values()]
     assert means == sorted(means)
     assert means[-1] == pytest.approx(exact, abs=0.02)
     for size in (2, 20):
         fewer = ppvae.log_marginal(reference.pair, x, num_samples=size, seed=1).values
-        assert float((estimate.bound[size] - fewer).mean()) == pytest.approx(0.0, abs=4 * standard_error(fewer))
+        assert float((estimate.diagnostics.bound[size] - fewer).mean()) == pytest.approx(
+            0.0, abs=4 * standard_error(fewer)
+        )
     assert f"{means[-2]:.3f} (K = 100), {means[-1]:.3f} (K = 200)" in estimate.summary()
 
 
@@ -299,7 +301,7 @@ def test_diagnostics_do_not_depend_on_the_chunks(batch_size):
     one = ppvae.log_marginal(reference.pair, *reference.data, num_samples=300)
     other = ppvae.log_marginal(reference.pair, *reference.data, num_samples=300, batch_size=batch_size)
     torch.testing.assert_close(other.pareto_k, one.pareto_k)
-    torch.testing.assert_close(other.bound, one.bound)
+    torch.testing.assert_close(other.diagnostics.bound, one.diagnostics.bound)
 
 
 def test_more_data_than_one_block():
@@ -307,8 +309,8 @@ def test_more_data_than_one_block():
     reference = ppca()
     x = reference.data[0].repeat(30, 1)
     many = ppvae.log_marginal(reference.pair, x, num_samples=300)
-    assert len(many.values) == len(many.pareto_k) == len(many.bound[1]) == 330
-    torch.testing.assert_close(many.bound[300], many.values)
+    assert len(many.values) == len(many.pareto_k) == len(many.diagnostics.bound[1]) == 330
+    torch.testing.assert_close(many.diagnostics.bound[300], many.values)
     draws = importance_draws(reference.pair, (x,), num_samples=300)
     blocks = {}
     for block in draws:
@@ -326,13 +328,15 @@ def test_a_latent_that_is_summed_over_leaves_one_weight():
     x = pair.sample(torch.arange(9) % C)
     estimate = ppvae.log_marginal(pair, x, num_samples=200)
     exact = story.log_joint(x).logsumexp(-1)
-    for bound in estimate.bound.values():
+    for bound in estimate.diagnostics.bound.values():
         torch.testing.assert_close(bound, exact, rtol=0, atol=1e-4)
     assert (estimate.pareto_k < 0.7).all()
 
 
 def test_method_is_checked():
-    with pytest.raises(ValueError, match="method must be 'importance' or 'annealed', got 'nope'"):
+    with pytest.raises(
+        ValueError, match="method must be one of 'importance', 'annealed' or an Estimator such as .*, got 'nope'"
+    ):
         ppvae.log_marginal(ppca().pair, *ppca().data, method="nope")
 
 
@@ -346,7 +350,7 @@ def test_summaries():
     assert estimate.mean_std_error() == pytest.approx(float(estimate.values.std()) / math.sqrt(11))
     assert estimate.bits_per_dim() == pytest.approx(-estimate.mean() / 6 / math.log(2))
     assert estimate.num_dims == 6
-    assert estimate.num_samples == 50
+    assert estimate.diagnostics.settings() == {"num_samples": 50}
     for number in (f"{estimate.mean():.3f}", f"{estimate.mean_std_error():.3f}", "over 11 data", "50 importance"):
         assert number in estimate.summary()
     assert {t.dtype for t in (estimate.values, estimate.std_error, estimate.ess)} == {torch.float64}

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import ppvae
 from ppvae.distributions import ConditionalNormal, StandardNormal, VampPrior
-from ppvae.evaluate import annealed_log_marginal, latent_report
+from ppvae.evaluate import Annealed, latent_report
 from ppvae.models import VAE
 from ppvae.nn import MLP
 from ppvae.objectives import IWAE
@@ -44,7 +44,7 @@ def test_an_inner_plate_of_one_is_a_plate(dim, size):
     exact = dist.Normal(0.0, (1 + size) ** 0.5).log_prob(x)
     estimate = ppvae.log_marginal(pair, x, steps, num_samples=4000)
     torch.testing.assert_close(estimate.values.float(), exact, rtol=0, atol=0.08)
-    annealed = annealed_log_marginal(pair, x, steps, num_chains=64, num_temperatures=20)
+    annealed = ppvae.log_marginal(pair, x, steps, method=Annealed(num_chains=64, num_temperatures=20))
     torch.testing.assert_close(annealed.values.float(), exact, rtol=0, atol=0.15)
     torch.manual_seed(0)
     assert -IWAE(500).loss(pair.model, pair.guide, x, steps) == pytest.approx(float(exact.sum()), abs=0.3)

@@ -1,0 +1,62 @@
+"""What a way to estimate log p(x) is: an object that holds its options and maps a pair and data to a `LogMarginal`.
+
+`ppvae.evaluate.importance` is the one to copy. An estimator is a frozen dataclass in a file of its own; a line in
+`ppvae.evaluate.METHODS` gives it a name, so that `log_marginal(pair, x, method=name)` and the command line know it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from torch import nn
+
+from ppvae.evaluate.estimates import LogMarginal
+from ppvae.pair import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """The options that all methods have.
+
+    Attributes:
+        batch_size: the most data scored at once; None for what a memory budget allows.
+        seed: of the draws; the global random state is left alone.
+        compile: whether to run what repeats as one compiled graph; "auto" does where that repays itself.
+        given: observed sites to condition on: their density is left out.
+        progress: whether to show a progress bar.
+    """
+
+    batch_size: int | None = None
+    seed: int = 0
+    compile: bool | Literal["auto"] = "auto"
+    given: Sequence[str] = ()
+    progress: bool = False
+
+
+class Estimator(ABC):
+    """A way to estimate log p(x), with its own options as fields."""
+
+    @classmethod
+    @abstractmethod
+    def from_num_samples(cls, num_samples: int) -> Self:
+        """The estimator that `log_marginal(..., num_samples=...)` means by its name; other options have defaults."""
+
+    @abstractmethod
+    def estimate(self, pair: nn.Module, data: Batch, options: EvaluationOptions) -> LogMarginal:
+        """Estimates log p(x) of each datum.
+
+        Args:
+            pair: any model/guide pair.
+            data: its arguments, tensors of shape (n, ...), or None, on any device.
+            options: those that all methods have.
+
+        Returns:
+            The estimates, as float64 tensors on the CPU.
+
+        Raises:
+            TypeError: where an argument is of the wrong kind.
+            ValueError: where the pair or the data break the contract, or a weight is NaN or infinite.
+        """
