@@ -5,12 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from ppvae._validate import check_count
+from ppvae.compile.compiled import Compile
 from ppvae.evaluate.estimates import mean_over_data, standard_error
 from ppvae.evaluate.estimator import Estimator
 from ppvae.evaluate.marginal import log_marginal
@@ -27,7 +27,7 @@ def label_posterior(
     method: str | Estimator = "importance",
     batch_size: int | None = None,
     seed: int = 0,
-    compile: bool | Literal["auto"] = "auto",
+    compile: Compile = "auto",
     given: Sequence[str] = (),
     progress: bool = False,
 ) -> Tensor:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Self
 
 from torch import nn
 
+from ppvae.compile.compiled import Compile
 from ppvae.evaluate.estimates import LogMarginal
 from ppvae.pair import Batch
 
@@ -31,7 +32,7 @@ class EvaluationOptions:
 
     batch_size: int | None = None
     seed: int = 0
-    compile: bool | Literal["auto"] = "auto"
+    compile: Compile = "auto"
     given: Sequence[str] = ()
     progress: bool = False
 

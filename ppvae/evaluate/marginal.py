@@ -12,11 +12,12 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ppvae.compile.compiled import Compile
 from ppvae.evaluate.ais import Annealed
 from ppvae.evaluate.estimates import Elbo, LogMarginal
 from ppvae.evaluate.estimator import Estimator, EvaluationOptions
@@ -32,7 +33,7 @@ def elbo(
     num_samples: int = 1,
     batch_size: int | None = None,
     seed: int = 0,
-    compile: bool | Literal["auto"] = "auto",
+    compile: Compile = "auto",
     given: Sequence[str] = (),
     progress: bool = False,
 ) -> Elbo:
@@ -94,7 +95,7 @@ def log_marginal(
     method: str | Estimator = "importance",
     batch_size: int | None = None,
     seed: int = 0,
-    compile: bool | Literal["auto"] = "auto",
+    compile: Compile = "auto",
     given: Sequence[str] = (),
     progress: bool = False,
 ) -> LogMarginal:

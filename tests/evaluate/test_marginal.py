@@ -335,7 +335,7 @@ def test_a_latent_that_is_summed_over_leaves_one_weight():
 
 def test_method_is_checked():
     with pytest.raises(
-        ValueError, match="method must be one of 'importance', 'annealed' or an Estimator such as .*, got 'nope'"
+        ValueError, match=r"method must be one of 'importance', 'annealed' or an Estimator such as .*, got 'nope'"
     ):
         ppvae.log_marginal(ppca().pair, *ppca().data, method="nope")
 
