@@ -9,10 +9,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, Literal
 
 import pyro
 import torch
+from pyro.poutine.escape_messenger import EscapeMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.replay_messenger import ReplayMessenger
 from pyro.poutine.trace_struct import Trace
@@ -134,11 +136,15 @@ class Running(Messenger):
 
 
 def _runs_guide() -> bool:
-    """Whether a guide is running: log q is subtracted. Pyro replays every model at the draws of its guide."""
-    for handler in reversed(handlers()):
+    """Whether a guide is running, whose log q is subtracted: Pyro replays every model at the draws of its guide.
+
+    Where it lists the values of a guide's latents one after another it replays the guide too, with a way to escape.
+    """
+    around = [None, *handlers()]
+    for outer, handler in reversed(list(pairwise(around))):
         if isinstance(handler, Running):
             return handler.which == "guide"
-        if isinstance(handler, ReplayMessenger):
+        if isinstance(handler, ReplayMessenger) and not isinstance(outer, EscapeMessenger):
             return False
     return True
 

@@ -180,7 +180,7 @@ class IWAE(ImportanceWeightedELBO):
 
     Example:
         >>> import torch, ppvae
-        >>> from ppvae.infer import IWAE
+        >>> from ppvae.objectives import IWAE
         >>> from ppvae.models import PPCA
         >>> loss = IWAE(5, gradient="dreg")
         >>> run = ppvae.fit(PPCA(8, 2, guide="amortized"), torch.randn(100, 8), loss=loss, epochs=1, progress=False)

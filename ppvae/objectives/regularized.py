@@ -125,7 +125,7 @@ class CapacityELBO(PenalizedELBO):
 
     Example:
         >>> import torch, ppvae
-        >>> from ppvae.infer import CapacityELBO, Linear
+        >>> from ppvae.objectives import CapacityELBO, Linear
         >>> from ppvae.models import PPCA
         >>> loss = CapacityELBO(Linear(epochs=2, end=1.5), gamma=100.0)
         >>> x = torch.randn(100, 8)
