@@ -279,7 +279,7 @@ def _outside(sampler: Sampler, s: int, model_trace: Trace, guide_trace: Trace) -
     """What the objective has besides p(x, z) and q(z|x): scaled, the mean over the draws."""
 
     def mean(site: Site) -> Any:
-        # What lies outside the data plate counts once for all of the repeated data, and for each draw in an outer plate.
+        # What lies outside the data plate counts once for all repeated data, and in an outer plate for each draw.
         once = sampler.plate_dim is None and all(plate.dim != -1 for plate in site.plates)
         return site.log_prob_sum if once else site.log_prob_sum / s
 
