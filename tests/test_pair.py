@@ -10,7 +10,7 @@ from torch import nn
 
 import ppvae
 from ppvae.pair import check_batch, check_data_plate, check_sites, device_of
-from ppvae.traces import sample_sites
+from ppvae.traces import sites
 from tests.reference import LinearGaussian, linear_gaussian
 
 
@@ -93,7 +93,7 @@ def test_sites_without_a_density_are_no_sites():
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
     trace = poutine.trace(model).get_trace(torch.zeros(3))
-    assert [name for name, _ in sample_sites(trace)] == ["z", "x"]
+    assert list(sites(trace)) == ["z", "x"]
     check_data_plate(trace, 3, where="model")
     with pytest.raises(ValueError, match=r"on 4 data, site 'z' of the model lies in 'data' \(size 3, dim -1\)"):
         check_data_plate(trace, 4, where="model")

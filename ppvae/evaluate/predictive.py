@@ -119,9 +119,9 @@ def posterior_predictive(pair: nn.Module, *data: Any, num_samples: int = 100, se
         check_predictable(posterior)
         plates = inner_plates(posterior)
 
-        def draw(part: PosteriorSampler, s: int) -> dict[Any, Tensor]:
+        def draw(part: PosteriorSampler, s: int) -> dict[tuple[str, str], Tensor]:
             latents, _ = part.draw(s)
-            drawn: dict[Any, Tensor] = {("posterior", z): by_datum(latents[z], plates[z]) for z in part.latents}
+            drawn = {("posterior", z): by_datum(latents[z], plates[z]) for z in part.latents}
             drawn |= {("predictive", x): by_datum(new, plates[x]) for x, new in part.predict(latents).items()}
             return drawn | {("log_likelihood", x): log_p for x, log_p in part.log_likelihood(latents).items()}
 
@@ -183,7 +183,7 @@ def ppc(
         x, counts = _observed(posterior, plates)[site]
         observed = {name: _evaluate(name, function, x) for name, function in statistics.items()}
 
-        def draw(part: PosteriorSampler, s: int) -> dict[Any, Tensor]:
+        def draw(part: PosteriorSampler, s: int) -> dict[str, Tensor]:
             return {site: by_datum(part.predict(part.draw(s)[0])[site], plates[site])}
 
         rows = [
@@ -252,7 +252,7 @@ def _conditions(posterior: PosteriorSampler) -> dict[str, Tensor]:
 
 
 def _check_memory(
-    posterior: PosteriorSampler, s: int, draw: Callable[[PosteriorSampler, int], dict[Any, Tensor]]
+    posterior: PosteriorSampler, s: int, draw: Callable[[PosteriorSampler, int], dict[tuple[str, str], Tensor]]
 ) -> None:
     """Refuses what would not fit, before it is drawn."""
     n, few = len(posterior), replace(posterior, data=take(posterior.data, slice(0, PROBE_DATA)))

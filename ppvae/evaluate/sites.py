@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TypeVar
 
 import torch
 from pyro import poutine
@@ -16,6 +16,9 @@ from ppvae.sampling.eval_mode import evaluating, validation
 from ppvae.sampling.posterior_draws import PosteriorSampler
 from ppvae.sampling.sampler import PROBE_DATA, Latent
 from ppvae.traces import Site, sites
+
+Key = TypeVar("Key", bound=Hashable)
+"""What draws are kept under: a site's name, or a name with what it is a draw of."""
 
 Plates = dict[int, str]
 """Names of the plates inside the data plate, by their dim, from the left."""
@@ -96,8 +99,8 @@ def _of_one(value: Tensor, event_dim: int, plates: Plates) -> Tensor:
 
 
 def in_blocks(
-    posterior: PosteriorSampler, num_samples: int, draw: Callable[[PosteriorSampler, int], dict[Any, Tensor]]
-) -> Iterator[dict[Any, Tensor]]:
+    posterior: PosteriorSampler, num_samples: int, draw: Callable[[PosteriorSampler, int], dict[Key, Tensor]]
+) -> Iterator[dict[Key, Tensor]]:
     """Draws for all data, as many samples at a time as the memory budget allows, on the CPU.
 
     Args:

@@ -34,7 +34,7 @@ from ppvae.objectives.pathwise import CutAtDraws, pathwise
 from ppvae.pair import Batch, Pair, check_batch, take
 from ppvae.sampling.eval_mode import eval_mode
 from ppvae.sampling.sampler import PROBE_DATA, Sampler, choose_sampler
-from ppvae.traces import sites
+from ppvae.traces import Site, sites
 
 Gradient = Literal["standard", "dreg", "stl"]
 """How the gradient of the guide's parameters is estimated."""
@@ -86,7 +86,7 @@ class ImportanceWeightedELBO(Objective):
         log_joint = log_likelihood + sum(log_prior.values())
         log_weight = log_joint - log_q
         scale = _scale(sampler, s, model_trace, guide_trace)
-        extra = _outside(model_trace, guide_trace) / s
+        extra = _outside(sampler, s, model_trace, guide_trace)
         elbo = (scale * _bound(log_weight, self.decoder)).sum() + extra
         if not self._cuts or not torch.is_grad_enabled():
             return -elbo
@@ -275,10 +275,16 @@ def _slopes(log_weight: Tensor, bound: Bound, *, power: int = 1) -> Tensor:
     return torch.stack([part.flatten(0, 1) for part in parts]).sum(0)
 
 
-def _outside(model_trace: Trace, guide_trace: Trace) -> Any:
-    """What the objective has besides p(x, z) and q(z|x): scaled, summed over the draws."""
-    in_model = [site.log_prob_sum for site in sites(model_trace).values() if site.role == "training"]
-    in_guide = [site.log_prob_sum for site in sites(guide_trace).values() if not site.is_drawn]
+def _outside(sampler: Sampler, s: int, model_trace: Trace, guide_trace: Trace) -> Any:
+    """What the objective has besides p(x, z) and q(z|x): scaled, the mean over the draws."""
+
+    def mean(site: Site) -> Any:
+        # What lies outside the data plate counts once for all repeated data, and in an outer plate for each draw.
+        once = sampler.plate_dim is None and all(plate.dim != -1 for plate in site.plates)
+        return site.log_prob_sum if once else site.log_prob_sum / s
+
+    in_model = [mean(site) for site in sites(model_trace).values() if site.role == "training"]
+    in_guide = [mean(site) for site in sites(guide_trace).values() if not site.is_drawn]
     return sum(in_model) - sum(in_guide)
 
 

@@ -17,7 +17,7 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import Transform, biject_to, constraints
 
 from ppvae._internals import mask_of_distribution
 from ppvae.compile.compiled import Compiled
@@ -203,7 +203,7 @@ class _Constrain(Messenger):
             self.log_volume[name] = scale_and_mask(log_volume, mask=mask_of_distribution(fn))
 
 
-def to_support(name: str, fn: Any) -> Any:
+def to_support(name: str, fn: Any) -> Transform:
     """The bijection from the reals onto the support of a latent site.
 
     Raises:

@@ -380,3 +380,27 @@ def test_a_datum_that_is_not_a_number_is_named():
     x[17] = float("nan")
     with pytest.raises(ValueError, match="log q − log p of the latent 'z' is NaN for datum 17"):
         latent_report(LinearGaussian(), x)
+
+
+@pytest.mark.parametrize("where", ["inside the event", "around it"])
+def test_the_dimensions_of_a_masked_distribution(where):
+    """What the mask of a distribution leaves out counts for nothing, and the dimensions sum to the KL."""
+
+    def masked(normal, x):
+        if where == "inside the event":
+            return normal.mask(torch.tensor([True, False])).to_event(1)
+        return normal.to_event(1).mask(x[:, 0] > 0)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", masked(dist.Normal(torch.zeros(len(x), 2), 1.0), x))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", masked(dist.Normal(x / 2, 0.8), x))
+
+    torch.manual_seed(0)
+    site = latent_report(ppvae.Pair(model, guide), torch.randn(40, 2)).sites["z"]
+    assert float(site.kl_per_dim.sum()) == pytest.approx(float(site.kl.mean()), abs=1e-5)
+    assert (float(site.kl_per_dim[1]) == 0) == (where == "inside the event")

@@ -18,7 +18,15 @@ from ppvae.objectives import CIWAE, IWAE, MIWAE, PIWAE, JointELBO, Linear
 from ppvae.params import local_params
 from tests.infer.pairs import Published, binary, same, small_vae, state
 from tests.objectives.test_importance_weighted_gradients import Flow
-from tests.reference import REFERENCES, LinearGaussian, MaskedSeries, linear_gaussian, masked_series, ppca
+from tests.reference import (
+    REFERENCES,
+    Concatenating,
+    LinearGaussian,
+    MaskedSeries,
+    linear_gaussian,
+    masked_series,
+    ppca,
+)
 
 
 def mean_of_groups(log_w, draws):
@@ -234,6 +242,26 @@ def test_terms_of_the_objective_alone_stay_outside(gradient):
         loss, found = evaluate(IWAE(8, gradient=gradient), pair, (x,))
     expected, without = evaluate(IWAE(8, gradient=gradient), LinearGaussian(), (x,))
     outside = -dist.Normal(pair.d, 1.0).log_prob(x).sum() + (0.3 * pair.a * x).sum()
+    assert loss == pytest.approx(expected + float(outside.detach()), rel=1e-5)
+    for parameter, value in gradients(outside, pair).items():
+        torch.testing.assert_close(found[parameter], without[parameter] + value, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("base", [LinearGaussian, Concatenating])
+def test_a_term_outside_the_data_plate_counts_once_whatever_the_form(base):
+    class Decayed(base):
+        def model(self, x):
+            ppvae.loss_term("decay", 0.3 * self.c**2)
+            super().model(x)
+
+        def guide(self, x):
+            ppvae.loss_term("decay_of_the_guide", 0.2 * self.a**2)
+            super().guide(x)
+
+    x, pair = torch.randn(10), Decayed()
+    loss, found = evaluate(IWAE(8), pair, (x,))
+    expected, without = evaluate(IWAE(8), base(), (x,))
+    outside = 0.3 * pair.c**2 + 0.2 * pair.a**2
     assert loss == pytest.approx(expected + float(outside.detach()), rel=1e-5)
     for parameter, value in gradients(outside, pair).items():
         torch.testing.assert_close(found[parameter], without[parameter] + value, rtol=1e-4, atol=1e-4)

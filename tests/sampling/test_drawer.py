@@ -213,10 +213,11 @@ def test_more_kinds_of_blocks_than_graphs(compiled):
     assert len(compiled) == MAX_GRAPHS + 2
 
 
-def test_graphs_that_are_wrong_are_an_error(monkeypatch):
+def test_graphs_that_are_wrong_are_not_used(monkeypatch):
     monkeypatch.setattr("torch._inductor.compile", lambda graph, *_: lambda *args: [t + 0.1 for t in graph(*args)])
-    with pytest.raises(RuntimeError, match="please report the pair"):
-        estimate(Linear(), compile=True, num_samples=600)
+    with pytest.warns(UserWarning, match="runs eagerly: compiled, log p of the data differs"):
+        found = estimate(Linear(), compile=True, num_samples=600)
+    assert torch.equal(found, estimate(Linear(), num_samples=600))
 
 
 def test_an_estimate_that_fails_leaves_the_next_right(compiled):
