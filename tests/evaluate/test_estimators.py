@@ -70,11 +70,12 @@ class Jackknife(Estimator):
         draws = importance_draws(pair, data, num_samples=s, seed=options.seed, given=options.given)
         blocks = [[draw.log_weight() for draw in block] for _, block in groupby(draws, key=lambda draw: draw.start)]
         log_weight = torch.cat([torch.cat(block) for block in blocks], -1).double().cpu()
-        share = log_weight.softmax(0)
-        left_out = log_weight.logsumexp(0) + torch.log1p(-share) - math.log(s - 1)
-        plain = LogMarginal.of_weights(log_weight, num_dims=num_observed(pair, data, options.given), diagnostics=None)
-        correction = (s - 1) * (plain.values - left_out.mean(0))
-        return replace(plain, values=plain.values + correction, diagnostics=JackknifeDiagnostics(correction, s))
+        value = log_weight.logsumexp(0) - math.log(s)
+        left_out = log_weight.logsumexp(0) + torch.log1p(-log_weight.softmax(0)) - math.log(s - 1)
+        correction = (s - 1) * (value - left_out.mean(0))
+        num_dims, diagnostics = num_observed(pair, data, options.given), JackknifeDiagnostics(correction, s)
+        plain = LogMarginal.of_weights(log_weight, num_dims=num_dims, diagnostics=diagnostics)
+        return replace(plain, values=value + correction)
 
 
 @pytest.fixture(scope="module")
@@ -108,12 +109,8 @@ def test_it_goes_where_every_estimate_goes(found):
     rows = compare({"exact": exact, "jackknife": estimate})
     assert rows["jackknife"]["difference"]["mean"] == pytest.approx(float((estimate.values - exact).mean()))
     terms = elbo(pair, x, num_samples=5)
-    figures = {
-        "symbol": "log p(x)",
-        **estimate.diagnostics.settings(),
-        "num_dims": 6,
-        "test": describe(terms, estimate),
-    }
+    settings = estimate.diagnostics.settings()
+    figures = {"symbol": "log p(x)", **settings, "num_dims": 6, "test": describe(terms, estimate)}
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
     lines = table(figures).splitlines()
     assert any("log p(x), 10 jackknifed draws" in line for line in lines)
