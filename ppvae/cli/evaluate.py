@@ -46,8 +46,8 @@ class Args:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Folders that examples wrote; several are compared with the first, on the same data."""
     method: str = "importance"
-    """How log p(x) is estimated, importance or annealed (or another name in ppvae.evaluate.METHODS): annealed is far
-    slower, and right where the guide misses part of the posterior."""
+    """How log p(x) is estimated: importance, or annealed, far slower and right where the guide misses part of the
+    posterior; or another name in ppvae.evaluate.METHODS."""
     num_samples: int | None = None
     """Importance samples per datum, by default 1000, or annealed chains, by default 16."""
     num_temperatures: int = Annealed.num_temperatures

@@ -154,8 +154,15 @@ class Experiment:
         x, y = (t[: args.num_eval] for t in data.train)
         seen = binarize(x) if args.binarize == "dynamic" else x
         splits = {"train": self.arguments(args, seen, y), "test": self.arguments(args, *data.test)}
-        options: dict[str, Any] = {"num_samples": args.num_samples, "limit": args.num_eval, "seed": args.seed}
-        result = report(pair, splits, **options, symbol=self.symbol, progress=sys.stderr.isatty())
+        result = report(
+            pair,
+            splits,
+            num_samples=args.num_samples,
+            limit=args.num_eval,
+            seed=args.seed,
+            symbol=self.symbol,
+            progress=sys.stderr.isatty(),
+        )
         with warnings.catch_warnings(action="ignore", category=ParetoWarning):  # the table counts the data with large k̂
             measured = self.measure(pair, args, data)
         print(table(result))

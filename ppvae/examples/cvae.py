@@ -179,8 +179,8 @@ def measure(pair: CVAE | Completion, args: Args, data: ImageData) -> Report:
     """The error of the label by Bayes' rule, or the likelihoods of CVAE and baseline and their difference."""
     images, labels = (t[: args.num_eval] for t in data.test)
     if not isinstance(pair, Completion):
-        options: dict[str, Any] = {"num_classes": data.num_classes, "num_samples": min(args.num_samples, 100)}
-        bayes = label_posterior(pair, images, **options, seed=args.seed)
+        few = min(args.num_samples, 100)
+        bayes = label_posterior(pair, images, num_classes=data.num_classes, num_samples=few, seed=args.seed)
         return {f"error in %, p(y|x) by Bayes, {len(images)} test images": error_rate(bayes, labels)}
     x, y = arguments(args, images, labels)
     ours = log_marginal(pair.cvae, x, y, num_samples=args.num_samples, seed=args.seed).values

@@ -231,8 +231,8 @@ def measure(pair: VAE | SSVAE | StackedSSVAE, args: Args, data: ImageData) -> Re
     if args.binarize != "none":  # the expected image is less noisy than a draw of it
         measured[f"{name}, q(y|x) of the intensities"] = error_rate(pair.classify(data.intensities.to(device)), y)
     x, y = x[: args.num_eval], y[: args.num_eval]
-    options: dict[str, Any] = {"num_samples": min(args.num_samples, 100), "seed": args.seed}
-    bayes = label_posterior(pair, x, num_classes=data.num_classes, **options)
+    few = min(args.num_samples, 100)
+    bayes = label_posterior(pair, x, num_classes=data.num_classes, num_samples=few, seed=args.seed)
     measured[f"error in %, p(y|x) by Bayes, {len(y)} images"] = error_rate(bayes, y)
     measured["calibration error in %, p(y|x) by Bayes"] = _calibration_error(reliability(bayes, y))
     return measured

@@ -11,7 +11,7 @@ from ppvae.cli.evaluate import main
 from ppvae.cli.experiment import restore
 from ppvae.cli.flags import ExperimentArgs
 from ppvae.cli.images import load_images
-from ppvae.evaluate import compare
+from ppvae.evaluate import METHODS, Importance, compare
 from ppvae.examples import cvae, ssvae, vae
 from ppvae.storage import load_state
 
@@ -75,6 +75,17 @@ def test_annealed(runs, capsys):
     assert {"bound", "k_hat"} & figures["test"].keys() == set()
     assert load_state(Path(runs["a"]) / "evaluation-annealed.safetensors")["acceptance"].shape == (20,)
     assert (Path(runs["a"]) / "figures" / "log_prob-annealed.png").is_file()
+
+
+def test_a_method_of_ones_own_has_files_of_its_own(runs, capsys, monkeypatch):
+    monkeypatch.setitem(METHODS, "own", Importance)
+    assert main([runs["b"], "--method", "own", "--num-samples", "100", "--limit", "10"]) == 0
+    assert f"written to {runs['b']}/evaluation-own.json" in capsys.readouterr().out
+    figures = figures_of(runs["b"], "evaluation-own")
+    assert (figures["method"], figures["num_samples"]) == ("own", 100)
+    assert load_state(Path(runs["b"]) / "evaluation-own.safetensors")["pareto_k"].shape == (10,)
+    names = {path.stem for path in (Path(runs["b"]) / "figures").glob("*-own.png")}
+    assert names == {"bound-own", "log_prob-own", "pareto_k-own"}
 
 
 def test_posterior_checks(runs, capsys):
@@ -158,6 +169,7 @@ def test_restore_gives_the_labels_of_the_test_images(runs):
         (["a", "grey"], [], "has other test data than"),
         (["a", "given"], [], "or conditions on other data"),
         (["a"], ["--num-samples", "0"], "num_samples must be a whole number >= 1"),
+        (["a"], ["--method", "nope"], "method must be one of 'importance', 'annealed' or an Estimator"),
         (["a"], ["--limit", "0"], "limit must be a whole number >= 1, got 0"),
         (["a"], ["--limit", "-5"], "limit must be a whole number >= 1, got -5"),
         (["a"], ["--bidirectional"], "--bidirectional goes with --method annealed"),

@@ -57,7 +57,7 @@ def flattened(result):
 ESTIMATES = {
     "elbo": lambda pair, x: ppvae.elbo(pair, x, num_samples=50),
     "log_marginal": lambda pair, x: ppvae.log_marginal(pair, x, num_samples=300),
-    "annealed": lambda pair, x: ppvae.log_marginal(pair, x, method=Annealed(3, 5)),
+    "annealed": lambda pair, x: ppvae.log_marginal(pair, x, method=Annealed(num_chains=3, num_temperatures=5)),
     "run_sbc": lambda pair, x: run_sbc(pair, x, num_simulations=30, num_samples=19),
     "posterior_predictive": lambda pair, x: posterior_predictive(pair, x, num_samples=7),
     "ppc": lambda pair, x: ppc(pair, x, statistics={"mean": torch.mean}, num_samples=7),

@@ -10,7 +10,7 @@ from pyro.infer import Trace_ELBO
 
 import ppvae
 from ppvae.distributions import ConditionalNormal, StandardNormal
-from ppvae.evaluate import ParetoWarning, bound_curve, pareto_k
+from ppvae.evaluate import Annealed, Importance, ParetoWarning, bound_curve, pareto_k
 from ppvae.evaluate.estimates import standard_error
 from ppvae.models import PPCA, VAE
 from ppvae.nn import MLP
@@ -333,11 +333,25 @@ def test_a_latent_that_is_summed_over_leaves_one_weight():
     assert (estimate.pareto_k < 0.7).all()
 
 
-def test_method_is_checked():
-    with pytest.raises(
-        ValueError, match=r"method must be one of 'importance', 'annealed' or an Estimator such as .*, got 'nope'"
-    ):
-        ppvae.log_marginal(ppca().pair, *ppca().data, method="nope")
+@pytest.mark.parametrize("method", ["nope", Importance, None])
+def test_method_is_checked(method):
+    with pytest.raises(ValueError, match="method must be one of 'importance', 'annealed' or an Es") as error:
+        ppvae.log_marginal(ppca().pair, *ppca().data, method=method)
+    assert str(error.value).endswith(f"got {method!r}")
+
+
+def test_options_of_a_method_live_on_its_object():
+    reference = ppca()
+    by_name = ppvae.log_marginal(reference.pair, *reference.data, num_samples=20, seed=3)
+    estimate = ppvae.log_marginal(reference.pair, *reference.data, method=Importance(num_samples=20), seed=3)
+    assert torch.equal(estimate.values, by_name.values)
+    assert Importance() == Importance(num_samples=1000)
+    with pytest.raises(ValueError, match="num_samples must be a whole number >= 1, got 0"):
+        Importance(num_samples=0)
+    for method in (Importance(), Annealed(start="prior")):
+        with pytest.raises(ValueError, match="num_samples=7 belongs on the method, which is an object") as error:
+            ppvae.log_marginal(reference.pair, *reference.data, method=method, num_samples=7)
+        assert f"like method={type(method).from_num_samples(7)}" in str(error.value)
 
 
 # The results.

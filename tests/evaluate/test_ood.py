@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import ppvae
+from ppvae.evaluate import Annealed
 from ppvae.evaluate.ood import AnomalyScores, anomaly_scores, auroc
 from ppvae.models import PPCA
 from tests.reference import linear_gaussian, ppca
@@ -20,6 +21,16 @@ def test_scores_are_their_definitions():
     error = ppvae.elbo(reference.pair, x, num_samples=100).reconstruction
     torch.testing.assert_close(scores.reconstruction_error, -error)
     assert anomaly_scores(reference.pair, x, num_samples=5).likelihood_ratio is None
+
+
+def test_log_p_is_estimated_by_the_method_that_was_asked_for():
+    reference, method = ppca(), Annealed(num_chains=3, num_temperatures=4)
+    scores = anomaly_scores(reference.pair, *reference.data, method=method, background=reference.pair)
+    expected = ppvae.log_marginal(reference.pair, *reference.data, method=method)
+    assert torch.equal(scores.negative_log_marginal, -expected.values)
+    assert torch.equal(scores.likelihood_ratio, torch.zeros(11).double())
+    with pytest.raises(ValueError, match="num_samples=3 belongs on the method"):
+        anomaly_scores(reference.pair, *reference.data, method=method, num_samples=3)
 
 
 def test_scores_are_higher_for_what_the_model_does_not_know():
