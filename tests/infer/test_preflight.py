@@ -154,7 +154,8 @@ BAD = {
     "missed": (lambda: Broken("missed"), scalar(), {}, ValueError, "the guide misses the latent site 'z'"),
     "extra": (lambda: Broken("extra"), scalar(), {}, ValueError, "the guide samples 'w', which is no latent"),
     "no obs": (lambda: Broken("no obs"), scalar(), {}, ValueError, "the model observes nothing"),
-    "tensorboard": (small_vae, binary(4), {"tensorboard": True, "out": None}, ValueError, "tensorboard needs"),
+    "callbacks": (small_vae, binary(4), {"callbacks": print}, TypeError, "callbacks must be a list of functions"),
+    "a callback": (small_vae, binary(4), {"callbacks": [3]}, TypeError, r"functions f\(row, pair, epoch\), got 3"),
 }
 
 
