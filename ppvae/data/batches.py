@@ -79,6 +79,11 @@ class Batches(Source):
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.transform = transform
+        self.whole = self.tensors if transform is None else None
+        self.shapes = [None if tensor is None else list(tensor.shape) for tensor in self.tensors]
+        self.num_batches: int = len(self)
+        self.is_cut = self.num_batches > 1
+        self.last_rows = self.num_data % self.batch_size if self.is_cut and not drop_last else 0
         self._next_epoch = 0
 
     def __len__(self) -> int:
@@ -132,27 +137,8 @@ class Batches(Source):
         moved = copy.copy(self)
         moved.device = usable_device(device)
         moved.tensors = tuple(None if tensor is None else tensor.to(moved.device) for tensor in self.tensors)
+        moved.whole = moved.tensors if self.transform is None else None
         return moved
-
-    @property
-    def num_batches(self) -> int:
-        """Minibatches in an epoch."""
-        return len(self)
-
-    @property
-    def last_rows(self) -> int:
-        """Rows of a short last minibatch, else 0."""
-        return 0 if self.drop_last or len(self) == 1 else self.num_data % self.batch_size
-
-    @property
-    def whole(self) -> tuple[Tensor | None, ...] | None:
-        """The tensors, where there is no transform that draws anew from them in every epoch."""
-        return self.tensors if self.transform is None else None
-
-    @property
-    def shapes(self) -> list[list[int] | None]:
-        """The shapes of the tensors."""
-        return [None if tensor is None else list(tensor.shape) for tensor in self.tensors]
 
     def digest(self) -> str:
         """A hash of rows of the tensors, before the transform."""
@@ -244,6 +230,7 @@ class JointBatches(Source):
     Attributes:
         sets: the data sets.
         num_data: data in all of them.
+        weights: what each minibatch's sum is multiplied with to stand for its data set: N_j / n_j, n_j the mean size.
 
     Raises:
         TypeError: if something is not `Batches`.
@@ -268,31 +255,16 @@ class JointBatches(Source):
                 raise TypeError(f"sets[{i}] must be Batches, got {type(part).__name__}")
         if len({part.device for part in sets}) > 1:
             raise ValueError(f"sets must be on one device, got {[str(part.device) for part in sets]}")
-        self._sets = sets
+        self.sets: tuple[Batches, ...] = sets
         self.device: torch.device = sets[0].device
+        self.shapes = [part.shapes for part in sets]
+        self.num_batches: int = len(self)
+        used = [min(part.num_data, len(part) * part.batch_size) for part in sets]
+        self.weights: tuple[float, ...] = tuple(
+            part.num_data * len(part) / rows for part, rows in zip(sets, used, strict=True)
+        )
         self.num_data: int = sum(part.num_data for part in sets)
         self._next_epoch = 0
-
-    @property
-    def sets(self) -> tuple[Batches, ...]:
-        """The data sets."""
-        return self._sets
-
-    @property
-    def weights(self) -> tuple[float, ...]:
-        """What each minibatch's sum is multiplied with to stand for its data set: N_j / n_j, n_j the mean size."""
-        used = [min(part.num_data, len(part) * part.batch_size) for part in self.sets]
-        return tuple(part.num_data * len(part) / rows for part, rows in zip(self.sets, used, strict=True))
-
-    @property
-    def num_batches(self) -> int:
-        """Minibatches in an epoch."""
-        return len(self)
-
-    @property
-    def shapes(self) -> list[list[list[int] | None]]:
-        """The shapes of the tensors of each set."""
-        return [part.shapes for part in self.sets]
 
     def digest(self) -> str:
         """A hash of rows of all sets."""

@@ -24,6 +24,15 @@ class Source(ABC):
         device: where the minibatches are to be; `fit` sets it by `to`. None leaves them where they are.
         batch_size: data per minibatch.
         num_data: data in all.
+        num_batches: minibatches in an epoch.
+        last_rows: rows of the last minibatch, where it is shorter than the others; else 0.
+        is_cut: whether a minibatch is a part of the data only: pairs that need all of them at once are then refused.
+        whole: all data as one minibatch, as `epoch` gives them; None where they are not in memory, or drawn anew.
+        shapes: of data in memory.
+        generators: those that `epoch` draws from, besides torch's global ones; checkpoints hold their states.
+        sets: the data sets of which every minibatch holds one minibatch each; none where there is one set alone.
+        weights: what the sum over the minibatch of each of the `sets` is multiplied with. Its loss is then that of all
+            `num_data`.
 
     Example:
         >>> import torch
@@ -45,6 +54,14 @@ class Source(ABC):
     device: torch.device | None = None
     batch_size: int | None = None
     num_data: int | None = None
+    num_batches: int | None = None
+    last_rows: int = 0
+    is_cut: bool = True
+    whole: Batch | None = None
+    shapes: list[Any] | None = None
+    generators: Sequence[Generator] = ()
+    sets: Sequence[Source] = ()
+    weights: tuple[float, ...] | None = None
 
     @abstractmethod
     def epoch(self, index: int) -> Iterator[Batch]:
@@ -62,52 +79,9 @@ class Source(ABC):
         moved.device = torch.device(device)
         return moved
 
-    @property
-    def num_batches(self) -> int | None:
-        """Minibatches in an epoch."""
-        return None
-
-    @property
-    def is_cut(self) -> bool:
-        """Whether a minibatch is a part of the data only: pairs that need all of them at once are then refused."""
-        return self.num_batches != 1
-
-    @property
-    def last_rows(self) -> int:
-        """Rows of the last minibatch, where it is shorter than the others; else 0."""
-        return 0
-
-    @property
-    def whole(self) -> Batch | None:
-        """All data as one minibatch, as `epoch` gives them; None where they are not in memory, or drawn anew."""
-        return None
-
-    @property
-    def sets(self) -> Sequence[Source]:
-        """The data sets of which every minibatch holds one minibatch each; a source of one set is its own."""
-        return (self,)
-
-    @property
-    def weights(self) -> tuple[float, ...] | None:
-        """What the sum over the minibatch of each of the `sets` is multiplied with; None for one set alone.
-
-        A minibatch is then a tuple of minibatches, and its loss that of all `num_data`.
-        """
-        return None
-
-    @property
-    def shapes(self) -> list[Any] | None:
-        """The shapes of data in memory."""
-        return None
-
     def digest(self) -> str | None:
         """A hash of the data, by which a resumed run knows them."""
         return None
-
-    @property
-    def generators(self) -> Sequence[Generator]:
-        """The generators that `epoch` draws from, besides torch's global ones."""
-        return ()
 
 
 class IterableSource(Source):
@@ -124,6 +98,9 @@ class IterableSource(Source):
         self.name = name
         self.device = None if device is None else torch.device(device)
         self.batch_size = getattr(data, "batch_size", None)
+        self.num_batches = _length(data)
+        self.is_cut = isinstance(data, DataLoader) and self.num_batches != 1  # a list may hold all data many times
+        self.generators = _generators(data)
 
     def epoch(self, index: int) -> Iterator[Batch]:
         """The minibatches of the next pass, whatever its number.
@@ -139,22 +116,16 @@ class IterableSource(Source):
                 )
             yield tuple(t.to(self.device, non_blocking=True) if isinstance(t, Tensor) else t for t in batch)
 
-    @property
-    def num_batches(self) -> int | None:
-        """Minibatches in an epoch."""
-        try:
-            return len(self.data)  # type: ignore[arg-type]
-        except TypeError:  # no length, or a DataLoader over a data set without one
-            return None
 
-    @property
-    def is_cut(self) -> bool:
-        """True of a `DataLoader`; a list may hold all data again and again."""
-        return isinstance(self.data, DataLoader) and super().is_cut
+def _length(data: Any) -> int | None:
+    """Its length, where it has one."""
+    try:
+        return len(data)
+    except TypeError:  # a DataLoader over a data set without one has none either
+        return None
 
-    @property
-    def generators(self) -> Sequence[Generator]:
-        """Those that a `DataLoader` or its sampler was given."""
-        holders = (self.data, getattr(self.data, "sampler", None))
-        own = [getattr(holder, "generator", None) for holder in holders]
-        return list({id(g): g for g in own if isinstance(g, Generator)}.values())
+
+def _generators(data: Any) -> list[Generator]:
+    """The generators that a `DataLoader` or its sampler was given."""
+    own = [getattr(holder, "generator", None) for holder in (data, getattr(data, "sampler", None))]
+    return list({id(g): g for g in own if isinstance(g, Generator)}.values())

@@ -33,9 +33,8 @@ def check_fits(pair: nn.Module, data: Source, *, name: str) -> None:
         TypeError: where a minibatch is no tuple of tensors, or the pair does not take it.
         ValueError: naming the data, the site or the values that do not fit.
     """
-    if data.weights is None:
+    if not data.sets:
         _check_set(pair, data, name)
-        return
     for i, part in enumerate(data.sets):
         _check_set(pair, part, f"{name}.sets[{i}]")
 
@@ -100,8 +99,8 @@ def _warn_of_global_latents(model_trace: Trace, guide_trace: Trace, name: str) -
         if not site.plates:
             warnings.warn(
                 f"the latent {site.name!r} lies in no plate: every minibatch of {name} counts its KL term in full. "
-                "Scale the data by pyro.plate(name, their number, subsample_size=len(x)), in the model and in the guide, "
-                "or train on all at once"
+                "Scale the data by pyro.plate(name, their number, subsample_size=len(x)), in the model and in the "
+                "guide, or train on all at once"
             )
 
 
@@ -120,8 +119,8 @@ def _check_takes_minibatches(pair: nn.Module, batch: Batch, name: str) -> None:
         if any(plate.dim == -1 and plate.size == plate.full_size == n for plate in site.plates):
             raise ValueError(
                 f"the guide draws {site.name!r} for {n} data whatever it is given: its parameters are those of certain "
-                f"data (an autoguide of latents of each datum), but {name} comes in shuffled minibatches. Give all data "
-                "at once, batch_size >= their number, or use a guide that computes q(z|x) from x"
+                f"data (an autoguide of latents of each datum), but {name} comes in shuffled minibatches. Give all "
+                "data at once, batch_size >= their number, or use a guide that computes q(z|x) from x"
             )
 
 
