@@ -3,17 +3,17 @@
 import pytest
 import torch
 
-from ppvae.rng import RandomState, get_rng, seeded, set_rng, stream
+from ppvae.rng import RandomState, forked_rng, get_rng, set_rng, stream
 
 CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_seeded_starts_from_the_seed_and_restores(fails):
+def test_a_fork_starts_from_the_seed_and_restores(fails):
     before, drawn = torch.get_rng_state(), []
     for _ in range(2):
         try:
-            with seeded(7, CPU):
+            with forked_rng(CPU, 7):
                 drawn.append(torch.rand(3))
                 if fails:
                     raise KeyError
@@ -25,10 +25,10 @@ def test_seeded_starts_from_the_seed_and_restores(fails):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_seeded_on_a_gpu():
+def test_a_fork_on_a_gpu():
     device = torch.device("cuda")
     before = get_rng(device)
-    with seeded(7, device):
+    with forked_rng(device, 7):
         drawn = torch.rand(3, device=device)
     expected = torch.rand(3, device=device, generator=torch.Generator(device).manual_seed(7))
     assert torch.equal(drawn, expected)
