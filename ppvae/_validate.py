@@ -1,19 +1,73 @@
-"""Checks of arguments that many functions share: counts, seeds, names, tensors and devices."""
+"""Checks of arguments that many functions share: counts, seeds, weights, names, tensors and devices."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def check_seed(seed: Any) -> None:
-    """Checks that a seed is a whole number >= 0."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed must be a whole number >= 0, got {seed!r}")
+def check_count(name: str, value: Any, *, at_least: int = 1) -> int:
+    """The argument `name` as an int, checked to be a whole number >= `at_least`: a count, a size, a seed.
+
+    Raises:
+        ValueError: where it is none; a bool is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < at_least:
+        raise ValueError(f"{name} must be a whole number >= {at_least}, got {value!r}")
+    return int(value)
+
+
+def check_seed(seed: Any) -> int:
+    """A seed as an int, checked to be a whole number >= 0."""
+    return check_count("seed", seed, at_least=0)
+
+
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+) -> float:
+    """The argument `name` as a float, checked to be a finite number within bounds: a weight, a fraction, a scale.
+
+    Args:
+        name: what the message calls it.
+        value: what was passed.
+        above: it must be greater.
+        at_least: it must not be smaller.
+        below: it must be smaller.
+        at_most: it must not be greater.
+
+    Raises:
+        ValueError: where it is none, NaN or infinite, or out of bounds; a bool is none.
+
+    Example:
+        >>> check_number("dropout", 1.0, at_least=0, below=1)
+        Traceback (most recent call last):
+        ...
+        ValueError: dropout must be a finite number >= 0 and < 1, got 1.0
+    """
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    bounds = [(">", above), (">=", at_least), ("<", below), ("<=", at_most)]
+    within = (
+        math.isfinite(number)
+        and (above is None or number > above)
+        and (at_least is None or number >= at_least)
+        and (below is None or number < below)
+        and (at_most is None or number <= at_most)
+    )
+    if not within:
+        wanted = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if bound is not None)
+        raise ValueError(f"{name} must be a finite number{wanted and ' ' + wanted}, got {value!r}")
+    return number
 
 
 def names_of(given: Any) -> tuple[str, ...]:
@@ -28,42 +82,11 @@ def names_of(given: Any) -> tuple[str, ...]:
     return names
 
 
-def check_count(name: str, value: int) -> None:
-    """Checks that the argument `name` is a whole number >= 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
-
-
-def check_whole(name: str, value: object, *, at_least: int) -> None:
-    """Refuse anything but a whole number that is large enough.
-
-    Args:
-        name: the argument's name, for the message.
-        value: what was passed.
-        at_least: the smallest number that makes sense.
+def check_tensor(name: str, x: Any) -> Tensor:
+    """The argument `name`, checked to be a tensor.
 
     Raises:
-        TypeError: if `value` is not an integer (a bool is not one).
-        ValueError: if `value` is too small.
-    """
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be an int, got {value!r} of type {type(value).__name__}")
-    if value < at_least:
-        raise ValueError(f"{name} must be at least {at_least}, got {value}")
-
-
-def check_tensor(name: str, x: object) -> Tensor:
-    """Refuse anything but a tensor.
-
-    Args:
-        name: what to call the tensor in the message.
-        x: what was passed.
-
-    Returns:
-        What was passed.
-
-    Raises:
-        TypeError: if `x` is something else.
+        TypeError: where it is something else.
     """
     if not isinstance(x, Tensor):
         raise TypeError(
@@ -73,29 +96,8 @@ def check_tensor(name: str, x: object) -> Tensor:
     return x
 
 
-def check_intensities(name: str, x: object) -> None:
-    """Refuse anything but a floating tensor with values in [0, 1].
-
-    Args:
-        name: what to call the tensor in the message.
-        x: what was passed.
-
-    Raises:
-        TypeError: if `x` is not a floating tensor.
-        ValueError: if a value lies outside [0, 1] or is NaN.
-    """
-    x = check_tensor(name, x)
-    if not x.is_floating_point():
-        raise TypeError(f"{name} must hold floating intensities in [0, 1], got {x.dtype}")
-    if x.numel():
-        low, high = (bound.item() for bound in torch.aminmax(x.detach()))
-        # Written so that NaN, which fails every comparison, is refused as well.
-        if not (low >= 0 and high <= 1):
-            raise ValueError(f"{name} must lie in [0, 1], got values from {low:.6g} to {high:.6g}")
-
-
 def usable_device(device: str | torch.device) -> torch.device:
-    """The device, if this machine has it.
+    """The device, with its index, if this machine has it.
 
     Raises:
         ValueError: where it does not.

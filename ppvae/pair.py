@@ -21,6 +21,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from ppvae._internals import handlers
+from ppvae._validate import check_number
 from ppvae.traces import LOSS_TERM, sites
 
 Batch = tuple[Any, ...]
@@ -90,8 +91,8 @@ class KLWeight(Messenger):
 
     def __init__(self, weight: float | Tensor, sites: Collection[str] | None = None) -> None:
         super().__init__()
-        if not isinstance(weight, Tensor) and not weight >= 0:
-            raise ValueError(f"weight must be a number >= 0, got {weight!r}")
+        if not isinstance(weight, Tensor):
+            check_number("weight", weight, at_least=0)
         self.weight = weight
         self.sites = None if sites is None else frozenset(sites)
 

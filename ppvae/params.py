@@ -1,4 +1,4 @@
-"""Where Pyro's parameters live: on the pair, never shared through a process-wide name.
+"""Where Pyro's parameters live: on the pair, never shared through a process-wide name; and how they get to disk.
 
 Pyro keeps what `pyro.param` and `pyro.module` declare in one global store, so two models that use the same
 names share their parameters. While ppvae runs a pair, `local_params` intercepts those statements:
@@ -11,6 +11,8 @@ names share their parameters. While ppvae runs a pair, `local_params` intercepts
 
 Nothing is added to the store, and it is never cleared. One thing stays there: the running averages of
 `TraceGraph_ELBO`'s baselines, which Pyro writes into it by itself.
+
+`save` and `load` keep all of these, and the buffers of the modules, as one safetensors file.
 """
 
 from __future__ import annotations
@@ -25,16 +27,15 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.nn.module import _Context
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
+from ppvae._internals import fresh_module_state
 from ppvae.pair import check_pair, device_of
 from ppvae.storage import load_state, save_state
 
 _HOME = "pyro_params"
-
 
 BASELINES = "__baseline_avg_downstream_cost_"
 """How the names of what `TraceGraph_ELBO` keeps in Pyro's store begin: averages, which are not trained."""
@@ -197,21 +198,8 @@ class LocalParams(Messenger):
 def module_local() -> Iterator[None]:
     """Runs Pyro code with the parameters of every `PyroModule` on the module itself."""
     # Pyro's own check refuses a model with `pyro.param` inside a module, whose values are the pair's here.
-    with pyro.settings.context(module_local_params=True, validate_poutine=False):
-        before = vars(_Context).get("param_state")
-        _Context.param_state = before or _FreshState()
-        try:
-            yield
-        finally:
-            if before is None:
-                del _Context.param_state
-
-
-class _FreshState:
-    """Stands for the state that Pyro gives a module's context only where it was built with the setting on."""
-
-    def __get__(self, context: Any, owner: Any) -> dict[str, dict[str, Any]]:
-        return {"params": {}, "constraints": {}}
+    with pyro.settings.context(module_local_params=True, validate_poutine=False), fresh_module_state():
+        yield
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,8 @@ import torch
 from torch import Generator
 
 
-def stream(seed: int, *key: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return a fresh generator for one stream of a seed.
+def stream(seed: int, *key: int, device: torch.device | str = "cpu") -> Generator:
+    """A fresh generator for one stream of a seed, which owes nothing to the global ones.
 
     Neighbouring seeds and keys are hashed apart: PyTorch's CPU generator keeps only 32 bits of its seed.
 
@@ -21,80 +21,21 @@ def stream(seed: int, *key: int, device: torch.device | str = "cpu") -> torch.Ge
         seed: the user's seed, at least 0.
         *key: which of the seed's streams, for instance an epoch.
         device: where the numbers will be drawn.
-
-    Returns:
-        A generator that owes nothing to the global one.
     """
     word = np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0]
-    return torch.Generator(device).manual_seed(int(word))
+    return Generator(device).manual_seed(int(word))
 
 
 def permutation(n: int, seed: int) -> torch.Tensor:
-    """Return a permutation of `n` rows that stays the same across machines and releases.
+    """A permutation of `n` rows that stays the same across machines and releases: row numbers (n,), int64.
 
     It decides which data are held out, so it comes from NumPy's `RandomState`, whose streams NEP 19 froze.
 
     Args:
         n: number of rows.
         seed: the user's seed, at least 0.
-
-    Returns:
-        Row numbers, shape (n,), int64.
     """
     return torch.from_numpy(np.random.RandomState(np.random.MT19937(seed)).permutation(n).astype(np.int64))
-
-
-@dataclass(frozen=True)
-class RandomState:
-    """The generators that training draws from: torch's global ones, and those of a `DataLoader`.
-
-    Args:
-        device: where training runs.
-        data: the training data.
-    """
-
-    device: torch.device
-    data: Any
-
-    def get(self) -> dict[str, Any]:
-        """The state of every generator."""
-        return {**get_rng(self.device), "data": [generator.get_state() for generator in self._of_the_data()]}
-
-    def set(self, state: dict[str, Any]) -> None:
-        """Puts back what `get` read."""
-        set_rng(state, self.device)
-        for generator, own in zip(self._of_the_data(), state["data"], strict=True):
-            generator.set_state(own)
-
-    def forked(self, seed: int) -> AbstractContextManager[None]:
-        """Starts the global generators from `seed`; they come back as they were, those of other devices included."""
-        return forked_rng(self.device, seed)
-
-    @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Every generator comes back as it was: looking at the data must not change their order."""
-        before = self.get()
-        try:
-            yield
-        finally:
-            self.set(before)
-
-    def _of_the_data(self) -> Sequence[Generator]:
-        """The generators that a `DataLoader` or its sampler was given."""
-        holders = (self.data, getattr(self.data, "sampler", None))
-        own = [getattr(holder, "generator", None) for holder in holders]
-        return list({id(g): g for g in own if isinstance(g, Generator)}.values())
-
-
-@contextmanager
-def forked_rng(device: torch.device, seed: int) -> Iterator[None]:
-    """Starts torch's global generators, of the CPU and of `device`, from `seed`; they come back as they were."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every GPU, and not all are put back
-        if device.type == "cuda":
-            index = torch.cuda.current_device() if device.index is None else device.index
-            torch.cuda.default_generators[index].manual_seed(seed)
-        yield
 
 
 def get_rng(device: torch.device) -> dict[str, Any]:
@@ -107,3 +48,50 @@ def set_rng(state: dict[str, Any], device: torch.device | str = "cuda") -> None:
     torch.set_rng_state(state["cpu"])
     if state["cuda"] is not None and torch.device(device).type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)
+
+
+@contextmanager
+def forked_rng(device: torch.device, seed: int) -> Iterator[None]:
+    """Starts the global generators of the CPU and of `device` from a seed; they come back as they were.
+
+    Those of other devices are left alone: `torch.manual_seed` would start them all anew.
+    """
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng([device] if on_gpu else []):
+        torch.default_generator.manual_seed(seed)
+        if on_gpu:
+            index = torch.cuda.current_device() if device.index is None else device.index
+            torch.cuda.default_generators[index].manual_seed(seed)
+        yield
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """The generators that training draws from: torch's global ones, and those of its data.
+
+    Args:
+        device: where training runs.
+        of_the_data: those that the data draw from, see `ppvae.data.Source.generators`.
+    """
+
+    device: torch.device
+    of_the_data: Sequence[Generator] = ()
+
+    def get(self) -> dict[str, Any]:
+        """The state of every generator."""
+        return {**get_rng(self.device), "data": [generator.get_state() for generator in self.of_the_data]}
+
+    def set(self, state: dict[str, Any]) -> None:
+        """Puts back what `get` read."""
+        set_rng(state, self.device)
+        for generator, own in zip(self.of_the_data, state["data"], strict=True):
+            generator.set_state(own)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Every generator comes back as it was: looking at the data must not change their order."""
+        before = self.get()
+        try:
+            yield
+        finally:
+            self.set(before)

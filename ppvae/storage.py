@@ -1,4 +1,4 @@
-"""Files: atomic writes, nested state as safetensors, and the weights of a pair. Nothing here runs code it reads."""
+"""Files: atomic writes, and nested state as JSON or safetensors. Nothing here runs code that it reads."""
 
 from __future__ import annotations
 
@@ -13,13 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-_TENSOR = "__tensor__"
-
-
-_TUPLE = "__tuple__"
-
-
-_ITEMS = "__items__"
+_TENSOR, _TUPLE, _ITEMS = "__tensor__", "__tuple__", "__items__"
+"""What stands in the JSON of a state: the name of a tensor, the items of a tuple, those of a dict."""
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> Path:

@@ -73,7 +73,7 @@ def test_kl_weight_scales_the_latents_only():
     with ppvae.KLWeight(2.0), ppvae.KLWeight(3.0):
         assert poutine.trace(module.guide).get_trace(x).nodes["z"]["scale"] == 6.0
     for bad in (-1.0, math.nan):
-        with pytest.raises(ValueError, match="weight must be a number >= 0"):
+        with pytest.raises(ValueError, match="weight must be a finite number >= 0"):
             ppvae.KLWeight(bad)
 
 

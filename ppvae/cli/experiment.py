@@ -23,7 +23,7 @@ from ppvae.cli.report import Report, report, strict_json, table
 from ppvae.compile import keep_freed_memory
 from ppvae.data import Batches, Binarize, JointBatches, binarize
 from ppvae.evaluate.psis import ParetoWarning
-from ppvae.infer import NonFiniteError, Run, RunFolder, fit
+from ppvae.infer import NonFiniteError, Run, RunFolder, TensorBoard, fit
 from ppvae.objectives import Cosine, Cyclical, Linear, Schedule, Sigmoid, Stages
 from ppvae.pair import Batch
 from ppvae.params import restore_weights
@@ -143,7 +143,7 @@ class Experiment:
             out=out,
             resume=args.resume and RunFolder(out).config.is_file(),
             config={"module": f"ppvae.examples.{self.name}", "args": to_json(args)},
-            tensorboard=args.tensorboard,
+            callbacks=[TensorBoard(out)] if args.tensorboard else [],
             **fit_options(args, device, args.epochs),
         )
 

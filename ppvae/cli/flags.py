@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from ppvae._validate import check_count
+from ppvae._validate import check_count, check_number
 
 Likelihood = Literal["bernoulli", "gaussian", "categorical", "continuous-bernoulli", "discretized-logistic"]
 
@@ -82,7 +81,7 @@ class ExperimentArgs:
                 "binary pixels, the others of intensities (continuous-bernoulli is the one for [0, 1])"
             )
         for name in ("warmup", "warmup_from", "lr", "adam_eps"):
-            check_not_negative(name, getattr(self, name))
+            check_number(flag(name), getattr(self, name), at_least=0)
         if self.warmup_shape != "linear" and not self.warmup:
             raise ValueError(f"--warmup-shape {self.warmup_shape} needs --warmup")
         if self.patience is not None and self.num_valid == 0:
@@ -111,12 +110,6 @@ def check_used(args: Any, choice: str, **uses: tuple[str, ...]) -> None:
         assert defaults[name] is not MISSING
         if getattr(args, name) != defaults[name] and chosen not in choices:
             raise ValueError(f"{flag(name)} goes with {flag(choice)} {' or '.join(choices)}, got {chosen}")
-
-
-def check_not_negative(name: str, value: float) -> None:
-    """Checks that the flag of the field `name` is a number >= 0."""
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{flag(name)} must be finite and >= 0, got {value:g}")
 
 
 def flag(name: str) -> str:

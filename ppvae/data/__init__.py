@@ -8,6 +8,7 @@ load("mnist") ──► DataSet(train, valid, test) ──► Batches(*data.trai
 from ppvae.data.batches import Batches, JointBatches
 from ppvae.data.datasets import DATASETS, DataSet, Split, load
 from ppvae.data.labels import split_labels
+from ppvae.data.source import IterableSource, Source
 from ppvae.data.transforms import Binarize, Dequantize, Transform, binarize, dequantize, quantize
 
 __all__ = [
@@ -16,7 +17,9 @@ __all__ = [
     "Binarize",
     "DataSet",
     "Dequantize",
+    "IterableSource",
     "JointBatches",
+    "Source",
     "Split",
     "Transform",
     "binarize",

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from ppvae._validate import check_tensor, check_whole
+from ppvae._validate import check_count, check_tensor, usable_device
+from ppvae.data.source import Source
 from ppvae.data.transforms import Transform
 from ppvae.rng import stream
 
+DIGEST_ROWS = 1000
+"""Rows of the data, evenly spaced, that the digest of a source is of."""
 
-class Batches:
+
+class Batches(Source):
     """Minibatches of tensors that live on one device, shuffled and indexed there.
 
     The order and the random transform of an epoch are functions of (seed, epoch) alone: the global generators
@@ -39,7 +44,7 @@ class Batches:
         device: where the data are.
 
     Raises:
-        TypeError: if something is not a tensor, is complex, or an option has the wrong type.
+        TypeError: if something is not a tensor, is complex, or the transform cannot be called.
         ValueError: if there are no data, lengths differ, a value is not finite, or an option is out of range.
 
     Example:
@@ -62,20 +67,23 @@ class Batches:
         seed: int = 0,
     ) -> None:
         first = _check_tensors(tensors)
-        check_whole("batch_size", batch_size, at_least=1)
-        check_whole("seed", seed, at_least=0)
+        self.batch_size: int = check_count("batch_size", batch_size)
+        self.seed = check_count("seed", seed, at_least=0)
         if drop_last and batch_size > len(first):
             raise ValueError(f"batch_size={batch_size} with drop_last=True leaves no minibatch of {len(first)} rows")
         if transform is not None:
             _check_transform(transform, tensors)
-        self.device = _usable(first.device if device is None else device)
+        self.device: torch.device = usable_device(first.device if device is None else device)
         self.tensors = tuple(None if tensor is None else tensor.to(self.device) for tensor in tensors)
-        self.num_data = len(first)
-        self.batch_size = int(batch_size)
+        self.num_data: int = len(first)
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.transform = transform
-        self.seed = int(seed)
+        self.whole = self.tensors if transform is None else None
+        self.shapes = [None if tensor is None else list(tensor.shape) for tensor in self.tensors]
+        self.num_batches: int = len(self)
+        self.is_cut = self.num_batches > 1
+        self.last_rows = self.num_data % self.batch_size if self.is_cut and not drop_last else 0
         self._next_epoch = 0
 
     def __len__(self) -> int:
@@ -96,8 +104,8 @@ class Batches:
             An iterator over tuples of tensors of shape (batch_size, ...); the last one may be shorter.
 
         Raises:
-            TypeError: if `index` is not an int, or, on the way, if the transform does not return a tuple.
-            ValueError: if `index` is negative.
+            TypeError: on the way, if the transform does not return a tuple.
+            ValueError: if `index` is no whole number >= 0.
 
         Example:
             >>> import torch
@@ -105,8 +113,7 @@ class Batches:
             >>> all(torch.equal(a, b) for (a,), (b,) in zip(batches.epoch(3), batches.epoch(3), strict=True))
             True
         """
-        check_whole("index", index, at_least=0)
-        generator = stream(self.seed, int(index), device=self.device)
+        generator = stream(self.seed, check_count("index", index, at_least=0), device=self.device)
         batches = self._rows(generator)
         return batches if self.transform is None else _transformed(self.transform, generator, batches)
 
@@ -128,9 +135,14 @@ class Batches:
             device(type='cpu')
         """
         moved = copy.copy(self)
-        moved.device = _usable(device)
+        moved.device = usable_device(device)
         moved.tensors = tuple(None if tensor is None else tensor.to(moved.device) for tensor in self.tensors)
+        moved.whole = moved.tensors if self.transform is None else None
         return moved
+
+    def digest(self) -> str:
+        """A hash of rows of the tensors, before the transform."""
+        return _digest([self])
 
     def _rows(self, generator: torch.Generator) -> Iterator[tuple[Tensor | None, ...]]:
         """Yield the minibatches before the transform."""
@@ -206,15 +218,7 @@ def _check_transform(transform: Transform, tensors: tuple[Tensor | None, ...]) -
         check(*tensors)
 
 
-def _usable(device: torch.device | str) -> torch.device:
-    """Return the device, with its index, if a tensor can be put there."""
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise ValueError(f"device={device!r} cannot be used: {str(error).splitlines()[0]}") from error
-
-
-class JointBatches:
+class JointBatches(Source):
     """One minibatch of each of several data sets at every step, e.g. one with labels and one without.
 
     An epoch is one pass over the set that has the most minibatches; the others start anew, in a new order, as often
@@ -226,6 +230,7 @@ class JointBatches:
     Attributes:
         sets: the data sets.
         num_data: data in all of them.
+        weights: what each minibatch's sum is multiplied with to stand for its data set: N_j / n_j, n_j the mean size.
 
     Raises:
         TypeError: if something is not `Batches`.
@@ -250,20 +255,20 @@ class JointBatches:
                 raise TypeError(f"sets[{i}] must be Batches, got {type(part).__name__}")
         if len({part.device for part in sets}) > 1:
             raise ValueError(f"sets must be on one device, got {[str(part.device) for part in sets]}")
-        self.sets = sets
-        self.num_data = sum(part.num_data for part in sets)
+        self.sets: tuple[Batches, ...] = sets
+        self.device: torch.device = sets[0].device
+        self.shapes = [part.shapes for part in sets]
+        self.num_batches: int = len(self)
+        used = [min(part.num_data, len(part) * part.batch_size) for part in sets]
+        self.weights: tuple[float, ...] = tuple(
+            part.num_data * len(part) / rows for part, rows in zip(sets, used, strict=True)
+        )
+        self.num_data: int = sum(part.num_data for part in sets)
         self._next_epoch = 0
 
-    @property
-    def device(self) -> torch.device:
-        """Where the data are."""
-        return self.sets[0].device
-
-    @property
-    def weights(self) -> tuple[float, ...]:
-        """What each minibatch's sum is multiplied with to stand for its data set: N_j / n_j, n_j the mean size."""
-        used = [min(part.num_data, len(part) * part.batch_size) for part in self.sets]
-        return tuple(part.num_data * len(part) / rows for part, rows in zip(self.sets, used, strict=True))
+    def digest(self) -> str:
+        """A hash of rows of all sets."""
+        return _digest(self.sets)
 
     def __len__(self) -> int:
         return max(len(part) for part in self.sets)
@@ -282,10 +287,9 @@ class JointBatches:
             An iterator over tuples with one minibatch, a tuple of tensors, of each set.
 
         Raises:
-            TypeError: if `index` is not an int.
-            ValueError: if `index` is negative.
+            ValueError: if `index` is no whole number >= 0.
         """
-        check_whole("index", index, at_least=0)
+        index = check_count("index", index, at_least=0)
         steps = len(self)
         streams = [_steps(part, index * steps, (index + 1) * steps) for part in self.sets]
         return zip(*streams, strict=True)
@@ -306,3 +310,14 @@ def _steps(part: Batches, start: int, stop: int) -> Iterator[tuple[Tensor | None
             if i >= skip and step < stop:
                 step += 1
                 yield batch
+
+
+def _digest(sets: Sequence[Batches]) -> str:
+    """A hash of rows of the tensors of some sets."""
+    found = hashlib.sha256()
+    for part in sets:
+        rows = slice(None, None, -(-part.num_data // DIGEST_ROWS))
+        for tensor in part.tensors:
+            if tensor is not None:
+                found.update(tensor[rows].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from ppvae._validate import check_whole
-from ppvae.data.sources import DATASETS, Split
+from ppvae._validate import check_count, check_seed
+from ppvae.data.origins import DATASETS, Split
 from ppvae.rng import permutation
 
 
@@ -66,7 +66,7 @@ def load(
         The splits, on the CPU.
 
     Raises:
-        TypeError: if an argument has the wrong type.
+        TypeError: if `root` is no path.
         ValueError: if the name is unknown, `num_valid` leaves nothing to train on, or a file is damaged.
         FileNotFoundError: if files are missing and are not to be had.
 
@@ -85,11 +85,11 @@ def load(
         raise ValueError(f"name must be one of {', '.join(DATASETS)}; got {name!r}")
     if not isinstance(root, (str, os.PathLike)):
         raise TypeError(f"root must be a path, got {root!r} of type {type(root).__name__}")
-    source = DATASETS[name]
-    num_valid = source.num_valid if num_valid is None else num_valid
-    check_whole("num_valid", num_valid, at_least=0)
-    check_whole("seed", seed, at_least=0)
-    rest, test = source.read(Path(root).expanduser().absolute(), download=download)
+    origin = DATASETS[name]
+    num_valid = origin.num_valid if num_valid is None else num_valid
+    check_count("num_valid", num_valid, at_least=0)
+    check_seed(seed)
+    rest, test = origin.read(Path(root).expanduser().absolute(), download=download)
     cut = len(rest.y) - num_valid
     if cut < 1:
         raise ValueError(f"num_valid={num_valid} leaves nothing of {name}'s {len(rest.y)} training images")
@@ -97,11 +97,11 @@ def load(
 
     return DataSet(
         name=name,
-        train=_scaled(rest.x[order[:cut]], rest.y[order[:cut]], source.levels),
-        valid=_scaled(rest.x[order[cut:]], rest.y[order[cut:]], source.levels),
-        test=_scaled(*test, source.levels),
-        num_classes=source.num_classes,
-        levels=source.levels,
+        train=_scaled(rest.x[order[:cut]], rest.y[order[:cut]], origin.levels),
+        valid=_scaled(rest.x[order[cut:]], rest.y[order[cut:]], origin.levels),
+        test=_scaled(*test, origin.levels),
+        num_classes=origin.num_classes,
+        levels=origin.levels,
     )
 
 

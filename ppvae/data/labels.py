@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ppvae._validate import check_tensor, check_whole
+from ppvae._validate import check_count, check_seed, check_tensor
 from ppvae.rng import permutation
 
 
@@ -21,8 +21,9 @@ def split_labels(y: Tensor, num_labels: int, *, seed: int = 0) -> tuple[Tensor, 
         Row numbers of the labelled and of the unlabelled data, each in ascending order.
 
     Raises:
-        TypeError: if `y` is no integer tensor, or `num_labels` or `seed` no int.
-        ValueError: if `y` is not one-dimensional, or a class has too few data.
+        TypeError: if `y` is no integer tensor.
+        ValueError: if `y` is not one-dimensional, a class has too few data, or `num_labels` or `seed` is no whole
+            number >= 0.
 
     References:
         Semi-Supervised Learning with Deep Generative Models (Kingma et al. 2014), arXiv 1406.5298.
@@ -38,8 +39,8 @@ def split_labels(y: Tensor, num_labels: int, *, seed: int = 0) -> tuple[Tensor, 
         raise TypeError(f"y must hold integer labels, got {y.dtype}")
     if y.dim() != 1:
         raise ValueError(f"y must be labels of shape (n,), got shape {tuple(y.shape)}; of one-hot, take argmax(-1)")
-    check_whole("num_labels", num_labels, at_least=0)
-    check_whole("seed", seed, at_least=0)
+    check_count("num_labels", num_labels, at_least=0)
+    check_seed(seed)
     if num_labels > len(y):
         raise ValueError(f"num_labels must be at most the {len(y)} data, got {num_labels}")
     if num_labels == len(y):

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ppvae._validate import check_intensities, check_tensor, check_whole
+from ppvae._validate import check_count, check_seed, check_tensor
 from ppvae.rng import stream
 
 
@@ -88,7 +88,7 @@ class Binarize:
             TypeError: if the first tensor is not floating.
             ValueError: if one of its values lies outside [0, 1].
         """
-        check_intensities("Binarize: the first tensor", tensors[0])
+        _check_intensities("Binarize: the first tensor", tensors[0])
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,7 @@ class Dequantize:
         levels: number of grey levels of the data, at least 2.
 
     Raises:
-        TypeError: if `levels` is not an int.
-        ValueError: if `levels` is less than 2.
+        ValueError: if `levels` is no whole number >= 2.
 
     References:
         Theis, van den Oord, Bethge (2016), A note on the evaluation of generative models, arXiv 1511.01844.
@@ -119,7 +118,7 @@ class Dequantize:
     levels: int
 
     def __post_init__(self) -> None:
-        check_whole("levels", self.levels, at_least=2)
+        check_count("levels", self.levels, at_least=2)
 
     def __call__(self, generator: torch.Generator, *batch: Tensor) -> tuple[Tensor, ...]:
         """Draw the continuous pixels of one minibatch.
@@ -148,7 +147,7 @@ class Dequantize:
             ValueError: if one of its values lies outside [0, 1] or between two grey levels.
         """
         x = tensors[0]
-        check_intensities("Dequantize: the first tensor", x)
+        _check_intensities("Dequantize: the first tensor", x)
         if x.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"Dequantize: the first tensor must be float32 or float64, got {x.dtype}")
         k = x * (self.levels - 1)
@@ -173,8 +172,8 @@ def binarize(x: Tensor, *, seed: int = 0) -> Tensor:
         Pixels 0 or 1, with the shape, dtype and device of `x`.
 
     Raises:
-        TypeError: if `x` is not a floating tensor or `seed` not an int.
-        ValueError: if a value of `x` lies outside [0, 1] or `seed` is negative.
+        TypeError: if `x` is not a floating tensor.
+        ValueError: if a value of `x` lies outside [0, 1] or `seed` is no whole number >= 0.
 
     References:
         Salakhutdinov, Murray (2008), On the Quantitative Analysis of Deep Belief Networks.
@@ -185,8 +184,8 @@ def binarize(x: Tensor, *, seed: int = 0) -> Tensor:
         >>> torch.equal(binarize(x, seed=1), binarize(x, seed=1))
         True
     """
-    check_intensities("x", x)
-    check_whole("seed", seed, at_least=0)
+    _check_intensities("x", x)
+    check_seed(seed)
     (pixels,) = Binarize()(stream(seed), x.cpu())
     return pixels.to(x.device)
 
@@ -202,16 +201,16 @@ def quantize(x: Tensor, levels: int) -> Tensor:
         Grey levels 0 .. levels - 1, the shape of `x`, int64.
 
     Raises:
-        TypeError: if `x` is not a floating tensor or `levels` not an int.
-        ValueError: if a value of `x` lies outside [0, 1] or `levels` is less than 2.
+        TypeError: if `x` is not a floating tensor.
+        ValueError: if a value of `x` lies outside [0, 1] or `levels` is no whole number >= 2.
 
     Example:
         >>> import torch
         >>> quantize(torch.tensor([0.0, 0.4, 1.0]), 256)
         tensor([  0, 102, 255])
     """
-    check_whole("levels", levels, at_least=2)
-    check_intensities("x", x)
+    check_count("levels", levels, at_least=2)
+    _check_intensities("x", x)
     return (x * (levels - 1)).round_().long()
 
 
@@ -226,15 +225,15 @@ def dequantize(k: Tensor, levels: int) -> Tensor:
         Intensities in [0, 1], the shape of `k`, of the default floating type.
 
     Raises:
-        TypeError: if `k` is not an integer tensor or `levels` not an int.
-        ValueError: if a value of `k` is not a grey level or `levels` is less than 2.
+        TypeError: if `k` is not an integer tensor.
+        ValueError: if a value of `k` is not a grey level or `levels` is no whole number >= 2.
 
     Example:
         >>> import torch
         >>> dequantize(torch.tensor([0, 102, 255]), 256)
         tensor([0.0000, 0.4000, 1.0000])
     """
-    check_whole("levels", levels, at_least=2)
+    check_count("levels", levels, at_least=2)
     check_tensor("k", k)
     if k.is_floating_point() or k.is_complex() or k.dtype == torch.bool:
         raise TypeError(f"k must hold integer grey levels, got {k.dtype}")
@@ -243,3 +242,15 @@ def dequantize(k: Tensor, levels: int) -> Tensor:
         if low < 0 or high >= levels:
             raise ValueError(f"k must lie in 0..{levels - 1}, got values from {low} to {high}")
     return k / (levels - 1)
+
+
+def _check_intensities(name: str, x: object) -> None:
+    """Refuse anything but a floating tensor with values in [0, 1]."""
+    x = check_tensor(name, x)
+    if not x.is_floating_point():
+        raise TypeError(f"{name} must hold floating intensities in [0, 1], got {x.dtype}")
+    if x.numel():
+        low, high = (bound.item() for bound in torch.aminmax(x.detach()))
+        # Written so that NaN, which fails every comparison, is refused as well.
+        if not (low >= 0 and high <= 1):
+            raise ValueError(f"{name} must lie in [0, 1], got values from {low:.6g} to {high:.6g}")

@@ -7,8 +7,8 @@ plugged in.
 import pyro.distributions as dist
 from torch import Tensor, nn
 
+from ppvae._validate import check_count
 from ppvae.distributions.parameters import LocationScale, Scale, check_params, full_precision, resolve_event_dim
-from ppvae.nn.shapes import as_size
 
 
 class ConditionalNormal(LocationScale):
@@ -116,7 +116,7 @@ class ConditionalCategorical(nn.Module):
 
     def __init__(self, net: nn.Module, *, num_classes: int, event_dim: int | None = None) -> None:
         super().__init__()
-        self.num_classes = as_size(num_classes, "num_classes")
+        self.num_classes = check_count("num_classes", num_classes)
         self.event_dim = resolve_event_dim(net, num_params=num_classes, event_dim=event_dim)
         self.net = net
 

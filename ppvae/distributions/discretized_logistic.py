@@ -8,8 +8,8 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional as F
 
+from ppvae._validate import check_count
 from ppvae.distributions.parameters import LocationScale, Scale
-from ppvae.nn.shapes import as_size
 
 
 class Levels(constraints.Constraint):
@@ -80,9 +80,7 @@ class DiscretizedLogistic(dist.TorchDistribution):
         for name, value in (("loc", loc), ("scale", scale)):
             if not isinstance(value, Tensor):
                 raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-        if as_size(num_levels, "num_levels") < 2:
-            raise ValueError(f"num_levels must be at least 2, got {num_levels}")
-        self.num_levels = num_levels
+        self.num_levels = check_count("num_levels", num_levels, at_least=2)
         batch_shape = torch.broadcast_shapes(loc.shape, scale.shape)
         # The scale is left to broadcast: one shared by all pixels costs one logarithm, not one per pixel.
         self.loc, self.scale = loc.expand(batch_shape), scale
@@ -197,9 +195,7 @@ class ConditionalDiscretizedLogistic(LocationScale):
         event_dim: int | None = None,
     ) -> None:
         super().__init__(net, scale, first_scale=0.1, min_scale=min_scale, event_dim=event_dim)
-        if as_size(num_levels, "num_levels") < 2:
-            raise ValueError(f"num_levels must be at least 2, got {num_levels}")
-        self.num_levels = num_levels
+        self.num_levels = check_count("num_levels", num_levels, at_least=2)
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
         """Returns p(x|c), of batch shape ``(...)`` and ``event_dim`` event dimensions."""

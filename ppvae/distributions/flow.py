@@ -1,6 +1,5 @@
 """Normalizing flows as priors and as posteriors, of Pyro's transforms."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
 
@@ -13,13 +12,13 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 from torch.nn import functional as F
 
+from ppvae._validate import check_count, check_number
 from ppvae.distributions.parameters import check_params, declared_out_shape, full_precision, resolve_event_dim
 from ppvae.distributions.planar import InvertiblePlanar
 from ppvae.distributions.prior import StandardNormal
 from ppvae.distributions.pushforward import PushForward, Transforms
 from ppvae.distributions.spline import AutoregressiveSpline
 from ppvae.nn import as_shape
-from ppvae.nn.shapes import as_size
 
 Step: TypeAlias = Transform | ConditionalTransform
 SPLINE_BINS = 8
@@ -78,8 +77,7 @@ class FlowPosterior(nn.Module):
     ) -> None:
         super().__init__()
         resolve_event_dim(net, num_params=None, event_dim=1)
-        if not isinstance(min_scale, int | float) or not 0 < min_scale < math.inf:
-            raise ValueError(f"min_scale must be a positive number, got {min_scale!r}")
+        check_number("min_scale", min_scale, above=0)
         least = 3 if isinstance(flow, str) else 2
         declared = declared_out_shape(net)
         if declared is None or len(declared) != 2 or declared[0] < least:
@@ -144,7 +142,7 @@ class FlowPrior(nn.Module):
         hidden_dims: int | Sequence[int] = 128,
     ) -> None:
         super().__init__()
-        self.base = StandardNormal(as_size(latent_dim, "latent_dim"))
+        self.base = StandardNormal(check_count("latent_dim", latent_dim))
         self.flow = _transforms(flow, _PRIORS, latent_dim, 0, num_flows, hidden_dims)
         self.register_buffer("context", torch.zeros(0), persistent=False)
 
@@ -188,7 +186,7 @@ def _transforms(
     least = 1 if flow in ("planar", "householder") else k
     if not widths or min(widths) < least:
         raise ValueError(f"hidden_dims must be widths of at least {least} for this flow, got {hidden_dims!r}")
-    return Transforms([recipes[flow](k, context_dim, i, widths) for i in range(as_size(num_flows, "num_flows"))])
+    return Transforms([recipes[flow](k, context_dim, i, widths) for i in range(check_count("num_flows", num_flows))])
 
 
 def _masked_net(k: int, context_dim: int, place: int, widths: list[int], params: list[int]) -> nn.Module:

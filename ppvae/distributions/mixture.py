@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn import functional as F
 
+from ppvae._validate import check_count, check_number
 from ppvae.distributions.normal_mixture import NormalMixture
 from ppvae.distributions.parameters import full_precision
 from ppvae.nn import as_shape
-from ppvae.nn.shapes import as_size
 
 
 class MixturePrior(nn.Module):
@@ -43,10 +43,9 @@ class MixturePrior(nn.Module):
     def __init__(self, num_components: int, event_shape: int | Sequence[int], *, min_scale: float = 1e-4) -> None:
         super().__init__()
         self.event_shape = as_shape(event_shape, "event_shape")
-        if not isinstance(min_scale, int | float) or not 0 < min_scale < 1:
-            raise ValueError(f"min_scale must be a number in (0, 1), got {min_scale!r}")
+        check_number("min_scale", min_scale, above=0, below=1)
         self.min_scale = min_scale
-        size = (as_size(num_components, "num_components"), *self.event_shape)
+        size = (check_count("num_components", num_components), *self.event_shape)
         self.logits = nn.Parameter(torch.zeros(num_components))
         self.loc = nn.Parameter(torch.randn(size))
         # The inverse of softplus, so that the scales start at one.

@@ -8,6 +8,7 @@ import torch
 from torch import Size, Tensor, nn
 from torch.nn import functional as F
 
+from ppvae._validate import check_number
 from ppvae.distributions.parameters import declared_out_shape, full_precision, resolve_event_dim
 
 
@@ -39,8 +40,7 @@ class ConditionalMultivariateNormal(nn.Module):
     def __init__(self, net: nn.Module, *, min_scale: float = 1e-4) -> None:
         super().__init__()
         resolve_event_dim(net, num_params=None, event_dim=1)
-        if not isinstance(min_scale, int | float) or not 0 < min_scale < math.inf:
-            raise ValueError(f"min_scale must be a positive number, got {min_scale!r}")
+        check_number("min_scale", min_scale, above=0)
         if (declared := declared_out_shape(net)) is not None:
             _size_of(declared)
         self.net, self.min_scale = net, min_scale

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ppvae._validate import check_number
 from ppvae.nn import as_shape
 
 Scale = Literal["conditional", "learned"] | float
@@ -128,8 +129,7 @@ class LocationScale(nn.Module):
         self, net: nn.Module, scale: Scale, *, first_scale: float, min_scale: float, event_dim: int | None
     ) -> None:
         super().__init__()
-        if not isinstance(min_scale, int | float) or not 0 < min_scale < math.inf:
-            raise ValueError(f"min_scale must be a positive number, got {min_scale!r}")
+        check_number("min_scale", min_scale, above=0)
         num_params = 2 if scale == "conditional" else None
         self.event_dim = resolve_event_dim(net, num_params=num_params, event_dim=event_dim)
         self.net, self.min_scale = net, min_scale

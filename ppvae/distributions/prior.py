@@ -7,8 +7,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from ppvae._validate import check_count
 from ppvae.nn import as_shape
-from ppvae.nn.shapes import as_size
 
 
 class StandardNormal(nn.Module):
@@ -68,7 +68,7 @@ class UniformCategorical(nn.Module):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.num_classes = as_size(num_classes, "num_classes")
+        self.num_classes = check_count("num_classes", num_classes)
         self.register_buffer("logits", torch.full((num_classes,), -math.log(num_classes)), persistent=False)
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:

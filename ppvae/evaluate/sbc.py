@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ppvae._validate import check_count
+from ppvae._validate import check_count, check_number
 from ppvae.evaluate.sites import Plates, by_datum, elements, inner_plates, mask_of, once
 from ppvae.pair import check_batch
 from ppvae.sampling.posterior_draws import PosteriorSampler, posterior_sampler, simulate
@@ -137,7 +137,7 @@ def check_sbc(ranks: SBCRanks, *, level: float = 0.05) -> SBCVerdict:
     Raises:
         ValueError: where `level` is out of range, or masks leave out every latent.
     """
-    _check_level(level)
+    check_number("level", level, above=0, below=1)
     of = {name: column.numpy() for name, column in ranks.by_element().items()}
     if not of:
         raise ValueError(f"ranks hold no latent that counts: masks leave out all of {list(ranks.ranks)}")
@@ -171,7 +171,7 @@ def ecdf_band(num_simulations: int, num_samples: int, *, level: float = 0.05) ->
     """
     check_count("num_simulations", num_simulations)
     check_count("num_samples", num_samples)
-    _check_level(level)
+    check_number("level", level, above=0, below=1)
     n = num_simulations
     low, high = math.log(level / num_samples), math.log(level)  # each of the l points alone is left that rarely
     while high - low > 1e-6:
@@ -218,11 +218,6 @@ def _sentence(name: str, ranks: _NDArray, num_samples: int) -> str:
     return (
         f"{name}: q(z|x) is too {width} ({dispersed}): the ranks' variance is {spread:.2f} times that of uniform ones"
     )
-
-
-def _check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"level must be a number between 0 and 1, got {level!r}")
 
 
 def _cdf(num_samples: int) -> _NDArray:

@@ -15,8 +15,9 @@ from typing import Literal, Self
 
 from pyro.infer import ELBO
 
+from ppvae._validate import check_number
 from ppvae.cli.experiment import Experiment, elbo_of_flag
-from ppvae.cli.flags import check_not_negative, check_used
+from ppvae.cli.flags import check_used
 from ppvae.cli.images import ImageData
 from ppvae.distributions import ConditionalNormal, StandardNormal
 from ppvae.examples.latents import active_units, write_unit_figures
@@ -58,9 +59,9 @@ class Args(NetArgs):
         check_used(self, "objective", capacity=target, capacity_epochs=target, gamma=target, loss=weight)
         if self.beta_norm is not None and self.beta != Args.beta:
             raise ValueError(f"--beta-norm takes the place of --beta, got both: {self.beta_norm:g} and {self.beta:g}")
-        if self.capacity_epochs is not None and not self.capacity_epochs > 0:
-            raise ValueError(f"--capacity-epochs must be > 0, got {self.capacity_epochs:g}")
-        check_not_negative("capacity", self.capacity)
+        if self.capacity_epochs is not None:
+            check_number("--capacity-epochs", self.capacity_epochs, above=0)
+        check_number("--capacity", self.capacity, at_least=0)
         return super().resolved()
 
 

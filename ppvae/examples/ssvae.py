@@ -16,9 +16,9 @@ from pyro.infer import ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from ppvae import plot
-from ppvae._validate import check_count, check_whole
+from ppvae._validate import check_count, check_number
 from ppvae.cli.experiment import Experiment, InterruptedTraining, fit_options, image_batches
-from ppvae.cli.flags import ExperimentArgs, check_not_negative, check_used, flag, to_json
+from ppvae.cli.flags import ExperimentArgs, check_used, flag, to_json
 from ppvae.cli.images import ImageData, likelihood, start_at_mean
 from ppvae.cli.report import Report
 from ppvae.data import Batches, Binarize, JointBatches, split_labels
@@ -91,12 +91,12 @@ class Args(ExperimentArgs):
         check_used(self, "variant", code_dim=m1, m1_dims=m1, m1_epochs=both, freeze_m1=both)
         check_used(self, "variant", latent_dim=m2, hidden_dims=m2, alpha=m2, labelled_batch_size=m2, dropout=m2)
         check_used(self, "variant", classifier=("m2",), classifier_dims=m2, supervised_epochs=m2)
-        check_whole("--num-labels", self.num_labels, at_least=0)
-        check_whole("--supervised-epochs", self.supervised_epochs, at_least=0)
+        check_count("--num-labels", self.num_labels, at_least=0)
+        check_count("--supervised-epochs", self.supervised_epochs, at_least=0)
         for name in ("latent_dim", "code_dim", "labelled_batch_size", "m1_epochs"):
             if (value := getattr(self, name)) is not None:
                 check_count(flag(name), value)
-        check_not_negative("alpha", self.alpha)
+        check_number("--alpha", self.alpha, at_least=0)
 
 
 def build(args: Args, data: ImageData) -> VAE | SSVAE | StackedSSVAE:

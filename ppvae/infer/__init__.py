@@ -1,36 +1,39 @@
-"""Training: the SVI step, the objectives and schedules around it, and `fit`."""
+"""Training: the SVI step, `fit` around it, what it calls after every epoch and what it leaves on disk."""
 
-from ppvae.compile.allocator import keep_freed_memory
+from importlib import import_module
+from typing import Any
+
+from ppvae.infer.callbacks import TensorBoard
 from ppvae.infer.fit import fit
 from ppvae.infer.nonfinite import NonFiniteError
 from ppvae.infer.run_folder import Run, RunFolder
 from ppvae.infer.svi import SVI
-from ppvae.objectives.importance_weighted import CIWAE, IWAE, MIWAE, PIWAE
-from ppvae.objectives.joint import JointELBO
-from ppvae.objectives.regularized import BalancedELBO, CapacityELBO, ConstrainedELBO, FreeBitsELBO, beta_from_norm
-from ppvae.objectives.schedule import Cosine, Cyclical, Linear, Schedule, Sigmoid, Stages
 
-__all__ = [
-    "CIWAE",
-    "IWAE",
-    "MIWAE",
-    "PIWAE",
-    "SVI",
-    "BalancedELBO",
-    "CapacityELBO",
-    "ConstrainedELBO",
-    "Cosine",
-    "Cyclical",
-    "FreeBitsELBO",
-    "JointELBO",
-    "Linear",
-    "NonFiniteError",
-    "Run",
-    "RunFolder",
-    "Schedule",
-    "Sigmoid",
-    "Stages",
-    "beta_from_norm",
-    "fit",
-    "keep_freed_memory",
-]
+__all__ = ["SVI", "NonFiniteError", "Run", "RunFolder", "TensorBoard", "fit"]
+
+_MOVED = {
+    "CIWAE": "ppvae.objectives",
+    "IWAE": "ppvae.objectives",
+    "MIWAE": "ppvae.objectives",
+    "PIWAE": "ppvae.objectives",
+    "BalancedELBO": "ppvae.objectives",
+    "CapacityELBO": "ppvae.objectives",
+    "ConstrainedELBO": "ppvae.objectives",
+    "Cosine": "ppvae.objectives",
+    "Cyclical": "ppvae.objectives",
+    "FreeBitsELBO": "ppvae.objectives",
+    "JointELBO": "ppvae.objectives",
+    "Linear": "ppvae.objectives",
+    "Schedule": "ppvae.objectives",
+    "Sigmoid": "ppvae.objectives",
+    "Stages": "ppvae.objectives",
+    "beta_from_norm": "ppvae.objectives",
+    "keep_freed_memory": "ppvae.compile",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Version 0.1 had these here, and people's scripts import them from here.
+    if name not in _MOVED:
+        raise AttributeError(f"module 'ppvae.infer' has no attribute {name!r}")
+    return getattr(import_module(_MOVED[name]), name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -14,10 +13,10 @@ from pyro.infer import ELBO, Trace_ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
-from ppvae._validate import check_count, check_seed, usable_device
-from ppvae.data import Batches, JointBatches
-from ppvae.infer.preflight import Source
-from ppvae.infer.run_config import describe, digest, shapes, versions
+from ppvae._validate import check_count, check_number, check_seed, usable_device
+from ppvae.data import Batches, IterableSource, Source
+from ppvae.infer.callbacks import Callback, check_callbacks
+from ppvae.infer.run_config import describe, versions
 from ppvae.infer.run_folder import Run, RunFolder
 from ppvae.infer.trainer import Trainer
 from ppvae.objectives.importance_weighted import ImportanceWeightedELBO
@@ -25,13 +24,11 @@ from ppvae.objectives.joint import JointELBO
 from ppvae.objectives.schedule import Schedule, as_schedule
 from ppvae.pair import check_batch, check_pair, device_of
 
-Data = Tensor | tuple[Tensor | None, ...] | Batches | JointBatches | Iterable[Any]
-"""A tensor, a tuple of tensors (or None), `Batches`, `JointBatches`, or any iterable of them (a `DataLoader`)."""
-
+Data = Tensor | tuple[Tensor | None, ...] | Source | Iterable[Any]
+"""A tensor, a tuple of tensors (or None), a `Source` such as `Batches`, or an iterable of these (a `DataLoader`)."""
 
 ADAM = partial(torch.optim.Adam, fused=True)
 """The default optimizer: one fused kernel for all parameters."""
-
 
 VALID_BATCH = 1000
 """Validation data checked at once before training; it does not change the validation ELBO."""
@@ -58,7 +55,7 @@ def fit(
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
     config: dict[str, Any] | None = None,
-    tensorboard: bool = False,
+    callbacks: Sequence[Callback] = (),
     progress: bool = True,
 ) -> Run:
     """Trains a pair with stochastic variational inference; minimises the mean loss over each minibatch.
@@ -71,8 +68,9 @@ def fit(
     Args:
         pair: any `nn.Module` with `model(*batch)` and `guide(*batch)`.
         train: the training data: a tensor (n, ...) or tuple of them, held on the device; `Batches`; `JointBatches`
-            of several sets, e.g. with and without labels; or an iterable of minibatches that can be iterated once
-            an epoch. Data in memory are checked as a whole before training, an iterable on its first minibatch.
+            of several sets, e.g. with and without labels; another `ppvae.data.Source`; or an iterable of minibatches
+            that can be iterated once an epoch. Data in memory are checked as a whole before training, others on their
+            first minibatch.
         valid: held-out data for the validation ELBO, in the same forms, but of one set.
         loss: any Pyro ELBO object; by default `Trace_ELBO()`.
         epochs: how often the training data are passed.
@@ -93,7 +91,10 @@ def fit(
         out: run folder; without one nothing is written.
         resume: continue the run in `out`; on the CPU the result is bit for bit that of one that never stopped.
         config: anything JSON to keep in the folder's `config.json` under "experiment".
-        tensorboard: also log every epoch to `out` for TensorBoard (the extra `ppvae[tensorboard]`).
+        callbacks: functions called as `f(row, pair, epoch)` after every epoch, its checkpoint written: with the new
+            row of the history, the pair in eval mode and without gradients, and the number of epochs finished. What
+            they draw changes no number of the training. True asks to stop after this epoch; errors are not caught.
+            `ppvae.infer.TensorBoard(folder)` is one.
         progress: whether to show a progress bar.
 
     Returns:
@@ -114,32 +115,37 @@ def fit(
         [1.0, 2.0]
     """
     check_pair(pair)
-    _check_options(epochs, batch_size, patience, clip_norm, seed, optim)
-    _check_kinds(autocast, out, config)
+    epochs, batch_size, seed = check_count("epochs", epochs), check_count("batch_size", batch_size), check_seed(seed)
+    patience = None if patience is None else check_count("patience", patience)
+    if clip_norm is not None:
+        check_number("clip_norm", clip_norm, above=0)
+    callbacks = check_callbacks(callbacks)
+    _check_kinds(optim, autocast, out, config)
     if patience is not None and valid is None:
         raise ValueError("patience needs validation data: valid is None")
     lr_schedule = as_schedule(lr, name="lr")
     kl_schedule = None if kl_weight is None else as_schedule(kl_weight, name="kl_weight")
     where = device_of(pair) if device is None else usable_device(device)
     _check_kl_sites(kl_sites, kl_weight)
-    train_batches = _batches("train", train, batch_size, seed, where, shuffle=True)
-    valid_batches = None if valid is None else _batches("valid", valid, VALID_BATCH, seed, where, shuffle=False)
-    loss = _objective(loss, train_batches)
+    train = _source("train", train, batch_size, seed, where, shuffle=True)
+    valid = None if valid is None else _source("valid", valid, VALID_BATCH, seed, where, shuffle=False)
+    loss = _objective(loss, train)
     bound = loss.elbo if isinstance(loss, JointELBO) else loss
     if kl_weight is not None and isinstance(bound, ImportanceWeightedELBO):
         raise ValueError(
             f"kl_weight does not go with the loss {type(bound).__name__}: an importance-weighted bound has no KL term "
             "that could be weighted (CIWAE moves between it and the ELBO)"
         )
-    if isinstance(valid_batches, JointBatches):
-        raise TypeError("valid must be one data set, got JointBatches: give the one that the ELBO is to be of")
+    if valid is not None and valid.weights is not None:
+        kind = type(valid).__name__
+        raise TypeError(f"valid must be one data set, got {kind}: give the one that the ELBO is to be of")
     settings = {
         "loss": describe(loss),
         "epochs": epochs,
-        "train": shapes(train_batches),
-        "valid": shapes(valid_batches),
-        "train_digest": digest(train_batches),
-        "batch_size": getattr(train_batches, "batch_size", None),
+        "train": train.shapes,
+        "valid": None if valid is None else valid.shapes,
+        "train_digest": train.digest(),
+        "batch_size": train.batch_size,
         "lr": describe(lr),
         "optim": describe(optim),
         "clip_norm": clip_norm,
@@ -152,11 +158,10 @@ def fit(
         "seed": seed,
     }
     folder = _folder(out, resume, settings)
-    open_log = _summary_writer(folder) if tensorboard else nullcontext
     trainer = Trainer(
         pair=pair.to(where),
-        train=train_batches,
-        valid=valid_batches,
+        train=train,
+        valid=valid,
         loss=loss,
         optim=partial(optim, lr=lr_schedule(0.0)),
         clip_norm=clip_norm,
@@ -167,6 +172,7 @@ def fit(
         seed=seed,
         compile=compile,
         autocast=autocast,
+        callbacks=callbacks,
     )
     trainer.prepare()
     if folder is not None and resume:
@@ -176,29 +182,16 @@ def fit(
         folder.update_config(settings)
     elif folder is not None:
         folder.create({**versions(), "fit": settings, "experiment": config})
-    with open_log() as log:
-        return trainer.run(epochs=epochs, patience=patience, progress=progress, log=log)
+    return trainer.run(epochs=epochs, patience=patience, progress=progress)
 
 
-def _check_options(epochs: Any, batch_size: Any, patience: Any, clip_norm: Any, seed: Any, optim: Any) -> None:
-    """Checks the arguments that depend on no other."""
-    check_count("epochs", epochs)
-    check_count("batch_size", batch_size)
-    if patience is not None:
-        check_count("patience", patience)
-    check_seed(seed)
-    number = isinstance(clip_norm, int | float) and not isinstance(clip_norm, bool)
-    if clip_norm is not None and not (number and clip_norm > 0):
-        raise ValueError(f"clip_norm must be a number > 0 or None, got {clip_norm!r}")
+def _check_kinds(optim: Any, autocast: Any, out: Any, config: Any) -> None:
+    """Checks what is used only later, or in a file."""
     if isinstance(optim, PyroOptim) or not callable(optim):
         raise TypeError(
             "optim must be called as optim(parameters, lr=lr), e.g. torch.optim.AdamW, got an object of "
             f"{type(optim).__module__}.{type(optim).__name__} (ppvae.SVI takes pyro.optim objects)"
         )
-
-
-def _check_kinds(autocast: Any, out: Any, config: Any) -> None:
-    """Checks what is used only later, or in a file."""
     if autocast not in (None, torch.bfloat16, torch.float16):
         raise ValueError(f"autocast must be torch.bfloat16, torch.float16 or None, got {autocast!r}")
     if not (out is None or isinstance(out, str | os.PathLike)):
@@ -223,12 +216,12 @@ def _check_kl_sites(sites: Any, weight: Any) -> None:
 def _objective(loss: Any, train: Source) -> Any:
     """The objective: that of several data sets where `train` has them."""
     loss = Trace_ELBO() if loss is None else loss
-    if not isinstance(train, JointBatches) or isinstance(loss, JointELBO):
+    if train.weights is None or isinstance(loss, JointELBO):
         return loss
     try:
         return JointELBO(loss, train.weights)
     except TypeError as error:
-        raise TypeError(f"loss does not go with JointBatches: {error}") from error
+        raise TypeError(f"loss does not go with {type(train).__name__}: {error}") from error
 
 
 def _folder(out: str | os.PathLike[str] | None, resume: bool, settings: dict[str, Any]) -> RunFolder | None:
@@ -242,12 +235,12 @@ def _folder(out: str | os.PathLike[str] | None, resume: bool, settings: dict[str
     return folder
 
 
-def _batches(name: str, data: Data, batch_size: int, seed: int, device: torch.device, *, shuffle: bool) -> Source:
-    """The data as something that gives minibatches, epoch after epoch."""
+def _source(name: str, data: Data, batch_size: int, seed: int, device: torch.device, *, shuffle: bool) -> Source:
+    """The data as something that gives minibatches on the device, epoch after epoch."""
     if hasattr(data, "__array__") and not isinstance(data, Tensor):
         raise TypeError(f"{name} is an array of {type(data).__name__}: give torch.as_tensor of it")
     expected = f"{name} must be a tensor, a tuple of tensors, Batches, or an iterable of minibatches (a DataLoader)"
-    if isinstance(data, Batches | JointBatches):
+    if isinstance(data, Source):
         return data if data.device == device else data.to(device)
     tensors = (data,) if isinstance(data, Tensor) else data
     if isinstance(tensors, tuple) and any(isinstance(t, Tensor) for t in tensors):
@@ -261,15 +254,4 @@ def _batches(name: str, data: Data, batch_size: int, seed: int, device: torch.de
         raise TypeError(f"{expected}, got {type(data).__name__}")
     if isinstance(data, Iterator):
         raise TypeError(f"{expected}, got the iterator {type(data).__name__}: it can be passed only once")
-    return data
-
-
-def _summary_writer(folder: RunFolder | None) -> Callable[[], Any]:
-    """A function that opens the log; what is missing for it shows before training."""
-    if folder is None:
-        raise ValueError("tensorboard needs a run folder: out is None")
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ValueError("tensorboard is not installed: pip install 'ppvae[tensorboard]'") from error
-    return lambda: closing(SummaryWriter(str(folder.path)))
+    return IterableSource(data, name=name, device=device)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from ppvae.traces import sample_sites
+from ppvae.traces import Site, sites
 
 
 class NonFiniteError(ArithmeticError):
@@ -32,8 +31,8 @@ def check_finite(
     """
     for model_trace, guide_trace in traces:
         for where, trace in (("guide", guide_trace), ("model", model_trace)):
-            for name, site in sample_sites(trace):
-                _check_site(where, name, site)
+            for site in sites(trace).values():
+                _check_site(where, site)
     if not all(bool(value.isfinite()) for value in terms.values()):
         raise NonFiniteError("the loss is not finite: " + ", ".join(f"{k} = {float(v):g}" for k, v in terms.items()))
     for name, gradient in gradients:
@@ -59,10 +58,10 @@ def all_finite(parameters: Iterable[Tensor]) -> bool:
     return not filled or bool(torch.nn.utils.get_total_norm(filled, math.inf).isfinite())
 
 
-def _check_site(where: str, name: str, site: Any) -> None:
-    for what, value in (("value", site["value"]), ("log-probability", site.get("unscaled_log_prob"))):
+def _check_site(where: str, site: Site) -> None:
+    for what, value in (("value", site.value), ("log-probability", site.log_prob)):
         if isinstance(value, Tensor) and (count := _count_nonfinite(value)):
-            raise NonFiniteError(f"the {what} of site {name!r} in the {where} is not finite in {count}")
+            raise NonFiniteError(f"the {what} of site {site.name!r} in the {where} is not finite in {count}")
 
 
 def _count_nonfinite(value: Tensor) -> str:

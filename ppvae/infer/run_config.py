@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import partial
 from typing import Any
 
@@ -11,10 +10,6 @@ import torch
 from pyro.infer import ELBO
 
 import ppvae
-from ppvae.data import Batches, JointBatches
-
-DIGEST_ROWS = 1000
-"""Rows of the training data, evenly spaced, by which a resumed run knows them."""
 
 
 def describe(value: Any) -> Any:
@@ -32,28 +27,6 @@ def describe(value: Any) -> Any:
     if type(value).__repr__ is object.__repr__:  # it holds the address
         return f"{type(value).__qualname__}({describe(vars(value)) if hasattr(value, '__dict__') else ''})"
     return getattr(value, "__qualname__", None) or repr(value)
-
-
-def shapes(data: Any) -> Any:
-    """The shapes of data in memory, for the config; None of others."""
-    if isinstance(data, JointBatches):
-        return [shapes(part) for part in data.sets]
-    if not isinstance(data, Batches):
-        return None
-    return [None if tensor is None else list(tensor.shape) for tensor in data.tensors]
-
-
-def digest(data: Any) -> str | None:
-    """A hash of rows of data in memory, so that a run is not continued on others; None of others."""
-    if not isinstance(data, Batches | JointBatches):
-        return None
-    found = hashlib.sha256()
-    for part in data.sets if isinstance(data, JointBatches) else (data,):
-        rows = slice(None, None, -(-part.num_data // DIGEST_ROWS))
-        for tensor in part.tensors:
-            if tensor is not None:
-                found.update(tensor[rows].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
 
 
 def versions() -> dict[str, str]:

@@ -149,7 +149,8 @@ class Run:
         history: one row an epoch: `epoch`, `loss` (as minimised), `elbo`, `reconstruction`, `kl_<site>` (of the
             training minibatches, nats per datum, unscaled), `kl_weight`, `lr`, and `valid_elbo`.
         folder: where the run lies on disk, if anywhere.
-        stopped: "finished" (all epochs), "early" (no better validation ELBO) or "interrupted" (Ctrl-C).
+        stopped: "finished" (all epochs), "early" (no better validation ELBO), "callback" (one returned True) or
+            "interrupted" (Ctrl-C).
         best_epoch: the epoch whose weights the pair now holds; None without validation data (the last).
         seconds: time spent training, this time.
     """

@@ -6,35 +6,28 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ppvae.data import Batches, JointBatches
+from ppvae.data import Source
+from ppvae.infer.callbacks import Callback
 from ppvae.infer.checkpoint import Progress, progress_bar, to_cpu
 from ppvae.infer.interrupt import stop_requests, until
 from ppvae.infer.nonfinite import NonFiniteError, all_finite, check_finite_parameters
 from ppvae.infer.optim import OptimizerFactory
-from ppvae.infer.preflight import (
-    Source,
-    check_fits,
-    check_kl_sites,
-    check_objective,
-    epoch_length,
-    minibatches,
-    size_of,
-)
+from ppvae.infer.preflight import check_fits, check_kl_sites, check_objective
 from ppvae.infer.run_folder import Row, Run, RunFolder
 from ppvae.infer.svi import SVI
 from ppvae.objectives.base import StepTerms
 from ppvae.objectives.schedule import Schedule
 from ppvae.pair import Batch, KLWeight, check_batch, device_of
 from ppvae.params import restore_weights
-from ppvae.rng import RandomState
-from ppvae.sampling.eval_mode import evaluating, modes_kept, validation
+from ppvae.rng import RandomState, forked_rng
+from ppvae.sampling.eval_mode import eval_mode, evaluating, modes_kept, validation
 from ppvae.sampling.importance import Draws, importance_draws
 from ppvae.storage import load_state, save_state
 
@@ -65,6 +58,7 @@ class Trainer:
     seed: int
     compile: bool | Literal["auto"]
     autocast: torch.dtype | None
+    callbacks: Sequence[Callback] = ()
 
     def prepare(self) -> None:
         """Runs the pair once on a minibatch: creates its parameters, checks it against the data.
@@ -73,26 +67,26 @@ class Trainer:
             ValueError: naming the site, the argument or the data that do not fit.
         """
         self.device = device_of(self.pair)
-        self.random = RandomState(self.device, self.train)
+        self.random = RandomState(self.device, self.train.generators)
         self.progress = Progress()
         self.best_weights: dict[str, Tensor] | None = None
         self.beta = torch.full((), 0.5, device=self.device)  # no KL weight that could be taken for none
         self.weighting: Any = nullcontext() if self.kl_weight is None else KLWeight(self.beta, self.kl_sites)
-        self.steps_per_epoch = epoch_length(self.train)
+        self.steps_per_epoch = self.train.num_batches
         options: dict[str, Any] = {"compile": self.compile, "autocast": self.autocast, "clip_norm": self.clip_norm}
         self.svi = SVI(self.pair.model, self.pair.guide, self.optim, self.loss, owner=self.pair, **options)
         with self.random.kept(), evaluating(self.pair, self.seed, attach=True), self.weighting:
             for name, data in (("train", self.train), ("valid", self.valid)):
                 if data is not None:
-                    check_fits(self.pair, data, self.device, name=name)
-            first = next(self._minibatches(0))
+                    check_fits(self.pair, data, name=name)
+            first = next(self.train.epoch(0))
             check_objective(self.loss, self.pair, first)  # may create a parameter of the objective's own
-            batches = first if isinstance(self.train, JointBatches) else (first,)
+            batches = (first,) if self.train.weights is None else first
             check_kl_sites(self.kl_sites, self.pair, batches)
             for batch in batches:
                 self.svi.setup(*batch)
             self.svi.check_buffers()
-        with self.random.forked(self.seed):
+        with forked_rng(self.device, self.seed):
             self.rng = self.random.get()
 
     def resume(self) -> None:
@@ -105,25 +99,25 @@ class Trainer:
             self.best_weights = load_state(self.folder.best)
         self.folder.write_history(self.progress.history)  # a kill may have come between the two files
 
-    def run(self, *, epochs: int, patience: int | None, progress: bool, log: Any) -> Run:
-        """Trains until `epochs` epochs are done, validation stops improving, or Ctrl-C."""
+    def run(self, *, epochs: int, patience: int | None, progress: bool) -> Run:
+        """Trains until `epochs` epochs are done, validation stops improving, a callback asks to stop, or Ctrl-C."""
         began = time.perf_counter()
         self.svi.planned_steps = (self.steps_per_epoch or 0) * epochs
         with (
             modes_kept(self.pair),
-            self.random.forked(self.seed),
-            self.svi.running(),
-            validation(False),
             stop_requests() as stop,
             progress_bar(self.progress, self.steps_per_epoch, epochs, show=progress) as bar,
         ):
-            self.random.set(self.rng)
             while (stopped := self._finished(epochs, patience)) is None:
                 bar.set_description(f"epoch {self.progress.epoch + 1}/{epochs}", refresh=False)
-                if not self._epoch(stop, bar):
-                    stopped = "interrupted"
+                with self._drawing(), self.svi.running(), validation(False):
+                    if not self._epoch(stop, bar):
+                        stopped = "interrupted"
+                        break
+                    self._finish_epoch(bar)
+                if self._called_back():
+                    stopped = "callback"
                     break
-                self._finish_epoch(bar, log)
         return self._result(stopped, time.perf_counter() - began)
 
     def _finished(self, epochs: int, patience: int | None) -> str | None:
@@ -131,6 +125,27 @@ class Trainer:
         if patience is not None and self.progress.epoch - (self.progress.best_epoch or 0) >= patience:
             return "early"
         return "finished" if self.progress.epoch >= epochs else None
+
+    @contextmanager
+    def _drawing(self) -> Iterator[None]:
+        """Goes on with the run's own random numbers, which are noted on leaving; the user's come back."""
+        with forked_rng(self.device, self.seed):
+            self.random.set(self.rng)
+            yield
+            self.rng = self.random.get()
+
+    def _called_back(self) -> bool:
+        """Shows the finished epoch to the callbacks, outside all that training has set up; whether one asks to stop.
+
+        They draw from where training stands, and what they draw changes none of its numbers.
+        """
+        if not self.callbacks:
+            return False
+        now = self.progress
+        with self.random.kept(), forked_rng(self.device, self.seed), eval_mode(self.pair), torch.no_grad():
+            self.random.set(self.rng)
+            answers = [callback(dict(now.history[-1]), self.pair, now.epoch) for callback in self.callbacks]
+        return any(answer is True for answer in answers)
 
     def _epoch(self, stop: threading.Event, bar: Any) -> bool:
         """Runs what is left of the epoch; False where a stop was asked for (a checkpoint is then written)."""
@@ -159,20 +174,17 @@ class Trainer:
         done, rng = self.progress.step, self.random.get()
         if done:
             self.random.set(self.progress.epoch_rng)  # an iterable may draw its order from the global state
-        batches = self._minibatches(self.progress.epoch)
+        batches = self.train.epoch(self.progress.epoch)
         for _ in range(done):
             next(batches)
         if done:
             self.random.set(rng)
         yield from batches
 
-    def _minibatches(self, epoch: int) -> Iterator[Batch]:
-        """The minibatches of an epoch as tuples of tensors on the device."""
-        return minibatches(self.train, epoch, self.device, name="train")
-
     def _step(self, batch: Batch, *, check: bool = False) -> tuple[int, StepTerms]:
         """One step on a minibatch that stands for n data: n, and the terms summed over them."""
-        n = size_of(self.train, batch, name="train")
+        n = check_batch(batch, name="train") if self.train.weights is None else self.train.num_data
+        assert n is not None
         self._set_time(self.progress.time(self.progress.step, self.steps_per_epoch))
         with self.weighting:
             return n, self.svi.update(*batch, weight=1 / n, check=check)
@@ -225,7 +237,7 @@ class Trainer:
                 break
         raise NonFiniteError(f"a value was not finite {where} {last + 1}, but all are in a replay of the epoch")
 
-    def _finish_epoch(self, bar: Any, log: Any) -> None:
+    def _finish_epoch(self, bar: Any) -> None:
         """Adds the epoch's row to the history, validates, and writes the checkpoint."""
         row, now = self._row(), self.progress
         now.epoch, now.step, now.sums = now.epoch + 1, 0, {}
@@ -237,8 +249,6 @@ class Trainer:
                 best = self.best_weights = self._weights()
         now.history.append(row)
         bar.set_postfix({k: f"{row[k]:.2f}" for k in ("loss", "elbo", "valid_elbo") if k in row}, refresh=False)
-        for name, value in row.items() if log is not None else ():
-            log.add_scalar(name, value, now.epoch)
         self._write(best)
 
     def _row(self) -> Row:
@@ -258,9 +268,9 @@ class Trainer:
         """The mean ELBO of the validation data, one draw per datum, the same draws every epoch."""
         assert self.valid is not None
         total, count = 0.0, 0
-        whole = [self.valid.tensors] if isinstance(self.valid, Batches) and self.valid.transform is None else None
+        whole = self.valid.whole
         with self.random.kept():
-            for batch in whole or minibatches(self.valid, 0, self.device, name="valid"):
+            for batch in self.valid.epoch(0) if whole is None else [whole]:
                 for draws in importance_draws(self.pair, batch, num_samples=1, seed=self.seed):
                     total += self._sum_of(draws)
                 count += check_batch(batch, name="valid")

@@ -10,6 +10,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
+from ppvae._validate import check_count
 from ppvae.nn import check_context
 from ppvae.traces import leaf
 
@@ -95,8 +96,7 @@ def mean_of(distribution: TorchDistribution) -> Tensor:
 
 def line_between(q_from: TorchDistribution, q_to: TorchDistribution, num_steps: int) -> Tensor:
     """Points on the straight line between two codes, both ends included: (..., num_steps, *event)."""
-    if num_steps < 2:
-        raise ValueError(f"num_steps must be at least 2, for the two ends, got {num_steps!r}")
+    check_count("num_steps", num_steps, at_least=2)
     dims = len(q_from.event_shape)
     z_from, z_to = (code_of(q).unsqueeze(-1 - dims) for q in (q_from, q_to))
     t = torch.linspace(0, 1, num_steps, device=z_from.device, dtype=z_from.dtype).reshape(-1, *[1] * dims)
@@ -208,13 +208,3 @@ def check_pieces(**pieces: Any) -> None:
     for name, piece in pieces.items():
         if not isinstance(piece, nn.Module):
             raise TypeError(f"{name} must be a module that returns a distribution, got {type(piece).__name__}")
-
-
-def check_weight(name: str, weight: Any) -> None:
-    """Checks that the weight of a term of the objective is a number >= 0.
-
-    Raises:
-        ValueError: where it is not.
-    """
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight >= 0:
-        raise ValueError(f"{name} must be a number >= 0, got {weight!r}")

@@ -15,7 +15,8 @@ import pyro.distributions as dist
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from ppvae.models.base import ConditionalQueries, check_each, check_pieces, check_weight
+from ppvae._validate import check_number
+from ppvae.models.base import ConditionalQueries, check_each, check_pieces
 from ppvae.nn import check_context
 from ppvae.pair import KLWeight
 
@@ -55,7 +56,7 @@ class CVAE(ConditionalQueries):
 
     def __init__(self, p_z: nn.Module, p_x_given_zy: nn.Module, q_z_given_xy: nn.Module, *, beta: float = 1.0) -> None:
         super().__init__()
-        check_weight("beta", beta)
+        check_number("beta", beta, at_least=0)
         check_pieces(p_z=p_z, p_x_given_zy=p_x_given_zy, q_z_given_xy=q_z_given_xy)
         self.p_z = p_z
         self.p_x_given_zy = p_x_given_zy

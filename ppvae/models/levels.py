@@ -16,7 +16,8 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from ppvae.models.base import check_pieces, check_weight, code_of, line_between, mean_of
+from ppvae._validate import check_number
+from ppvae.models.base import check_pieces, code_of, line_between, mean_of
 from ppvae.pair import KLWeight
 
 
@@ -34,7 +35,7 @@ class Levels(nn.Module, ABC):
 
     def __init__(self, p_z: Sequence[nn.Module], p_x_given_z: nn.Module, *, skip: bool, beta: float) -> None:
         super().__init__()
-        check_weight("beta", beta)
+        check_number("beta", beta, at_least=0)
         if not isinstance(skip, bool):
             raise TypeError(f"skip must be a bool, got {skip!r}")
         self.p_z = modules_of_levels("p_z", p_z)

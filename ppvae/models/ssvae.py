@@ -18,7 +18,8 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from ppvae.models.base import ConditionalQueries, check_each, check_pieces, check_weight
+from ppvae._validate import check_number
+from ppvae.models.base import ConditionalQueries, check_each, check_pieces
 from ppvae.nn import check_context
 from ppvae.pair import loss_term
 
@@ -76,7 +77,7 @@ class SSVAE(ConditionalQueries):
         alpha: float = 1.0,
     ) -> None:
         super().__init__()
-        check_weight("alpha", alpha)
+        check_number("alpha", alpha, at_least=0)
         check_pieces(p_y=p_y, p_z=p_z, p_x_given_zy=p_x_given_zy, q_y_given_x=q_y_given_x, q_z_given_xy=q_z_given_xy)
         self.p_y = p_y
         self.p_z = p_z

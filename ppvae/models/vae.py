@@ -13,7 +13,8 @@ from __future__ import annotations
 import pyro
 from torch import Tensor, nn
 
-from ppvae.models.base import VAEQueries, check_pieces, check_weight
+from ppvae._validate import check_number
+from ppvae.models.base import VAEQueries, check_pieces
 from ppvae.pair import KLWeight
 
 
@@ -47,7 +48,7 @@ class VAE(VAEQueries):
 
     def __init__(self, p_z: nn.Module, p_x_given_z: nn.Module, q_z_given_x: nn.Module, *, beta: float = 1.0) -> None:
         super().__init__()
-        check_weight("beta", beta)
+        check_number("beta", beta, at_least=0)
         check_pieces(p_z=p_z, p_x_given_z=p_x_given_z, q_z_given_x=q_z_given_x)
         self.p_z = p_z
         self.p_x_given_z = p_x_given_z

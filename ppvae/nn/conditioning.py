@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ppvae._validate import check_count
 from ppvae.nn.context import Context
-from ppvae.nn.shapes import as_shape, as_size, lead_dims
+from ppvae.nn.shapes import as_shape, lead_dims
 
 
 class Conditioning(nn.Module, ABC):
@@ -98,9 +99,9 @@ class Concat(Conditioning):
     """
 
     def __init__(self, dim: int, context_dim: int, out_dim: int, *, bias: bool = True) -> None:
-        super().__init__((as_size(context_dim, "context_dim"),))
-        self.dims = [as_size(dim, "dim"), context_dim]
-        self.in_shape, self.out_shape = (dim,), (as_size(out_dim, "out_dim"),)
+        super().__init__((check_count("context_dim", context_dim),))
+        self.dims = [check_count("dim", dim), context_dim]
+        self.in_shape, self.out_shape = (dim,), (check_count("out_dim", out_dim),)
         # One matrix starts, and is saved, as that of a plain layer on the concatenation.
         self.linear = nn.Linear(sum(self.dims), out_dim, bias=bias)
 
@@ -134,8 +135,8 @@ class FiLM(Conditioning):
     """
 
     def __init__(self, dim: int, context_dim: int, *, spatial_dims: int = 0) -> None:
-        super().__init__((as_size(context_dim, "context_dim"),))
-        self.dim, self.spatial_dims = as_size(dim, "dim"), _as_count(spatial_dims, "spatial_dims")
+        super().__init__((check_count("context_dim", context_dim),))
+        self.dim, self.spatial_dims = check_count("dim", dim), check_count("spatial_dims", spatial_dims, at_least=0)
         self.linear = nn.Linear(context_dim, 2 * dim)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
@@ -173,7 +174,7 @@ class ConditionalBatchNorm(Conditioning):
     """
 
     def __init__(self, dim: int, context_dim: int, *, spatial_dims: int = 0) -> None:
-        super().__init__((as_size(context_dim, "context_dim"),))
+        super().__init__((check_count("context_dim", context_dim),))
         self.film = FiLM(dim, context_dim, spatial_dims=spatial_dims)
         self.norm = nn.BatchNorm1d(dim, affine=False)
 
@@ -224,7 +225,7 @@ class CrossAttention(Conditioning):
         self.context_shape = context_shape
         self.one_query, self.one_token = len(in_shape) == 1, len(context_shape) == 1
         dim, num_tokens = in_shape[-1], math.prod(context_shape[:-1])
-        self.num_heads = as_size(num_heads, "num_heads")
+        self.num_heads = check_count("num_heads", num_heads)
         if dim % num_heads:
             raise ValueError(f"num_heads must divide the size of h, {dim}, got {num_heads}")
         self.norm = nn.LayerNorm(dim)
@@ -255,9 +256,3 @@ def _check_features(h: Tensor, dim: int, spatial_dims: int) -> None:
     if h.dim() <= spatial_dims or h.shape[-1 - spatial_dims] != dim:
         spatial = ", *spatial" if spatial_dims else ""
         raise ValueError(f"expected h of shape (..., {dim}{spatial}), got {tuple(h.shape)}")
-
-
-def _as_count(value: int, name: str) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{name} must be an int of at least 0, got {value!r}")
-    return value

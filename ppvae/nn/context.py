@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ppvae.nn.shapes import as_size
+from ppvae._validate import check_count
 
 
 def check_labels(y: Tensor, num_classes: int, *, name: str = "y") -> None:
@@ -70,7 +70,7 @@ class OneHot(nn.Module):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.num_classes = as_size(num_classes, "num_classes")
+        self.num_classes = check_count("num_classes", num_classes)
         self.in_shape, self.out_shape = (), (num_classes,)
         nan = torch.full((1, num_classes), math.nan)
         self.register_buffer("table", torch.cat([nan, torch.eye(num_classes), nan]), persistent=False)

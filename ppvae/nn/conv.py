@@ -6,6 +6,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from ppvae._validate import check_count
 from ppvae.nn.layers import Layers, Norm
 from ppvae.nn.residual import ConvResidualBlock
 from ppvae.nn.shapes import Batched, Reshape, as_shape
@@ -153,8 +154,7 @@ class _Double(nn.Module):
 
 def _finish(channels: int, make: Layers, num_residual: int) -> list[nn.Module]:
     """Returns what follows a convolution: residual blocks, then norm, activation and dropout."""
-    if type(num_residual) is not int or num_residual < 0:
-        raise ValueError(f"num_residual must be an int of at least 0, got {num_residual!r}")
+    check_count("num_residual", num_residual, at_least=0)
     blocks = [
         ConvResidualBlock(
             channels,

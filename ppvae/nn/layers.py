@@ -7,6 +7,7 @@ from typing import Literal
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from ppvae._validate import check_number
 from ppvae.nn.shapes import Batched
 
 Norm = Literal["batch", "layer"]
@@ -77,8 +78,7 @@ class Layers:
         self._activation()
         if self.norm not in (None, "batch", "layer"):
             raise ValueError(f"norm must be None, 'batch' or 'layer', got {self.norm!r}")
-        if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be a probability in [0, 1), got {self.dropout!r}")
+        check_number("dropout", self.dropout, at_least=0, below=1)
         if not isinstance(self.spectral_norm, bool):
             raise ValueError(f"spectral_norm must be a bool, got {self.spectral_norm!r}")
 

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from ppvae._validate import check_count
 from ppvae.nn.layers import Layers, Norm
-from ppvae.nn.shapes import as_shape, as_size, between
+from ppvae.nn.shapes import as_shape, between
 
 
 class ResidualBlock(nn.Module):
@@ -46,7 +47,7 @@ class ResidualBlock(nn.Module):
         spectral_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.in_shape = self.out_shape = (as_size(dim, "dim"),)
+        self.in_shape = self.out_shape = (check_count("dim", dim),)
         make = Layers(activation, norm, dropout, spectral_norm)
         self.body = nn.Sequential(
             *replace(make, dropout=0.0).vector(dim),
@@ -98,7 +99,7 @@ class ConvResidualBlock(nn.Module):
         spectral_norm: bool = False,
     ) -> None:
         super().__init__()
-        c = as_size(channels, "channels")
+        c = check_count("channels", channels)
         make = Layers(activation, norm, dropout, spectral_norm)
         self.body = nn.Sequential(
             *replace(make, dropout=0.0).image(c),
@@ -150,11 +151,11 @@ class ResidualMLP(nn.Sequential):
         spectral_norm: bool = False,
     ) -> None:
         in_shape, out_shape = as_shape(in_shape, "in_shape"), as_shape(out_shape, "out_shape")
-        d = as_size(hidden_dim, "hidden_dim")
+        d = check_count("hidden_dim", hidden_dim)
         make = Layers(activation, norm, dropout, spectral_norm)
         blocks = [
             ResidualBlock(d, activation=activation, norm=norm, dropout=dropout, spectral_norm=spectral_norm)
-            for _ in range(as_size(num_blocks, "num_blocks"))
+            for _ in range(check_count("num_blocks", num_blocks))
         ]
         layers = [
             make.weight(nn.Linear(math.prod(in_shape), d, bias=make.hidden_bias)),

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from ppvae._validate import check_number
+
 
 def as_shape(value: int | Sequence[int], name: str) -> tuple[int, ...]:
     """Returns an event shape as a tuple, reading an int as a shape of one dimension.
@@ -32,28 +34,6 @@ def as_shape(value: int | Sequence[int], name: str) -> tuple[int, ...]:
     if not is_sequence or not all(type(size) is int and size > 0 for size in sizes):
         raise ValueError(f"{name} must be a positive int or a sequence of positive ints, got {value!r}")
     return tuple(sizes)
-
-
-def as_size(value: int, name: str) -> int:
-    """Returns a size as it came, after checking that it is one.
-
-    Args:
-        value: A positive int.
-        name: What the caller calls the value, for the error.
-
-    Returns:
-        The value.
-
-    Raises:
-        ValueError: If the value is not a positive int.
-
-    Example:
-        >>> as_size(64, "hidden_dim")
-        64
-    """
-    if type(value) is not int or value < 1:
-        raise ValueError(f"{name} must be a positive int, got {value!r}")
-    return value
 
 
 def lead_dims(x: Tensor, in_shape: tuple[int, ...]) -> int:
@@ -193,8 +173,7 @@ class Rescale(nn.Module):
     def __init__(self, scale: float, shift: float = 0.0) -> None:
         super().__init__()
         for name, value in (("scale", scale), ("shift", shift)):
-            if not isinstance(value, int | float) or not math.isfinite(value):
-                raise ValueError(f"{name} must be a finite number, got {value!r}")
+            check_number(name, value)
         # A Python float, never an int, promotes an integer tensor to the default float dtype.
         self.scale, self.shift = float(scale), float(shift)
 

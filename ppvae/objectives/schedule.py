@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 
+from ppvae._validate import check_count, check_number
+
 Schedule = Callable[[float], float]
 """From the time in epochs to a value."""
 
@@ -29,7 +31,7 @@ class Linear:
     end: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_positive("epochs", self.epochs)
+        check_number("epochs", self.epochs, above=0)
 
     def __call__(self, epoch: float) -> float:
         """The value at time `epoch`."""
@@ -50,7 +52,7 @@ class Sigmoid:
     end: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_positive("width", self.width)
+        check_number("width", self.width, above=0)
 
     def __call__(self, epoch: float) -> float:
         """The value at time `epoch`."""
@@ -74,9 +76,8 @@ class Cyclical:
     end: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_positive("period", self.period)
-        if not 0 < self.ramp <= 1:
-            raise ValueError(f"ramp must be a fraction in (0, 1], got {self.ramp!r}")
+        check_number("period", self.period, above=0)
+        check_number("ramp", self.ramp, above=0, at_most=1)
 
     def __call__(self, epoch: float) -> float:
         """The value at time `epoch`."""
@@ -98,7 +99,7 @@ class Cosine:
     end: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_positive("epochs", self.epochs)
+        check_number("epochs", self.epochs, above=0)
 
     def __call__(self, epoch: float) -> float:
         """The value at time `epoch`."""
@@ -126,11 +127,10 @@ class Stages:
     fall: float = 10.0
 
     def __post_init__(self) -> None:
-        _check_positive("epochs", self.epochs)
-        _check_positive("growth", self.growth)
-        _check_positive("fall", self.fall)
-        if isinstance(self.num_stages, bool) or not isinstance(self.num_stages, int) or self.num_stages < 2:
-            raise ValueError(f"num_stages must be a whole number of at least 2, got {self.num_stages!r}")
+        check_number("epochs", self.epochs, above=0)
+        check_number("growth", self.growth, above=0)
+        check_number("fall", self.fall, above=0)
+        check_count("num_stages", self.num_stages, at_least=2)
 
     def __call__(self, epoch: float) -> float:
         """The value at time `epoch`."""
@@ -157,12 +157,5 @@ def as_schedule(value: float | Schedule, *, name: str) -> Schedule:
         return value
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number or a function of the epoch, got {type(value).__name__}")
-    constant = float(value)
-    if not (math.isfinite(constant) and constant >= 0):
-        raise ValueError(f"{name} must be finite and >= 0, got {value!r}")
+    constant = check_number(name, value, at_least=0)
     return lambda epoch: constant
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"{name} must be > 0, got {value!r}")

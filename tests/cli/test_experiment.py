@@ -37,9 +37,9 @@ def test_warmup_goes_from_its_start_to_the_weight_of_the_pair():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"warmup": 5, "warmup_from": -1}, "--warmup-from must be finite and >= 0, got -1"),
+        ({"warmup": 5, "warmup_from": -1}, "--warmup-from must be a finite number >= 0, got -1"),
         ({"warmup_shape": "cyclical"}, "--warmup-shape cyclical needs --warmup"),
-        ({"warmup": -3}, "--warmup must be finite and >= 0, got -3"),
+        ({"warmup": -3}, "--warmup must be a finite number >= 0, got -3"),
         ({"warmup_from": 4}, "--warmup-from needs --warmup"),
         ({"warmup": 5, "warmup_from": 4, "warmup_shape": "sigmoid"}, "--warmup-shape linear"),
     ],

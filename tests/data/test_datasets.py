@@ -260,11 +260,11 @@ def test_images_and_labels_that_do_not_belong_together(tmp_path):
         ({"name": "imagenet"}, ValueError, "one of digits, mnist, fashion, kmnist, cifar10; got 'imagenet'"),
         ({"name": ["digits"]}, ValueError, r"got \['digits'\]"),
         ({"root": 3}, TypeError, "root must be a path, got 3 of type int"),
-        ({"num_valid": -1}, ValueError, "num_valid must be at least 0, got -1"),
-        ({"num_valid": 0.1}, TypeError, "num_valid must be an int, got 0.1 of type float"),
+        ({"num_valid": -1}, ValueError, "num_valid must be a whole number >= 0, got -1"),
+        ({"num_valid": 0.1}, ValueError, "num_valid must be a whole number .* got 0.1"),
         ({"num_valid": 1497}, ValueError, "num_valid=1497 leaves nothing of digits's 1497 training images"),
-        ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
-        ({"seed": "a"}, TypeError, "seed must be an int, got 'a' of type str"),
+        ({"seed": -1}, ValueError, "seed must be a whole number >= 0, got -1"),
+        ({"seed": "a"}, ValueError, "seed must be a whole number .* got 'a'"),
     ],
 )
 def test_bad_arguments_are_named(arguments, error, match):

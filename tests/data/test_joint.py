@@ -114,7 +114,9 @@ def test_errors():
     both = JointBatches(*sets(3, 9))
     with pytest.raises(ValueError, match="index"):
         both.epoch(-1)
-    with pytest.raises(TypeError, match="index"):
+    with pytest.raises(ValueError, match="index"):
         both.epoch(1.0)
+    (elsewhere,) = sets(3)
+    elsewhere.device = torch.device("meta")
     with pytest.raises(ValueError, match="one device"):
-        JointBatches(*sets(3), Batches(torch.zeros(3), batch_size=1, device="meta"))
+        JointBatches(*sets(3), elsewhere)

@@ -72,7 +72,7 @@ def test_only_labels_of_the_same_class_matter():
         (torch.zeros(3, 2, dtype=torch.int64), 1, ValueError, "argmax"),
         (labels(2, 2), 5, ValueError, "at most the 4 data"),
         (labels(2, 2), -1, ValueError, "num_labels"),
-        (labels(2, 2), 1.0, TypeError, "num_labels"),
+        (labels(2, 2), 1.0, ValueError, "num_labels"),
         (labels(9, 1), 4, ValueError, "needs 2 data of class 1, there are 1"),
     ],
 )
@@ -82,6 +82,6 @@ def test_errors(y, num_labels, error, message):
 
 
 def test_bad_seeds():
-    for seed, error in ((-1, ValueError), (0.5, TypeError)):
-        with pytest.raises(error, match="seed"):
+    for seed in (-1, 0.5):
+        with pytest.raises(ValueError, match="seed"):
             split_labels(labels(2, 2), 2, seed=seed)

@@ -143,8 +143,8 @@ def test_broadcasts_and_expands_without_copies():
     [
         ((0.5, torch.ones(())), TypeError, "loc must be a tensor, got float"),
         ((torch.ones(()), 0.5), TypeError, "scale must be a tensor, got float"),
-        ((torch.ones(()), torch.ones(()), 1), ValueError, "num_levels must be at least 2, got 1"),
-        ((torch.ones(()), torch.ones(()), 8.0), ValueError, "num_levels must be a positive int, got 8.0"),
+        ((torch.ones(()), torch.ones(()), 1), ValueError, "num_levels must be a whole number >= 2, got 1"),
+        ((torch.ones(()), torch.ones(()), 8.0), ValueError, "num_levels must be a whole number >= 2, got 8.0"),
     ],
 )
 def test_errors_name_the_argument(args, error, message):

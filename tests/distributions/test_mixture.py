@@ -165,9 +165,13 @@ def test_mixture_learns_two_clusters():
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: MixturePrior(0, 2), ValueError, "num_components must be a positive int, got 0"),
+        (lambda: MixturePrior(0, 2), ValueError, "num_components must be a whole number >= 1, got 0"),
         (lambda: MixturePrior(3, 0), ValueError, "event_shape must be .*, got 0"),
-        (lambda: MixturePrior(3, 2, min_scale=0.0), ValueError, r"min_scale must be a number in \(0, 1\), got 0.0"),
+        (
+            lambda: MixturePrior(3, 2, min_scale=0.0),
+            ValueError,
+            "min_scale must be a finite number > 0 and < 1",
+        ),
         (lambda: VampPrior(len, torch.rand(C, D)), TypeError, "q_z_given_x must be a torch.nn.Module, got builtin"),
         (lambda: VampPrior(nn.Identity(), 500), TypeError, r"pseudo_inputs must be a tensor .*, got int"),
         (lambda: VampPrior(nn.Identity(), torch.rand(0, D)), ValueError, r"pseudo_inputs must be .* got \(0, 6\)"),

@@ -89,7 +89,7 @@ def test_event_dim_of_the_user_wins():
         (
             lambda: ConditionalNormal(PLAIN, min_scale=0),
             ValueError,
-            "min_scale must be a positive number, got 0",
+            "min_scale must be a finite number > 0, got 0",
         ),
         (
             lambda: ConditionalNormal(PLAIN, scale="learned", min_scale=2.0),
@@ -100,7 +100,7 @@ def test_event_dim_of_the_user_wins():
         (
             lambda: ConditionalDiscretizedLogistic(PLAIN, num_levels=1),
             ValueError,
-            "num_levels must be at least 2, got 1",
+            "num_levels must be a whole number >= 2, got 1",
         ),
     ],
 )

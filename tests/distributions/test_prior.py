@@ -69,5 +69,5 @@ def test_uniform_categorical_is_enumerated():
 
 
 def test_uniform_categorical_names_the_argument():
-    with pytest.raises(ValueError, match="num_classes must be a positive int, got 0"):
+    with pytest.raises(ValueError, match="num_classes must be a whole number >= 1, got 0"):
         UniformCategorical(0)

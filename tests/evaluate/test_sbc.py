@@ -241,9 +241,9 @@ def test_errors():
     with pytest.raises(ValueError, match="'x' takes no argument of the pair as it is"):
         run_sbc(Doubles(), x)
     for level in (0, 1, -0.1, math.nan):
-        with pytest.raises(ValueError, match="level must be a number between 0 and 1, got"):
+        with pytest.raises(ValueError, match="level must be a finite number > 0 and < 1, got"):
             check_sbc(run_sbc(pair, x), level=level)
-        with pytest.raises(ValueError, match="level must be a number between 0 and 1, got"):
+        with pytest.raises(ValueError, match="level must be a finite number > 0 and < 1, got"):
             ecdf_band(10, 9, level=level)
     with pytest.raises(ValueError, match="num_simulations must be a whole number >= 1, got 0"):
         ecdf_band(0, 9)

@@ -222,12 +222,12 @@ def test_build_follows_the_flags():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--num-labels", "7", "--alpha", "-1"], "--alpha must be finite and >= 0, got -1"),
-        (["--num-labels", "-1"], "--num-labels must be at least 0, got -1"),
+        (["--num-labels", "7", "--alpha", "-1"], "--alpha must be a finite number >= 0, got -1"),
+        (["--num-labels", "-1"], "--num-labels must be a whole number >= 0, got -1"),
         (["--num-labels", "9"], "--num-labels must be 0, or from 10, one of each class, to 256"),
         (["--latent-dim", "0"], "--latent-dim must be a whole number >= 1, got 0"),
         (["--labelled-batch-size", "0"], "--labelled-batch-size must be a whole number >= 1, got 0"),
-        (["--supervised-epochs", "-1"], "--supervised-epochs must be at least 0, got -1"),
+        (["--supervised-epochs", "-1"], "--supervised-epochs must be a whole number >= 0, got -1"),
         (["--m1-epochs", "2"], "--m1-epochs goes with --variant m1m2, got m2"),
         (["--dropout", "1"], "dropout"),
         (["--variant", "m1m2", "--m1-dims", "0"], "hidden_dims"),

@@ -8,10 +8,11 @@ import torch
 from pyro.infer import Trace_ELBO
 
 import ppvae
+from ppvae.compile.compiled import COST
 from ppvae.data import Batches, Binarize, binarize, load
 from ppvae.distributions import ConditionalBernoulli, ConditionalNormal, StandardNormal
 from ppvae.infer import SVI
-from ppvae.infer.svi import COMPILE_FROM
+from ppvae.infer.svi import SAVED
 from ppvae.models import VAE
 from ppvae.nn import MLP
 from ppvae.objectives import Linear
@@ -23,13 +24,13 @@ from tests.compile.compiling import (
 
 
 def test_auto_compiles_only_long_runs():
-    pair = make_vae()
+    pair, repaying = make_vae(), int(COST / SAVED)
     svi = SVI(pair.model, pair.guide, partial(torch.optim.Adam, lr=1e-2), Trace_ELBO())
-    svi.planned_steps = COMPILE_FROM - 1
+    svi.planned_steps = repaying - 1
     for _ in range(3):
         svi.step(binary())
     assert compiled_graphs(svi) == 0
-    svi.planned_steps = COMPILE_FROM
+    svi.planned_steps = repaying
     svi.step(binary())
     assert compiled_graphs(svi) == 1
 

@@ -109,7 +109,7 @@ BAD = {
     "cuda": (small_vae, binary(4), {"device": "cuda"}, ValueError, "no CUDA GPU"),
     "device": (small_vae, binary(4), {"device": "gpu"}, ValueError, "device must be a torch device .* 'gpu'"),
     "seed": (small_vae, binary(4), {"seed": -1}, ValueError, "seed must be a whole number >= 0, got -1"),
-    "clip_norm": (small_vae, binary(4), {"clip_norm": 0}, ValueError, "clip_norm must be a number > 0 or None, got 0"),
+    "clip_norm": (small_vae, binary(4), {"clip_norm": 0}, ValueError, "clip_norm must be a finite number > 0, got 0"),
     "clip_norm text": (small_vae, binary(4), {"clip_norm": "1"}, ValueError, "clip_norm must be .* got '1'"),
     "lr": (small_vae, binary(4), {"lr": "1e-3"}, TypeError, "lr must be a number or a function .* got str"),
     "lr, scheduled": (small_vae, binary(4), {"lr": lambda t: -1.0}, ValueError, "lr must give .* got -1.0 at epoch 0"),
@@ -126,7 +126,7 @@ BAD = {
     "config, no dict": (small_vae, binary(4), {"config": 3}, TypeError, "config must be a dict or None, got 3"),
     "mps": (small_vae, binary(4), {"device": "mps"}, ValueError, "device must be the CPU or a CUDA GPU, got 'mps'"),
     "loss, class": (small_vae, binary(4), {"loss": Trace_ELBO}, TypeError, r"or a function, e.g. Trace_ELBO\(\), got"),
-    "lr < 0": (small_vae, binary(4), {"lr": -1.0}, ValueError, "lr must be finite and >= 0, got -1.0"),
+    "lr < 0": (small_vae, binary(4), {"lr": -1.0}, ValueError, "lr must be a finite number >= 0, got -1.0"),
     "kl_weight": (small_vae, binary(4), {"kl_weight": [1]}, TypeError, "kl_weight must be .* got list"),
     "kl_sites": (
         small_vae,
@@ -154,7 +154,8 @@ BAD = {
     "missed": (lambda: Broken("missed"), scalar(), {}, ValueError, "the guide misses the latent site 'z'"),
     "extra": (lambda: Broken("extra"), scalar(), {}, ValueError, "the guide samples 'w', which is no latent"),
     "no obs": (lambda: Broken("no obs"), scalar(), {}, ValueError, "the model observes nothing"),
-    "tensorboard": (small_vae, binary(4), {"tensorboard": True, "out": None}, ValueError, "tensorboard needs"),
+    "callbacks": (small_vae, binary(4), {"callbacks": print}, TypeError, "callbacks must be a list of functions"),
+    "a callback": (small_vae, binary(4), {"callbacks": [3]}, TypeError, r"functions f\(row, pair, epoch\), got 3"),
 }
 
 

@@ -400,7 +400,7 @@ def test_labels_through_a_net_that_declares_nothing():
 def test_constructor():
     pieces = {"p_z": StandardNormal(K), "p_x_given_zy": StandardNormal(D), "q_z_given_xy": StandardNormal(K)}
     for beta in (-1.0, math.nan, "1", True, None):
-        with pytest.raises(ValueError, match="beta must be a number >= 0"):
+        with pytest.raises(ValueError, match="beta must be a finite number >= 0"):
             CVAE(**pieces, beta=beta)
     for name in pieces:
         with pytest.raises(TypeError, match=f"{name} must be a module that returns a distribution, got Normal"):

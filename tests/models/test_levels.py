@@ -203,7 +203,7 @@ def test_queries(case):
     assert path.shape == (2, 4, D)
     torch.testing.assert_close(path[:, 0], pair.reconstruct(x[:2]))
     torch.testing.assert_close(path[:, -1], pair.reconstruct(x[2:4]))
-    with pytest.raises(ValueError, match="num_steps must be at least 2"):
+    with pytest.raises(ValueError, match="num_steps must be a whole number >= 2"):
         pair.interpolate(x[:2], x[2:4], 1)
 
 
@@ -247,7 +247,7 @@ def test_constructor(name):
     model(**pieces)
     model(**{**pieces, **{key: torch.nn.ModuleList(pieces[key]) for key in lists}})
     for beta in (-1.0, math.nan, "1", True, None):
-        with pytest.raises(ValueError, match="beta must be a number >= 0"):
+        with pytest.raises(ValueError, match="beta must be a finite number >= 0"):
             model(**pieces, beta=beta)
     with pytest.raises(TypeError, match="skip must be a bool, got 'yes'"):
         model(**pieces, skip="yes")

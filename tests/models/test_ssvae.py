@@ -417,7 +417,7 @@ def test_constructor():
         "q_z_given_xy": StandardNormal(K),
     }
     for alpha in (-1.0, math.nan, "1", True, None):
-        with pytest.raises(ValueError, match="alpha must be a number >= 0"):
+        with pytest.raises(ValueError, match="alpha must be a finite number >= 0"):
             SSVAE(**pieces, alpha=alpha)
     for name in pieces:
         with pytest.raises(TypeError, match=f"{name} must be a module that returns a distribution, got Normal"):

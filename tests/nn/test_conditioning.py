@@ -337,12 +337,12 @@ def test_a_layer_of_a_users():
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [
-        (lambda: OneHot(0), ValueError, "num_classes must be a positive int, got 0"),
-        (lambda: Concat(0, 1, 1), ValueError, "dim must be a positive int, got 0"),
-        (lambda: Concat(1, 1.0, 1), ValueError, "context_dim must be a positive int, got 1.0"),
-        (lambda: Concat(1, 1, "5"), ValueError, "out_dim must be a positive int, got '5'"),
-        (lambda: FiLM(4, -1), ValueError, "context_dim must be a positive int, got -1"),
-        (lambda: FiLM(4, 1, spatial_dims=-1), ValueError, "spatial_dims must be an int of at least 0, got -1"),
+        (lambda: OneHot(0), ValueError, "num_classes must be a whole number >= 1, got 0"),
+        (lambda: Concat(0, 1, 1), ValueError, "dim must be a whole number >= 1, got 0"),
+        (lambda: Concat(1, 1.0, 1), ValueError, "context_dim must be a whole number >= 1, got 1.0"),
+        (lambda: Concat(1, 1, "5"), ValueError, "out_dim must be a whole number >= 1, got '5'"),
+        (lambda: FiLM(4, -1), ValueError, "context_dim must be a whole number >= 1, got -1"),
+        (lambda: FiLM(4, 1, spatial_dims=-1), ValueError, "spatial_dims must be a whole number >= 0, got -1"),
         (lambda: CrossAttention(6, 3, num_heads=4), ValueError, "num_heads must divide the size of h, 6, got 4"),
         (lambda: CrossAttention((1, 2, 3), 3), ValueError, r"in_shape must have one dimension, or two .* \(1, 2, 3\)"),
         (lambda: CrossAttention(3, ()), ValueError, r"context_shape must have one dimension, or two .* \(\)"),

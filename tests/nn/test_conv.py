@@ -92,7 +92,7 @@ def test_parameters_of_a_pixel_are_channels_of_the_last_convolution():
         (lambda: ConvEncoder((1, 8, 8), (4, 0), 2), r"channels must be .*, got \(4, 0\)"),
         (
             lambda: ConvEncoder((1, 8, 8), (4,), 2, num_residual=-1),
-            "num_residual must be an int of at least 0, got -1",
+            "num_residual must be a whole number >= 0, got -1",
         ),
     ],
 )

@@ -37,8 +37,8 @@ NETS = [
     [
         ({"activation": "sigmoidal"}, "activation must be one of .*; got 'sigmoidal'"),
         ({"norm": "group"}, "norm must be None, 'batch' or 'layer', got 'group'"),
-        ({"dropout": 1.0}, r"dropout must be a probability in \[0, 1\), got 1.0"),
-        ({"dropout": "0.1"}, r"dropout must be a probability in \[0, 1\), got '0.1'"),
+        ({"dropout": 1.0}, r"dropout must be a finite number >= 0 and < 1, got 1.0"),
+        ({"dropout": "0.1"}, r"dropout must be a finite number >= 0 and < 1, got '0.1'"),
         ({"spectral_norm": 1}, "spectral_norm must be a bool, got 1"),
     ],
 )

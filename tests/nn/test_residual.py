@@ -48,10 +48,10 @@ def test_residual_mlp_has_its_blocks():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ResidualBlock(0), "dim must be a positive int, got 0"),
-        (lambda: ConvResidualBlock(2.0), "channels must be a positive int, got 2.0"),
-        (lambda: ResidualMLP(3, 0, 1, 2), "hidden_dim must be a positive int, got 0"),
-        (lambda: ResidualMLP(3, 8, 0, 2), "num_blocks must be a positive int, got 0"),
+        (lambda: ResidualBlock(0), "dim must be a whole number >= 1, got 0"),
+        (lambda: ConvResidualBlock(2.0), "channels must be a whole number >= 1, got 2.0"),
+        (lambda: ResidualMLP(3, 0, 1, 2), "hidden_dim must be a whole number >= 1, got 0"),
+        (lambda: ResidualMLP(3, 8, 0, 2), "num_blocks must be a whole number >= 1, got 0"),
         (lambda: ResidualMLP(3, 8, 1, -2), "out_shape must be .*, got -2"),
     ],
 )

@@ -405,12 +405,12 @@ def test_beta_from_norm():
 @pytest.mark.parametrize(
     ("make", "kind", "message"),
     [
-        (partial(CapacityELBO, -1.0), ValueError, "capacity must be finite and >= 0, got -1.0"),
-        (partial(CapacityELBO, 1.0, gamma=math.inf), ValueError, "gamma must be finite and >= 0, got inf"),
+        (partial(CapacityELBO, -1.0), ValueError, "capacity must be a finite number >= 0, got -1.0"),
+        (partial(CapacityELBO, 1.0, gamma=math.inf), ValueError, "gamma must be a finite number >= 0, got inf"),
         (partial(CapacityELBO, "1"), TypeError, "capacity must be a number or a function of the epoch, got str"),
         (partial(ConstrainedELBO, None), TypeError, "max_kl must be a number .* got NoneType"),
-        (partial(ConstrainedELBO, 1.0, rate=-1.0), ValueError, "rate must be finite and >= 0"),
-        (partial(FreeBitsELBO, {"z": -0.1}), ValueError, r"free_bits\['z'\] must be finite and >= 0, got -0.1"),
+        (partial(ConstrainedELBO, 1.0, rate=-1.0), ValueError, "rate must be a finite number >= 0"),
+        (partial(FreeBitsELBO, {"z": -0.1}), ValueError, r"free_bits\['z'\] must be a finite number >= 0, got -0.1"),
         (partial(FreeBitsELBO, [0.1]), TypeError, "free_bits must be a number .* got list"),
         (partial(BalancedELBO, 0.5), TypeError, "weights must be a dict from the names of sites, got float"),
         (partial(FreeBitsELBO, 0.1, num_particles=0), ValueError, "num_particles must be a whole number >= 1, got 0"),
@@ -441,7 +441,7 @@ def test_pairs_that_do_not_go_with_it_are_named(tmp_path):
 def test_values_of_sites_are_named_with_their_argument():
     with pytest.raises(TypeError, match=r"free_bits\['z'\] must be a number or a function of the epoch, got list"):
         FreeBitsELBO({"z": [0.1, 0.2]})
-    with pytest.raises(ValueError, match=r"weights\['z'\] must be finite and >= 0, got -1"):
+    with pytest.raises(ValueError, match=r"weights\['z'\] must be a finite number >= 0, got -1"):
         BalancedELBO({"z": -1.0})
 
 

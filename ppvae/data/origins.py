@@ -33,7 +33,7 @@ class Split(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source(ABC):
+class Origin(ABC):
     """What a data set looks like, and how its files are read.
 
     Attributes:
@@ -66,7 +66,7 @@ class Source(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Embedded(Source):
+class Embedded(Origin):
     """The 8x8 digits that come with scikit-learn, in an order fixed here; they have no official test set.
 
     Attributes:
@@ -76,7 +76,7 @@ class Embedded(Source):
     num_test: int
 
     def read(self, root: Path, *, download: bool) -> tuple[Split, Split]:
-        """Read the digits from the installed package; see `Source.read`."""
+        """Read the digits from the installed package; see `Origin.read`."""
         from sklearn.datasets import load_digits
 
         digits = load_digits()
@@ -88,7 +88,7 @@ class Embedded(Source):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Torchvision(Source):
+class Torchvision(Origin):
     """A data set in torchvision's layout.
 
     Attributes:
@@ -106,7 +106,7 @@ class Torchvision(Source):
     fault: Callable[[Any, Path], str]
 
     def read(self, root: Path, *, download: bool) -> tuple[Split, Split]:
-        """Read torchvision's files, fetching them if some are missing; see `Source.read`."""
+        """Read torchvision's files, fetching them if some are missing; see `Origin.read`."""
         import torchvision.datasets
 
         dataset = getattr(torchvision.datasets, self.dataset)
@@ -192,7 +192,7 @@ def _mnist_like(dataset: str, url: str) -> Torchvision:
     )
 
 
-DATASETS: dict[str, Source] = {
+DATASETS: dict[str, Origin] = {
     "digits": Embedded(shape=(1, 8, 8), levels=17, num_valid=200, num_test=300),
     "mnist": _mnist_like("MNIST", "https://ossci-datasets.s3.amazonaws.com/mnist/"),
     "fashion": _mnist_like("FashionMNIST", "https://github.com/zalandoresearch/fashion-mnist"),

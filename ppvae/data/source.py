@@ -1,0 +1,131 @@
+"""What gives the minibatches of training, and an iterable of a user's own as such."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+from torch.utils.data import DataLoader
+
+from ppvae.pair import Batch
+
+
+class Source(ABC):
+    """What gives the minibatches of training, epoch after epoch: `Batches`, `JointBatches`, or one of your own.
+
+    A source of your own is a subclass with an `epoch`. All else has a default that means "not known": what a source
+    does know, training checks before it begins, writes to the run folder, and holds a resumed run to.
+
+    Attributes:
+        device: where the minibatches are to be; `fit` sets it by `to`. None leaves them where they are.
+        batch_size: data per minibatch.
+        num_data: data in all.
+        num_batches: minibatches in an epoch.
+        last_rows: rows of the last minibatch, where it is shorter than the others; else 0.
+        is_cut: whether a minibatch is a part of the data only: pairs that need all of them at once are then refused.
+        whole: all data as one minibatch, as `epoch` gives them; None where they are not in memory, or drawn anew.
+        shapes: of data in memory.
+        generators: those that `epoch` draws from, besides torch's global ones; checkpoints hold their states.
+        sets: the data sets of which every minibatch holds one minibatch each; none where there is one set alone.
+        weights: what the sum over the minibatch of each of the `sets` is multiplied with. Its loss is then that of all
+            `num_data`.
+
+    Example:
+        >>> import torch
+        >>> class Endless(Source):
+        ...     '''New data in every epoch.'''
+        ...
+        ...     num_batches = 10
+        ...
+        ...     def epoch(self, index):
+        ...         generator = torch.Generator().manual_seed(index)
+        ...         for _ in range(self.num_batches):
+        ...             yield (torch.randn(16, 8, generator=generator).to(self.device),)
+        >>> import ppvae
+        >>> from ppvae.models import PPCA
+        >>> len(ppvae.fit(PPCA(8, 2), Endless(), epochs=2, progress=False).history)
+        2
+    """
+
+    device: torch.device | None = None
+    batch_size: int | None = None
+    num_data: int | None = None
+    num_batches: int | None = None
+    last_rows: int = 0
+    is_cut: bool = True
+    whole: Batch | None = None
+    shapes: list[Any] | None = None
+    generators: Sequence[Generator] = ()
+    sets: Sequence[Source] = ()
+    weights: tuple[float, ...] | None = None
+
+    @abstractmethod
+    def epoch(self, index: int) -> Iterator[Batch]:
+        """The minibatches of one epoch: tuples of a pair's arguments, tensors (n, ...) or None, on `device`.
+
+        A run that is killed resumes bit for bit where they are a function of the number alone, or of `generators`.
+
+        Args:
+            index: number of the epoch, from 0.
+        """
+
+    def to(self, device: torch.device | str) -> Source:
+        """The same source with its minibatches on another device."""
+        moved = copy.copy(self)
+        moved.device = torch.device(device)
+        return moved
+
+    def digest(self) -> str | None:
+        """A hash of the data, by which a resumed run knows them."""
+        return None
+
+
+class IterableSource(Source):
+    """An iterable of minibatches, a `DataLoader` for example, that is passed once an epoch.
+
+    Args:
+        data: what is iterated; its minibatches are tensors, or tuples or lists of tensors and None.
+        name: what errors call it.
+        device: where its minibatches go.
+    """
+
+    def __init__(self, data: Iterable[Any], *, name: str = "data", device: torch.device | str | None = None) -> None:
+        self.data = data
+        self.name = name
+        self.device = None if device is None else torch.device(device)
+        self.batch_size = getattr(data, "batch_size", None)
+        self.num_batches = _length(data)
+        self.is_cut = isinstance(data, DataLoader) and self.num_batches != 1  # a list may hold all data many times
+        self.generators = _generators(data)
+
+    def epoch(self, index: int) -> Iterator[Batch]:
+        """The minibatches of the next pass, whatever its number.
+
+        Raises:
+            TypeError: where one is something other than a tensor, or a tuple of tensors and None.
+        """
+        for item in self.data:
+            batch = (item,) if isinstance(item, Tensor) else item
+            if not isinstance(batch, tuple | list):
+                raise TypeError(
+                    f"{self.name} must give minibatches that are tensors or tuples of them, got {type(item).__name__}"
+                )
+            yield tuple(t.to(self.device, non_blocking=True) if isinstance(t, Tensor) else t for t in batch)
+
+
+def _length(data: Any) -> int | None:
+    """Its length, where it has one."""
+    try:
+        return len(data)
+    except TypeError:  # a DataLoader over a data set without one has none either
+        return None
+
+
+def _generators(data: Any) -> list[Generator]:
+    """The generators that a `DataLoader` or its sampler was given."""
+    own = [getattr(holder, "generator", None) for holder in (data, getattr(data, "sampler", None))]
+    return list({id(g): g for g in own if isinstance(g, Generator)}.values())
