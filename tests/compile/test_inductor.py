@@ -9,6 +9,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppvae.compile import inductor
 
+pytestmark = pytest.mark.inductor
+
 
 def graph():
     return make_fx(lambda x: x.exp() + 1)(torch.zeros(3))
