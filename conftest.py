@@ -36,10 +36,14 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> Generator[None]:
-    """What several tests share is the same whichever of them runs first."""
-    if fixturedef.scope != "function":
-        seed_by(f"{request.node.nodeid}::{fixturedef.argname}[{getattr(request, 'param_index', 0)}]")
-    return (yield)
+    """What several tests share is the same whichever of them runs first, and draws nothing of that one's numbers."""
+    if fixturedef.scope == "function":
+        return (yield)
+    state = pyro.util.get_rng_state()
+    seed_by(f"{request.node.nodeid}::{fixturedef.argname}[{getattr(request, 'param_index', 0)}]")
+    shared = yield
+    pyro.util.set_rng_state(state)
+    return shared
 
 
 @pytest.fixture(autouse=True)

@@ -70,7 +70,8 @@ def test_a_compiled_run_resumes_bit_for_bit(tmp_path):
     assert (tmp_path / "whole/model.safetensors").read_bytes() == (tmp_path / "parts/model.safetensors").read_bytes()
 
 
-@pytest.mark.usefixtures("with_and_without_inductor")
+@pytest.mark.slow
+@pytest.mark.inductor
 @pytest.mark.skipif("PPVAE_DATA" not in os.environ, reason="PPVAE_DATA names no folder with MNIST")
 def test_training_curves_on_mnist_agree():
     x = load("mnist", os.environ["PPVAE_DATA"], download=False).train.x[:5000].flatten(1)

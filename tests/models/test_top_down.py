@@ -100,7 +100,7 @@ def grid_log_prob(pair, x):
     return torch.stack([term.flatten().logsumexp(0) for term in terms])
 
 
-@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("skip", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_likelihood_with_a_vamp_prior_is_that_of_quadrature(skip):
     pair = vamp((1, 1), 16, skip=skip)
     ppvae.fit(pair, PATTERNS.repeat(8, 1), epochs=100, lr=1e-2, kl_weight=Linear(50), batch_size=48, progress=False)
