@@ -109,7 +109,7 @@ def run_sbc(
         >>> ranks = run_sbc(PPCA(8, 2), torch.zeros(1, 8), num_simulations=200)
         >>> ranks.ranks["z"].shape
         torch.Size([200, 2])
-        >>> check_sbc(ranks).calibrated
+        >>> check_sbc(ranks, level=1e-6).calibrated
         True
     """
     check_count("num_samples", num_samples)

@@ -40,6 +40,7 @@ CASES = {
 }
 
 
+@pytest.mark.usefixtures("with_and_without_inductor")
 @pytest.mark.parametrize("case", CASES)
 def test_compiled_equals_eager(case):
     make, loss = CASES[case]
@@ -47,6 +48,7 @@ def test_compiled_equals_eager(case):
     assert compiled_graphs(svi) == 1
 
 
+@pytest.mark.usefixtures("with_and_without_inductor")
 def test_labels_that_are_sometimes_none_and_a_short_batch():
     y = torch.eye(4)[torch.arange(N) % 4]
     batches = [(binary(),), (binary(), y), (binary(5),)]
@@ -54,11 +56,13 @@ def test_labels_that_are_sometimes_none_and_a_short_batch():
     assert compiled_graphs(svi) == 3
 
 
+@pytest.mark.usefixtures("with_and_without_inductor")
 def test_more_kinds_of_batch_than_graphs_run_eagerly_and_right():
     svi = assert_same(partial(PPCA, D, K, guide="amortized"), Trace_ELBO, [(binary(n),) for n in range(2, 9)])
     assert compiled_graphs(svi) == 4
 
 
+@pytest.mark.usefixtures("with_and_without_inductor")
 @pytest.mark.parametrize(
     "optim",
     [
@@ -73,6 +77,7 @@ def test_optimizers(optim):
     assert_same(make_vae, Trace_ELBO, [(binary(),)], optim=optim)
 
 
+@pytest.mark.usefixtures("with_and_without_inductor")
 def test_a_schedule_changes_a_tensor_kl_weight_without_a_new_graph():
     results = []
     for compile in (False, True):
@@ -90,6 +95,7 @@ def test_a_schedule_changes_a_tensor_kl_weight_without_a_new_graph():
     assert compiled_graphs(svi) == 1
 
 
+@pytest.mark.usefixtures("with_and_without_inductor")
 def test_pyro_param_and_autoguide():
     def model(x):
         scale = pyro.param("scale", torch.tensor(1.5), constraint=dist.constraints.positive)
@@ -116,6 +122,7 @@ def test_compile_must_be_a_known_word():
         SVI(pair.model, pair.guide, torch.optim.Adam, Trace_ELBO(), compile="yes")
 
 
+@pytest.mark.usefixtures("with_and_without_inductor")
 @pytest.mark.parametrize("make", [make_vae, make_vamp, partial(PPCA, D, K, guide="amortized"), TwoLevels])
 def test_compiled_likelihood_equals_the_eager_one(make):
     torch.manual_seed(0)
@@ -126,6 +133,7 @@ def test_compiled_likelihood_equals_the_eager_one(make):
     torch.testing.assert_close(compiled.ess, eager.ess, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.usefixtures("with_and_without_inductor")
 def test_autocast_computes_in_lower_precision_and_trains_as_well():
     losses = []
     for compile, autocast in [(False, None), (False, torch.bfloat16), (True, torch.bfloat16)]:
@@ -142,6 +150,7 @@ def test_autocast_computes_in_lower_precision_and_trains_as_well():
     assert compiled == pytest.approx(eager, rel=0.05)
 
 
+@pytest.mark.usefixtures("with_and_without_inductor")
 def test_a_guessed_nesting_of_plates_is_settled_before_the_graph():
     svi = assert_same(SemiSupervised, partial(TraceEnum_ELBO, strict_enumeration_warning=False), [(binary(),)])
     assert compiled_graphs(svi) == 1

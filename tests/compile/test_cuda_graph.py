@@ -81,6 +81,7 @@ def same(replays, before_step=None, **options):
     return assert_same(make_vae, Trace_ELBO, [(binary(),)], before_step=prepare, **options)
 
 
+@pytest.mark.usefixtures("with_and_without_inductor")
 def test_the_whole_step_is_recorded_once(replays):
     svi = same(replays)
     assert (replays.number, len(recordings(svi))) == (1, 1)

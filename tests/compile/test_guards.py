@@ -37,6 +37,7 @@ class Branching(nn.Module):
             pyro.sample("z", dist.Normal(self.loc, 1.0))
 
 
+@pytest.mark.usefixtures("with_and_without_inductor")
 def test_a_recorded_decision_that_would_change_is_never_a_silent_wrong_gradient():
     positive, negative = torch.ones(N), -torch.ones(N)
     svi = assert_same(Branching, Trace_ELBO, [(positive,), (positive,), (negative,)])
@@ -98,6 +99,7 @@ def test_a_changed_attribute_of_a_module_counts():
     assert run(True) == pytest.approx(run(False), rel=1e-5)
 
 
+@pytest.mark.usefixtures("with_and_without_inductor")
 def test_train_and_eval_mode_are_different_graphs():
     torch.manual_seed(0)
     pair = make_vae(norm="batch")
@@ -470,6 +472,7 @@ def test_a_condition_around_the_step_counts():
     assert run(True) == pytest.approx(run(False), rel=1e-5)
 
 
+@pytest.mark.usefixtures("with_and_without_inductor")
 def test_networks_of_plain_functions_are_guarded_and_restored():
     def run(compile):
         torch.manual_seed(0)

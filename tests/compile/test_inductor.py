@@ -9,6 +9,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppvae.compile import inductor
 
+pytestmark = pytest.mark.inductor
+
 
 def graph():
     return make_fx(lambda x: x.exp() + 1)(torch.zeros(3))
@@ -46,6 +48,7 @@ def test_a_compiler_that_does_not_know_the_cpu_is_tried_again_with_trial_builds(
     torch.testing.assert_close(module(x), x.exp() + 1)  # not the one that the first attempt worked on
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(codecache, "_precompile_header"), reason="this torch builds no headers")
 def test_the_head_start_builds_the_header_that_graphs_include(monkeypatch):
     asked = []

@@ -267,6 +267,7 @@ def test_the_traced_step_is_the_eager_one(name):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.usefixtures("with_and_without_inductor")
 @pytest.mark.parametrize("name", ["p maf, q iaf"])
 def test_the_compiled_step_is_the_eager_one(name):
     results = []

@@ -293,6 +293,7 @@ def test_the_result_is_that_of_the_seed():
     assert all(p.grad is None for p in reference.pair.parameters())
 
 
+@pytest.mark.usefixtures("with_and_without_inductor")
 def test_compiled_chains_are_the_eager_ones():
     reference = linear_gaussian()
     options = {"num_chains": 4, "num_temperatures": 8, "num_leapfrog": 3, "batch_size": 6}

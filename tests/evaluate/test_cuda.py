@@ -6,7 +6,7 @@ import torch
 from ppvae import evaluate
 from ppvae.models import PPCA
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = [pytest.mark.inductor, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 
 from ppvae.cli.evaluate import main as evaluate
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = [pytest.mark.inductor, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
 NAMES = "vae", "beta_vae", "cvae", "iwae", "hierarchical", "ladder", "vamp", "flow_vae"
 

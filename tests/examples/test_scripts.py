@@ -9,6 +9,7 @@ import pytest
 SCRIPTS = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 
 
+@pytest.mark.usefixtures("with_and_without_inductor")
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_script_runs(script, capsys):
     with pyro.get_param_store().scope():  # a script may train in Pyro's store

@@ -14,7 +14,7 @@ from ppvae.infer import SVI
 from tests.compile.compiling import D, assert_same, binary, make_vae, recordings
 from tests.compile.test_compiled import CASES
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = [pytest.mark.inductor, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 assert_same = partial(assert_same, device="cuda")
 
 

@@ -35,6 +35,7 @@ def test_auto_compiles_only_long_runs():
     assert compiled_graphs(svi) == 1
 
 
+@pytest.mark.usefixtures("with_and_without_inductor")
 def test_fit_compiled_equals_fit_eager():
     histories = []
     for compile in (False, True):
@@ -55,6 +56,7 @@ def test_fit_compiled_equals_fit_eager():
         assert compiled == pytest.approx(eager, rel=1e-3)  # Adam magnifies rounding in the first steps
 
 
+@pytest.mark.usefixtures("with_and_without_inductor")
 def test_a_compiled_run_resumes_bit_for_bit(tmp_path):
     def run(out, epochs, **options):
         torch.manual_seed(0)
@@ -69,6 +71,8 @@ def test_a_compiled_run_resumes_bit_for_bit(tmp_path):
     assert (tmp_path / "whole/model.safetensors").read_bytes() == (tmp_path / "parts/model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
+@pytest.mark.inductor
 @pytest.mark.skipif("PPVAE_DATA" not in os.environ, reason="PPVAE_DATA names no folder with MNIST")
 def test_training_curves_on_mnist_agree():
     x = load("mnist", os.environ["PPVAE_DATA"], download=False).train.x[:5000].flatten(1)

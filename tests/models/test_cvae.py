@@ -263,6 +263,7 @@ def test_fits_digits(digits):
     assert right > wrong + 1
 
 
+@pytest.mark.usefixtures("with_and_without_inductor")
 @pytest.mark.parametrize("way", ["concat", "attention"])
 def test_the_compiled_step_gives_the_same_losses(digits, way):
     x, y = digits

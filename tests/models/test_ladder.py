@@ -97,6 +97,7 @@ def test_batch_norm_while_training_and_while_evaluating():
     assert pair.training
 
 
+@pytest.mark.slow
 def test_half_of_the_units_of_every_level_stay_active_on_digits():
     """Units whose posterior mean varies by more than 0.01 over the data (Burda et al. 2016)."""
     torch.manual_seed(0)

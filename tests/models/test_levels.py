@@ -224,6 +224,7 @@ def test_decode_fills_in_the_levels_that_are_left_out(case):
             pair.decode(wrong)
 
 
+@pytest.mark.usefixtures("with_and_without_inductor")
 def test_compiled_step_equals_the_eager_one():
     """With batch norm, whose statistics a step moves; `TwoLevels` in tests/infer is a hierarchy without."""
     losses, states = [], []

@@ -316,6 +316,7 @@ def test_trains_without_labels_and_with_all_of_them(known):
     assert math.isfinite(plain.history[0]["loss"])
 
 
+@pytest.mark.usefixtures("with_and_without_inductor")
 def test_the_compiled_step_gives_the_same_losses():
     losses = []
     for compile in (False, True):

@@ -100,7 +100,7 @@ def grid_log_prob(pair, x):
     return torch.stack([term.flatten().logsumexp(0) for term in terms])
 
 
-@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("skip", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_likelihood_with_a_vamp_prior_is_that_of_quadrature(skip):
     pair = vamp((1, 1), 16, skip=skip)
     ppvae.fit(pair, PATTERNS.repeat(8, 1), epochs=100, lr=1e-2, kl_weight=Linear(50), batch_size=48, progress=False)
@@ -158,6 +158,7 @@ def test_gradients_without_the_score_have_the_same_mean():
         torch.testing.assert_close(found[1][name], expected, rtol=0.05, atol=0.02, msg=name)
 
 
+@pytest.mark.usefixtures("with_and_without_inductor")
 def test_compiled_step_with_a_vamp_prior_equals_the_eager_one():
     x = torch.bernoulli(torch.full((16, D), 0.4), generator=torch.Generator().manual_seed(0))
     svi = assert_same(lambda: vamp((3, 2), skip=True), TraceMeanField_ELBO, [(x,)], steps=10)

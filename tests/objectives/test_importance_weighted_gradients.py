@@ -114,6 +114,7 @@ def test_signal_to_noise_of_the_guides_gradient():
     assert ratio["dreg", 100] > ratio["dreg", 1]
 
 
+@pytest.mark.usefixtures("with_and_without_inductor")
 @pytest.mark.parametrize(
     "objective",
     [

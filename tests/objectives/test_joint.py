@@ -130,6 +130,7 @@ def test_steps_of_pyro(case):
         check_steps(pyro.infer.SVI(model, pair.guide, pyro.optim.SGD({"lr": 0.01}), joint), pair, case)
 
 
+@pytest.mark.usefixtures("with_and_without_inductor")
 def test_compiled_steps():
     pair = Labels()
     svi = SVI(pair.model, pair.guide, partial(torch.optim.SGD, lr=0.01), JointELBO(ENUM(), [3.0, 0.5]), compile=True)
@@ -285,6 +286,7 @@ def test_a_run_is_not_resumed_with_other_weights(tmp_path):
         train(Interrupted(Labels()), other, tmp_path / "run", resume=True)
 
 
+@pytest.mark.usefixtures("with_and_without_inductor")
 def test_compiled_run_equals_eager():
     labelled, unlabelled = (part.tensors for part in sets().sets)
     both = JointBatches(Batches(*labelled, batch_size=3), Batches(*unlabelled, batch_size=8, drop_last=True))

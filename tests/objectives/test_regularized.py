@@ -319,12 +319,14 @@ def test_the_constraint_holds_and_binds(max_kl):
     assert (multiplier < 1.0) == (max_kl == 6.0)
 
 
+@pytest.mark.usefixtures("with_and_without_inductor")
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_compiled_equals_eager(name):
     make = OBJECTIVES[name] if name != "balanced" else partial(BalancedELBO, {"z1": 0.5})
     assert compiled_graphs(assert_same(Chain, make, [(torch.randn(6),)], steps=6)) == 1
 
 
+@pytest.mark.usefixtures("with_and_without_inductor")
 def test_a_schedule_moves_a_compiled_step_without_a_new_graph():
     results = []
     for compile in (False, True):

@@ -108,6 +108,7 @@ def test_what_is_masked_counts_neither_in_density_nor_in_volume():
 # Compiled.
 
 
+@pytest.mark.usefixtures("with_and_without_inductor")
 @pytest.mark.parametrize(("pair", "start"), [(small_vae(), "guide"), (TwoLatents(), "prior")])
 def test_compiled_densities_are_the_eager_ones(pair, start):
     with posterior_sampler(pair, (binary(9),)) as c:

@@ -99,6 +99,7 @@ def test_graphs_are_used_again(compiled):
     assert len(compiled) == 2
 
 
+@pytest.mark.usefixtures("with_and_without_inductor")
 def test_with_a_compiler_they_are_too(monkeypatch):
     compile, count = torch._inductor.compile, []
     monkeypatch.setattr("torch._inductor.compile", lambda *args: count.append(1) or compile(*args))

@@ -159,6 +159,7 @@ def test_chunks_agree(q_y):
             close(estimate(pair, x, num_samples=300, batch_size=batch_size).values, expected)
 
 
+@pytest.mark.usefixtures("with_and_without_inductor")
 @pytest.mark.parametrize("given", [[], ["y"]])
 def test_compiled_equals_eager(given):
     pair, x = LinearMixture("never 1", inflation=1.4), data()
