@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pyro.infer import ELBO, Trace_ELBO
@@ -14,11 +14,14 @@ from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
 from ppvae._validate import check_count, check_number, check_seed, usable_device
+from ppvae.compile.compiled import Compile
 from ppvae.data import Batches, IterableSource, Source
 from ppvae.infer.callbacks import Callback, check_callbacks
+from ppvae.infer.optim import ParamGroups
 from ppvae.infer.run_config import describe, versions
 from ppvae.infer.run_folder import Run, RunFolder
 from ppvae.infer.trainer import Trainer
+from ppvae.objectives.base import networks_of
 from ppvae.objectives.importance_weighted import ImportanceWeightedELBO
 from ppvae.objectives.joint import JointELBO
 from ppvae.objectives.schedule import Schedule, as_schedule
@@ -45,10 +48,11 @@ def fit(
     lr: float | Schedule = 1e-3,
     optim: Callable[..., torch.optim.Optimizer] = ADAM,
     clip_norm: float | None = None,
+    param_groups: ParamGroups | None = None,
     kl_weight: float | Schedule | None = None,
     kl_sites: Sequence[str] | None = None,
     patience: int | None = None,
-    compile: bool | Literal["auto"] = "auto",
+    compile: Compile = "auto",
     autocast: torch.dtype | None = None,
     device: str | torch.device | None = None,
     seed: int = 0,
@@ -72,13 +76,16 @@ def fit(
             that can be iterated once an epoch. Data in memory are checked as a whole before training, others on their
             first minibatch.
         valid: held-out data for the validation ELBO, in the same forms, but of one set.
-        loss: any Pyro ELBO object; by default `Trace_ELBO()`.
+        loss: any Pyro ELBO object, or one of `ppvae.objectives`; by default `Trace_ELBO()`. Networks that it brings
+            along (see `ppvae.objectives.Objective`) are trained and kept in checkpoints with the pair.
         epochs: how often the training data are passed.
         batch_size: data per minibatch, where `train` is tensors.
         lr: learning rate, or a function from the time in epochs to it (see `ppvae.objectives.schedule`).
         optim: called as `optim(parameters, lr=lr)`; options by `partial`, e.g.
             `partial(torch.optim.AdamW, weight_decay=1e-2)`.
         clip_norm: the gradient is scaled down to this global norm where it is longer.
+        param_groups: options of the optimizer by patterns of parameters' names, as `pair.named_parameters()` has them,
+            e.g. `{"q_z_given_x.*": {"lr": 1e-4}, "*.bias": {"weight_decay": 0.0}}`; "lr" may be a schedule.
         kl_weight: β, or a function from the time in epochs to it (warm-up); None leaves the pair as it is.
         kl_sites: the latent sites that β weights; None is all of them.
         patience: stop after this many epochs without a better validation ELBO.
@@ -149,6 +156,7 @@ def fit(
         "lr": describe(lr),
         "optim": describe(optim),
         "clip_norm": clip_norm,
+        "param_groups": describe(param_groups),
         "kl_weight": describe(kl_weight),
         "kl_sites": None if kl_sites is None else list(kl_sites),
         "patience": patience,
@@ -158,6 +166,8 @@ def fit(
         "seed": seed,
     }
     folder = _folder(out, resume, settings)
+    for network in networks_of(loss).values():
+        network.to(where)
     trainer = Trainer(
         pair=pair.to(where),
         train=train,
@@ -165,6 +175,7 @@ def fit(
         loss=loss,
         optim=partial(optim, lr=lr_schedule(0.0)),
         clip_norm=clip_norm,
+        param_groups=param_groups,
         lr=lr_schedule if callable(lr) else None,
         kl_weight=kl_schedule,
         kl_sites=kl_sites,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,8 @@ def describe(value: Any) -> Any:
     """A setting for the config: numbers as they are, objects by a text that is equal for equal settings."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, Mapping):
+        return {str(name): describe(option) for name, option in value.items()}
     if isinstance(value, ELBO):
         # Pyro notes the plate nesting that it finds on the object.
         own = {k: v for k, v in sorted(vars(value).items()) if not k.startswith("_") and k != "max_plate_nesting"}

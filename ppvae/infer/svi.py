@@ -187,7 +187,9 @@ class SVI:
             guide_trace = pyro.poutine.trace(self.guide).get_trace(*args)
             pyro.poutine.replay(self.model, trace=guide_trace)(*args)
         self._remember(params.trace)
+        self._parameters = []
         self.stepper.prepare(self.named_parameters())
+        self.parameters()  # known from here on, so that the first step can run compiled
 
     def check_buffers(self) -> None:
         """Checks that the networks which ran outside the pair hold no buffers, see `ppvae.compile.guards`."""

@@ -8,21 +8,22 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ppvae.compile.compiled import Compile
 from ppvae.data import Source
 from ppvae.infer.callbacks import Callback
 from ppvae.infer.checkpoint import Progress, progress_bar, to_cpu
 from ppvae.infer.interrupt import stop_requests, until
 from ppvae.infer.nonfinite import NonFiniteError, all_finite, check_finite_parameters
-from ppvae.infer.optim import OptimizerFactory
+from ppvae.infer.optim import OptimizerFactory, ParamGroups
 from ppvae.infer.preflight import check_fits, check_kl_sites, check_objective
 from ppvae.infer.run_folder import Row, Run, RunFolder
 from ppvae.infer.svi import SVI
-from ppvae.objectives.base import StepTerms
+from ppvae.objectives.base import StepTerms, networks_of
 from ppvae.objectives.schedule import Schedule
 from ppvae.pair import Batch, KLWeight, check_batch, device_of
 from ppvae.params import restore_weights
@@ -42,7 +43,7 @@ class Trainer:
     Attributes:
         lr: a schedule that sets the learning rate at every step; None leaves the optimizer's own.
         kl_weight, kl_sites: a schedule for β, None leaves the pair its own; the latents that it weights, None is all.
-        compile, autocast: as of `SVI`.
+        param_groups, compile, autocast: as of `SVI`.
     """
 
     pair: Any
@@ -51,12 +52,13 @@ class Trainer:
     loss: Any
     optim: OptimizerFactory
     clip_norm: float | None
+    param_groups: ParamGroups | None
     lr: Schedule | None
     kl_weight: Schedule | None
     kl_sites: Sequence[str] | None
     folder: RunFolder | None
     seed: int
-    compile: bool | Literal["auto"]
+    compile: Compile
     autocast: torch.dtype | None
     callbacks: Sequence[Callback] = ()
 
@@ -73,8 +75,18 @@ class Trainer:
         self.beta = torch.full((), 0.5, device=self.device)  # no KL weight that could be taken for none
         self.weighting: Any = nullcontext() if self.kl_weight is None else KLWeight(self.beta, self.kl_sites)
         self.steps_per_epoch = self.train.num_batches
-        options: dict[str, Any] = {"compile": self.compile, "autocast": self.autocast, "clip_norm": self.clip_norm}
-        self.svi = SVI(self.pair.model, self.pair.guide, self.optim, self.loss, owner=self.pair, **options)
+        self.svi = SVI(
+            self.pair.model,
+            self.pair.guide,
+            self.optim,
+            self.loss,
+            compile=self.compile,
+            autocast=self.autocast,
+            clip_norm=self.clip_norm,
+            param_groups=self.param_groups,
+            owner=self.pair,
+        )
+        self.networks = nn.ModuleDict(networks_of(self.loss))
         with self.random.kept(), evaluating(self.pair, self.seed, attach=True), self.weighting:
             for name, data in (("train", self.train), ("valid", self.valid)):
                 if data is not None:
@@ -105,6 +117,7 @@ class Trainer:
         self.svi.planned_steps = (self.steps_per_epoch or 0) * epochs
         with (
             modes_kept(self.pair),
+            modes_kept(self.networks),
             stop_requests() as stop,
             progress_bar(self.progress, self.steps_per_epoch, epochs, show=progress) as bar,
         ):
@@ -155,6 +168,7 @@ class Trainer:
         start = self.capture()
         pending: list[tuple[int, StepTerms]] = []
         self.pair.train()
+        self.networks.train()
         for batch in until(stop, self._remaining()):
             pending.append(self._step(batch))
             now.step += 1
@@ -191,10 +205,7 @@ class Trainer:
 
     def _set_time(self, epoch: float) -> None:
         """Sets what schedules give: learning rate, KL weight, values of the objective."""
-        if self.lr is not None:
-            assert self.svi.optimizer is not None
-            for group in self.svi.optimizer.param_groups:
-                group["lr"] = self.lr(epoch)
+        self.svi.stepper.set_rates(epoch, self.lr)
         if self.kl_weight is not None:
             self.beta.fill_(self.kl_weight(epoch))
         if hasattr(self.loss, "set_time"):
@@ -228,7 +239,7 @@ class Trainer:
             before = self._weights()
             try:
                 self._step(batch, check=True)
-                check_finite_parameters(self.pair.named_parameters())
+                check_finite_parameters(self.svi.named_parameters())
             except NonFiniteError as error:
                 restore_weights(self.pair, before, source="the step before")
                 raise NonFiniteError(f"{error}, {where} {self.progress.step + 1}. {kept}.") from None
@@ -294,11 +305,15 @@ class Trainer:
             "rng": self.random.get(),
             "progress": vars(self.progress),
         }
+        if self.networks:
+            state["objective"] = dict(self.networks.state_dict())
         return to_cpu(state)
 
     def restore(self, state: dict[str, Any], *, source: str) -> None:
         """Puts back what `capture` copied."""
         restore_weights(self.pair, state["model"], source=source)
+        if self.networks:
+            restore_weights(self.networks, state.get("objective", {}), source=f"the objective in {source}")
         self.svi.stepper.load_state_dict(to_cpu(state["optimizer"]))
         self.rng = state["rng"]
         self.progress = Progress(**to_cpu(state["progress"]))
