@@ -67,8 +67,8 @@ def test_kl_weight_scales_the_latents_only():
             trace = poutine.trace(module.model).get_trace(x)
         assert float(trace.nodes["z"]["scale"]) == value
         assert float(trace.nodes["x"]["scale"]) == 1.0
-    for sites, scale in ((["z"], 2.0), (["other"], 1.0), ([], 1.0)):
-        with ppvae.KLWeight(2.0, sites):
+    for names, scale in ((["z"], 2.0), (["other"], 1.0), ([], 1.0)):
+        with ppvae.KLWeight(2.0, names):
             assert poutine.trace(module.model).get_trace(x).nodes["z"]["scale"] == scale
     with ppvae.KLWeight(2.0), ppvae.KLWeight(3.0):
         assert poutine.trace(module.guide).get_trace(x).nodes["z"]["scale"] == 6.0
