@@ -9,6 +9,7 @@ from pyro import poutine
 from torch import nn
 
 import ppvae
+from ppvae.evaluate import Annealed, Importance
 from ppvae.evaluate.sites import by_datum, elements, in_blocks, inner_plates, mask_of, observed_value, once
 from ppvae.sampling.posterior_draws import posterior_sampler
 from tests.reference import linear_gaussian, masked_series
@@ -119,12 +120,11 @@ def test_bits_per_dimension_count_what_is_observed():
             pyro.sample("z", dist.Normal(0.0, 1.0))
 
     pair, data = ppvae.Pair(model, guide), (torch.ones(7), torch.zeros(7, 4), torch.zeros(7, 6))
-    for method in ("importance", "annealed"):
-        options = {"num_samples": 3, "method": method}
-        both = ppvae.log_marginal(pair, *data, **options)
+    for method in (Importance(num_samples=3), Annealed(num_chains=3, num_temperatures=5)):
+        both = ppvae.log_marginal(pair, *data, method=method)
         assert both.num_dims == 10
         assert both.bits_per_dim() == pytest.approx(-both.mean() / (10 * math.log(2)))
-        assert ppvae.log_marginal(pair, *data, **options, given=["y"]).num_dims == 4
+        assert ppvae.log_marginal(pair, *data, method=method, given=["y"]).num_dims == 4
 
 
 @pytest.mark.parametrize("where", ["poutine", "distribution"])

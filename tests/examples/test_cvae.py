@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -22,11 +23,17 @@ SMALL = ["--num-samples", "20", "--num-eval", "100", "--hidden-dims", "40"]
 
 
 @pytest.fixture(scope="module", params=["labels", "quadrants"])
-def run(request, tmp_path_factory):
+def made(request, tmp_path_factory):
     """A short run on the digits."""
     out = tmp_path_factory.mktemp("runs") / request.param
     assert main(["--task", request.param, "--epochs", "3", *SMALL, "--out", str(out)]) == 0
     return out
+
+
+@pytest.fixture
+def run(made, tmp_path):
+    """A copy of that run: what a test writes there is its own."""
+    return shutil.copytree(made, tmp_path / made.name)
 
 
 def args_and_data(**flags):

@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 from dataclasses import replace
 
@@ -24,11 +25,17 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module", params=["m2", "m1m2"])
-def run(request, tmp_path_factory):
+def made(request, tmp_path_factory):
     """A short run on the digits."""
     out = tmp_path_factory.mktemp("runs") / request.param
     assert main([*of_variant(request.param), "--out", str(out)]) == 0
     return out
+
+
+@pytest.fixture
+def run(made, tmp_path):
+    """A copy of that run: what a test writes there is its own."""
+    return shutil.copytree(made, tmp_path / made.name)
 
 
 def of_variant(variant):

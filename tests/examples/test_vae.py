@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -14,11 +15,17 @@ FIGURES = {"reconstructions", "samples", "latent", "interpolation", "training", 
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def made(tmp_path_factory):
     """A short run on the digits, and what it printed."""
     out = tmp_path_factory.mktemp("runs") / "vae"
     assert main(["--epochs", "3", "--num-samples", "20", "--out", str(out)]) == 0
     return out
+
+
+@pytest.fixture
+def run(made, tmp_path):
+    """A copy of that run: what a test writes there is its own."""
+    return shutil.copytree(made, tmp_path / made.name)
 
 
 def test_run_folder_is_complete(run):
