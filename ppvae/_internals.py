@@ -110,14 +110,14 @@ def sum_rightmost(values: Tensor, dims: int) -> Tensor:
     return _sum_rightmost(values, dims)
 
 
-def inverted(transform: Any) -> Any:
-    """The transform whose inverse this one is; None where it is no inverse."""
-    return transform._inv if isinstance(transform, _InverseTransform) else None
+def invert(transform: Any, value: Tensor) -> Tensor:
+    """The inverse of a transform at a value, without the object `transform.inv`, which refers to it in a circle."""
+    return transform._inv_call(value)
 
 
-def is_conditional_inverse(transform: Any) -> bool:
-    """Whether this is Pyro's inverse of a conditional transform, which holds its net."""
-    return isinstance(transform, _ConditionalInverseTransformModule)
+def is_inverse(transform: Any) -> bool:
+    """Whether this is the inverse of another transform, torch's or Pyro's."""
+    return isinstance(transform, _InverseTransform | _ConditionalInverseTransformModule)
 
 
 # Dispatch and compilers

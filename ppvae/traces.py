@@ -200,23 +200,3 @@ def _wrappers(fn: Any) -> list[Any]:
         found.append(fn)
         fn = fn.base_dist
     return found
-
-
-def sample_sites(trace: Trace) -> list[tuple[str, Any]]:
-    """The raw sites, for what does not read `Site`s yet."""
-    return [(name, node) for name, node in trace.nodes.items() if _carries_density(node)]
-
-
-def is_objective_only(node: Any) -> bool:
-    """Whether a raw site belongs to the objective alone."""
-    return _role(node) == "training"
-
-
-def counted(node: Any) -> Tensor:
-    """`Site.counted` of a raw site."""
-    return site_of(node).counted()
-
-
-def is_masked(node: Any) -> bool:
-    """`Site.is_masked` of a raw site."""
-    return site_of(node).is_masked

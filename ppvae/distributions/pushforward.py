@@ -11,12 +11,12 @@ from pyro.distributions.conditional import (
     ConditionalComposeTransformModule,
     ConditionalTransform,
     ConstantConditionalTransform,
-    _ConditionalInverseTransformModule,
 )
 from torch import Size, Tensor, nn
 from torch.distributions import Transform
-from torch.distributions.transforms import ComposeTransform, _InverseTransform
-from torch.distributions.utils import _sum_rightmost
+from torch.distributions.transforms import ComposeTransform
+
+from ppvae._internals import invert, is_inverse, sum_rightmost
 
 
 class PushForward(dist.TransformedDistribution):
@@ -52,14 +52,14 @@ class PushForward(dist.TransformedDistribution):
             for transform in reversed(self.transforms):
                 # Not transform.inv, which refers to the transform and that to it: their tensors would stay in memory
                 # until Python's collector of circles runs.
-                x = transform._inv_call(y)
+                x = invert(transform, y)
                 event_dim += transform.domain.event_dim - transform.codomain.event_dim
-                log_det = log_det + _sum_rightmost(
+                log_det = log_det + sum_rightmost(
                     transform.log_abs_det_jacobian(x, y), event_dim - transform.domain.event_dim
                 )
                 y = x
         log_base = self.base_dist.log_prob(y)
-        return _sum_rightmost(log_base, event_dim - len(self.base_dist.event_shape)) - log_det
+        return sum_rightmost(log_base, event_dim - len(self.base_dist.event_shape)) - log_det
 
     def _with_batch(self, value: Tensor) -> Tensor:
         """Values with the batch shape: the nets of transforms do not broadcast their context over it."""
@@ -95,7 +95,7 @@ class Transforms(nn.Module):
                 raise TypeError(f"flow must hold transforms of pyro.distributions, got a {type(transform).__name__}")
         transforms = [part for transform in transforms for part in _parts(transform)]
         # An inverse is no module, and its copy forgets what it inverts: that is kept in its place.
-        self.inverted = [isinstance(t, _InverseTransform | _ConditionalInverseTransformModule) for t in transforms]
+        self.inverted = [is_inverse(t) for t in transforms]
         self.transforms = [t.inv if inv else t for t, inv in zip(transforms, self.inverted, strict=True)]
         self.parts = nn.ModuleList(t for t in self.transforms if isinstance(t, nn.Module))
         self.constants: list[dict[str, str]] = [self._registered(i, t) for i, t in enumerate(self.transforms)]
@@ -133,7 +133,7 @@ class Inverse(Transform):
         self.domain, self.codomain = transform.codomain, transform.domain
 
     def _call(self, x: Tensor) -> Tensor:
-        return self.transform._inv_call(x)
+        return invert(self.transform, x)
 
     def _inverse(self, y: Tensor) -> Tensor:
         return self.transform(y)
