@@ -271,9 +271,10 @@ class Trainer:
         if "reconstruction" in mean:
             row["elbo"] = mean["reconstruction"] - sum(v for name, v in mean.items() if name.startswith("kl_"))
         row |= mean
+        last = now.time(now.step - 1, self.steps_per_epoch)
         if self.kl_weight is not None:
-            row["kl_weight"] = float(self.kl_weight(now.time(now.step - 1, self.steps_per_epoch)))
-        return row | {"lr": float(self.svi.optimizer.param_groups[0]["lr"])}
+            row["kl_weight"] = float(self.kl_weight(last))
+        return row | {"lr": float(self.svi.optimizer.defaults["lr"] if self.lr is None else self.lr(last))}
 
     def _valid_elbo(self) -> float:
         """The mean ELBO of the validation data, one draw per datum, the same draws every epoch."""
