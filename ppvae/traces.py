@@ -26,7 +26,7 @@ LOSS_TERM = "_ppvae_loss_term"
 """The mark that `ppvae.loss_term` puts on its sites."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen, which would take ten calls to make one, and many are made at every step
 class Site:
     """One `pyro.sample` statement of a model or a guide, as a trace has noted it.
 

@@ -16,7 +16,6 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer.util import is_validation_enabled
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
@@ -93,11 +92,11 @@ class Latent:
         return value
 
 
-class _Replay(Messenger):
+class _Replay(Running):
     """Gives latent sites the values in `values`."""
 
-    def __init__(self, values: dict[str, Tensor]) -> None:
-        super().__init__()
+    def __init__(self, which: Literal["model", "guide"], values: dict[str, Tensor]) -> None:
+        super().__init__(which)
         self.values = values
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -144,15 +143,15 @@ class Sampler:
     ) -> Trace:
         function: Callable[..., Any] = getattr(self.pair, which)
         n = check_batch(block)
-        with poutine.trace() as tracer, Running(which):
+        with poutine.trace() as tracer:
             if self.plate_dim is None:
                 n *= s
                 values = {name: latent.folded() for name, latent in latents.items()}
-                with _Replay(values | self.enumeration.values_for(fixed, n)):
+                with _Replay(which, values | self.enumeration.values_for(fixed, n)):
                     function(*(_repeat(t, s) for t in block))
             else:
                 values = {name: latent.plated(self.plate_dim) for name, latent in latents.items()}
-                replay = _Replay(values | self.enumeration.values_for(fixed, n))
+                replay = _Replay(which, values | self.enumeration.values_for(fixed, n))
                 with pyro.plate(SAMPLES, s, dim=self.plate_dim), replay:
                     function(*block)
         check_data_plate(tracer.trace, n, where=which)
