@@ -215,6 +215,27 @@ def local_params(pair: nn.Module, *, attach: bool = True) -> Iterator[None]:
         yield
 
 
+def baselines() -> dict[str, Tensor]:
+    """The running averages that `TraceGraph_ELBO` keeps in Pyro's store, as they are there: each update is another."""
+    store = pyro.get_param_store()
+    return {name: store[name].unconstrained() for name in store if name.startswith(BASELINES)}
+
+
+@contextmanager
+def baselines_kept() -> Iterator[None]:
+    """The running averages of `TraceGraph_ELBO` come back as they were."""
+    before = {name: value.detach().clone() for name, value in baselines().items()}
+    try:
+        yield
+    finally:
+        store = pyro.get_param_store()
+        for name in baselines():
+            if name in before:
+                store[name] = before[name]
+            else:
+                del store[name]
+
+
 def attach_home(pair: nn.Module, names: dict[str, Tensor]) -> None:
     """Gives `pair` a `pyro_params` with the registered `names`, so that a saved state has where to go."""
     home = pair._modules.get(_HOME)

@@ -16,8 +16,8 @@ On a GPU the kernels of the graph, and of what finishes it (the optimizer's step
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -30,6 +30,7 @@ from ppvae.compile.guards import Contents, Same, fingerprint, is_plain_object, m
 from ppvae.compile.inductor import build_headers, compile_graph
 from ppvae.compile.tracing import Computation, Traced, UncompilableError, check_same, tensors_of, trace
 from ppvae.compile.verification import AUTOCAST, Label, first_difference
+from ppvae.params import baselines, baselines_kept
 
 Compile = bool | Literal["auto"]
 """Whether to compile: always, never, or where it repays itself."""
@@ -240,11 +241,19 @@ class Compiled:
 
     def _trace(self, args: tuple[Any, ...]) -> Traced:
         with self._unchanged():
-            return trace(self._compute, args)
+            before = baselines()
+            traced = trace(self._compute, args)
+            after = baselines()
+            if before.keys() != after.keys() or any(before[name] is not value for name, value in after.items()):
+                raise UncompilableError("TraceGraph_ELBO keeps running averages in Pyro's store, past any graph")
+            return traced
 
-    def _unchanged(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def _unchanged(self) -> Iterator[None]:
         """Whatever runs inside leaves no trace: not in the random state, nor in any tensor that modules hold."""
-        return state_unchanged(self._modules, self._parameters(), Contents(self._modules).tensors())
+        tensors = Contents(self._modules).tensors()
+        with baselines_kept(), state_unchanged(self._modules, self._parameters(), tensors):
+            yield
 
     def _compile(self, args: tuple[Any, ...]) -> _Graph:
         runs = [self._trace(args), self._trace(args)]

@@ -11,9 +11,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from torch import nn
 
+import ppvae
 from ppvae.compile import guards
 from ppvae.infer import SVI
 from tests.compile.compiling import D, K, N, assert_same, binary, make_vae
@@ -500,3 +501,29 @@ def test_networks_of_plain_functions_are_guarded_and_restored():
     (eager, count), (compiled, compiled_count) = run(False), run(True)
     assert compiled == pytest.approx(eager, rel=1e-5)
     assert compiled_count == count == 6
+
+
+def test_averages_in_pyro_s_store_are_those_of_the_steps_alone():
+    """Trial runs move no baseline of TraceGraph_ELBO, which makes the step one that cannot be compiled."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(torch.full((len(x),), 0.5)))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        slope = pyro.param("slope", torch.tensor(0.1))
+        with pyro.plate("data", len(x)):
+            averaged = {"baseline": {"use_decaying_avg_baseline": True}}
+            pyro.sample("z", dist.Bernoulli(logits=slope * x), infer=averaged)
+
+    losses = []
+    for compile in (False, True):
+        with pyro.get_param_store().scope(), warnings.catch_warnings(action="ignore"):
+            pair = ppvae.Pair(model, guide)
+            optim = partial(torch.optim.Adam, lr=0.1)
+            svi = SVI(pair.model, pair.guide, optim, TraceGraph_ELBO(), compile=compile, owner=pair)
+            torch.manual_seed(0)
+            x = torch.randn(6)
+            losses.append([svi.step(x) for _ in range(6)])
+    assert losses[0] == losses[1]
