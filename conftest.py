@@ -55,15 +55,17 @@ def alone(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
     torch.set_default_dtype(dtype)
     torch.set_num_threads(threads)
-    return_freed_memory()
 
 
-def return_freed_memory() -> None:
-    """Takes back `ppvae.compile.keep_freed_memory`, which examples call: a worker would stay at its largest."""
+@pytest.fixture(autouse=True, scope="module")
+def return_freed_memory() -> Iterator[None]:
+    """Takes back `ppvae.compile.keep_freed_memory`, which examples and graphs call: a worker stayed at its largest."""
+    yield
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         for threshold in (-1, -3):  # of trimming and of mapping, as glibc starts
             libc.mallopt(threshold, 2**17)
+        libc.malloc_trim(0)
 
 
 @pytest.fixture(autouse=True)

@@ -158,6 +158,7 @@ def mnist():
         pytest.skip(str(error))
 
 
+@pytest.mark.slow  # half a gigabyte
 def test_mnist(mnist):
     assert mnist.event_shape == (1, 28, 28)
     assert [tuple(split.x.shape) for split in (mnist.train, mnist.valid, mnist.test)] == [
@@ -169,7 +170,7 @@ def test_mnist(mnist):
     counts = torch.bincount(torch.cat([mnist.train.y, mnist.valid.y]))
     assert counts.tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     # The published mean intensity of the 60,000 training images.
-    total = mnist.train.x.double().sum() + mnist.valid.x.double().sum()
+    total = mnist.train.x.sum(dtype=torch.float64) + mnist.valid.x.sum(dtype=torch.float64)
     assert total.item() / (60000 * 784) == pytest.approx(0.1306605, abs=1e-6)
     assert (mnist.train.x.min(), mnist.train.x.max()) == (0, 1)
 
