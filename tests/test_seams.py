@@ -10,6 +10,7 @@ from torch import nn
 from torch.func import functional_call
 
 import ppvae
+from ppvae.data import Batches, JointBatches
 from ppvae.distributions import ConditionalBernoulli, ConditionalNormal, StandardNormal
 from ppvae.models import VAE
 from ppvae.nn import MLP
@@ -221,3 +222,29 @@ def test_what_stands_between_gradient_and_optimizer_sees_every_step(compile):
     assert len(seen) == 3
     for a, b in zip(*states, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_several_data_sets_train_with_options_by_name():
+    """A name may be one that only the second set's minibatches meet."""
+
+    class Labelled(nn.Module):
+        def model(self, x, y=None):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                if y is not None:
+                    pyro.sample("y", dist.Normal(pyro.param("slope", torch.tensor(0.3)) * z, 1.0), obs=y)
+                pyro.sample("x", dist.Normal(pyro.param("loc", torch.tensor(0.2)) + z, 1.0), obs=x)
+
+        def guide(self, x, y=None):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(pyro.param("weight", torch.tensor(0.1)) * x, 0.7))
+
+    pair, x = Labelled(), torch.randn(30)
+    both = JointBatches(Batches(x[:20], batch_size=10), Batches(x[20:], x[20:], batch_size=5))
+    groups = {"slope": {"lr": 0.0}, "loc": {"lr": Linear(2, start=0.0, end=0.1)}}
+    run = ppvae.fit(pair, both, epochs=2, lr=Linear(2), param_groups=groups, progress=False)
+    values = {name: float(pair.pyro_params[name].detach()) for name in ("slope", "loc", "weight")}
+    assert values["slope"] == pytest.approx(0.3)
+    assert values["loc"] != pytest.approx(0.2)
+    assert values["weight"] != pytest.approx(0.1)
+    assert run.history[-1]["lr"] == pytest.approx(0.75)

@@ -18,7 +18,7 @@ from ppvae.compile.compiled import Compile
 from ppvae.data import Batches, IterableSource, Source
 from ppvae.infer.callbacks import Callback, check_callbacks
 from ppvae.infer.optim import ParamGroups
-from ppvae.infer.run_config import describe, versions
+from ppvae.infer.run_config import describe, describe_groups, versions
 from ppvae.infer.run_folder import Run, RunFolder
 from ppvae.infer.trainer import Trainer
 from ppvae.objectives.base import networks_of
@@ -156,7 +156,7 @@ def fit(
         "lr": describe(lr),
         "optim": describe(optim),
         "clip_norm": clip_norm,
-        "param_groups": describe(param_groups),
+        "param_groups": describe_groups(param_groups),
         "kl_weight": describe(kl_weight),
         "kl_sites": None if kl_sites is None else list(kl_sites),
         "patience": patience,

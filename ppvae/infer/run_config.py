@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -11,14 +10,13 @@ import torch
 from pyro.infer import ELBO
 
 import ppvae
+from ppvae.infer.optim import ParamGroups
 
 
 def describe(value: Any) -> Any:
     """A setting for the config: numbers as they are, objects by a text that is equal for equal settings."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if isinstance(value, Mapping):
-        return {str(name): describe(option) for name, option in value.items()}
     if isinstance(value, ELBO):
         # Pyro notes the plate nesting that it finds on the object.
         own = {k: v for k, v in sorted(vars(value).items()) if not k.startswith("_") and k != "max_plate_nesting"}
@@ -30,6 +28,13 @@ def describe(value: Any) -> Any:
     if type(value).__repr__ is object.__repr__:  # it holds the address
         return f"{type(value).__qualname__}({describe(vars(value)) if hasattr(value, '__dict__') else ''})"
     return getattr(value, "__qualname__", None) or repr(value)
+
+
+def describe_groups(groups: ParamGroups | None) -> dict[str, Any] | None:
+    """The options of `param_groups`, for the config."""
+    if groups is None:
+        return None
+    return {pattern: {name: describe(value) for name, value in options.items()} for pattern, options in groups.items()}
 
 
 def versions() -> dict[str, str]:

@@ -24,6 +24,7 @@ from ppvae.compile.verification import Label
 from ppvae.infer.nonfinite import NonFiniteError, check_finite
 from ppvae.infer.optim import Held, OnGradients, OptimizerFactory, ParamGroups, Stepper
 from ppvae.objectives.base import Evaluation, StepTerms, Traces, evaluate_objective, networks_of
+from ppvae.pair import Batch
 from ppvae.params import BASELINES, LocalParams, module_local, pyro_name
 
 SAVED = 1.0
@@ -176,17 +177,18 @@ class SVI:
             for name, parameter in owner.named_parameters():
                 yield prefix + (pyro_name(name) or name), parameter
 
-    def setup(self, *args: Any) -> None:
-        """Runs the pair once on a batch, so that parameters created at first use exist, and makes the optimizer.
+    def setup(self, *batches: Batch) -> None:
+        """Runs the pair once on each batch, so that parameters created at first use exist, and makes the optimizer.
 
         Raises:
             TypeError: where `optim` gives no torch optimizer.
             ValueError: where there is nothing to train.
         """
-        with torch.no_grad(), pyro.poutine.trace(param_only=True) as params, modules_that_run(self._modules):
-            guide_trace = pyro.poutine.trace(self.guide).get_trace(*args)
-            pyro.poutine.replay(self.model, trace=guide_trace)(*args)
-        self._remember(params.trace)
+        for batch in batches:
+            with torch.no_grad(), pyro.poutine.trace(param_only=True) as params, modules_that_run(self._modules):
+                guide_trace = pyro.poutine.trace(self.guide).get_trace(*batch)
+                pyro.poutine.replay(self.model, trace=guide_trace)(*batch)
+            self._remember(params.trace)
         self._parameters = []
         self.stepper.prepare(self.named_parameters())
         self.parameters()  # known from here on, so that the first step can run compiled

@@ -95,8 +95,7 @@ class Trainer:
             check_objective(self.loss, self.pair, first)  # may create a parameter of the objective's own
             batches = (first,) if self.train.weights is None else first
             check_kl_sites(self.kl_sites, self.pair, batches)
-            for batch in batches:
-                self.svi.setup(*batch)
+            self.svi.setup(*batches)
             self.svi.check_buffers()
         with forked_rng(self.device, self.seed):
             self.rng = self.random.get()

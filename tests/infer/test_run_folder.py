@@ -1,6 +1,7 @@
 import csv
 import json
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -8,8 +9,9 @@ from pyro.infer import Trace_ELBO
 
 import ppvae
 from ppvae.infer import RunFolder
+from ppvae.infer.run_config import describe, describe_groups
 from ppvae.models import PPCA
-from ppvae.objectives import Linear
+from ppvae.objectives import BalancedELBO, Linear
 from ppvae.storage import load_state, save_state
 from tests.infer.pairs import binary, same, small_vae, state
 
@@ -45,6 +47,7 @@ def test_what_a_run_leaves(tmp_path):
         "lr": "Linear(epochs=3, start=0.01, end=0.001)",
         "optim": "Adam(fused=True)",
         "clip_norm": None,
+        "param_groups": None,
         "kl_weight": 0.5,
         "kl_sites": None,
         "patience": None,
@@ -143,6 +146,16 @@ def test_equal_settings_are_equal_whatever_the_objects(tmp_path):
     run_in(tmp_path / "run", lr=Ramp(0.01), loss=loss, resume=True)
     with pytest.raises(ValueError, match=r"lr was .*Ramp.*0.01.*, is .*Ramp.*0.02"):
         run_in(tmp_path / "run", lr=Ramp(0.02), loss=loss, resume=True)
+
+
+def test_settings_have_the_texts_that_old_folders_hold():
+    assert describe(BalancedELBO({"z1": Linear(2), "z2": 0.5})) == (
+        "BalancedELBO(ignore_jit_warnings=False, jit_options=None, num_particles=1, retain_graph=None, "
+        "strict_enumeration_warning=True, tail_adaptive_beta=-1.0, vectorize_particles=False, "
+        "weights={'z1': Linear(epochs=2, start=0.0, end=1.0), 'z2': 0.5})"
+    )
+    assert describe(partial(torch.optim.AdamW, weight_decay=0.1)) == "AdamW(weight_decay=0.1)"
+    assert describe_groups({"*.bias": {"lr": Linear(2)}}) == {"*.bias": {"lr": "Linear(epochs=2, start=0.0, end=1.0)"}}
 
 
 def test_a_finished_run_is_resumed_to_itself(tmp_path):
