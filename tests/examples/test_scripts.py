@@ -1,21 +1,62 @@
-"""The scripts of examples/ run as a reader would run them, and print what they promise."""
+"""The scripts of examples/ run as a reader would run them, are short, and print what they promise."""
 
+import ast
 import runpy
+from importlib import import_module
 from pathlib import Path
+from unittest.mock import patch
 
 import pyro
 import pytest
 
+from ppvae.evaluate import METHODS
+
 SCRIPTS = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
+OF_YOUR_OWN = [path for path in SCRIPTS if path.stem.startswith("your_own_")]
+
+
+def by_name(scripts):
+    return pytest.mark.parametrize("script", scripts, ids=lambda path: path.stem)
 
 
 @pytest.mark.usefixtures("with_and_without_inductor")
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+@by_name(SCRIPTS)
 def test_script_runs(script, capsys):
-    with pyro.get_param_store().scope():  # a script may train in Pyro's store
+    # A script may train in Pyro's store, and give an estimator a name.
+    with pyro.get_param_store().scope(), patch.dict(METHODS):
         runpy.run_path(str(script), run_name="__main__")
     assert "log p(x) = " in capsys.readouterr().out
 
 
-def test_there_are_scripts():
-    assert SCRIPTS
+@by_name(OF_YOUR_OWN)
+def test_what_is_of_your_own_is_short(script):
+    assert len(script.read_text(encoding="utf-8").splitlines()) < 60
+
+
+@by_name(SCRIPTS)
+def test_public_names_alone(script):
+    modules, attributes = set(), set()
+    for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            modules.add(node.module)
+            if node.module.split(".")[0] == "ppvae":
+                module = import_module(node.module)
+                public = getattr(module, "__all__", dir(module))
+                assert {alias.name for alias in node.names} <= set(public)
+        elif isinstance(node, ast.Attribute):
+            attributes.add(node.attr)
+    of_ours = {module for module in modules if module.split(".")[0] == "ppvae"}
+    assert of_ours
+    assert all(module.count(".") <= 1 for module in of_ours), "a file of a subpackage is no public place"
+    assert not {name for name in attributes if name.startswith("_") and name != "__init__"}
+
+
+def test_there_is_one_of_each():
+    assert {path.stem.removeprefix("your_own_") for path in OF_YOUR_OWN} == {
+        "model",
+        "objective",
+        "estimator",
+        "metric",
+    }
