@@ -87,6 +87,14 @@ class KLWeight(Messenger):
     Args:
         weight: β, a float or a 0-d tensor; not negative.
         sites: the latent sites that it scales; None is all of them.
+
+    Example:
+        >>> import torch
+        >>> from pyro.infer import Trace_ELBO
+        >>> from ppvae.models import PPCA
+        >>> ppca, x = PPCA(8, 2), torch.randn(10, 8)
+        >>> with KLWeight(4.0):
+        ...     loss = Trace_ELBO().loss(ppca.model, ppca.guide, x)
     """
 
     def __init__(self, weight: float | Tensor, sites: Collection[str] | None = None) -> None:

@@ -281,6 +281,12 @@ def load(pair: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     Raises:
         FileNotFoundError: where there is no such file.
         ValueError: naming what is missing, unexpected or of another shape; the pair is then unchanged.
+
+    Example:
+        >>> import ppvae, tempfile
+        >>> from ppvae.models import PPCA
+        >>> path = ppvae.save(PPCA(8, 2), tempfile.mkdtemp() + "/ppca.safetensors")
+        >>> pair = ppvae.load(PPCA(8, 2), path)
     """
     check_pair(pair)
     path = Path(path)

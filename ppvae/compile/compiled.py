@@ -103,6 +103,13 @@ class Compiled:
         finish: what is done with the outputs.
         labels: from the layout of the outputs to what each is called, for the warning that names one.
         autocast: whether products are computed in half precision, which rounds more.
+
+    Example:
+        >>> net = nn.Linear(3, 2)
+        >>> layer = Compiled(lambda args: ([net(args[0])], None), [net])
+        >>> (y,), _ = layer((torch.ones(5, 3),))
+        >>> torch.allclose(y, net(torch.ones(5, 3)), atol=1e-6)
+        True
     """
 
     def __init__(

@@ -36,6 +36,7 @@ class Source(ABC):
 
     Example:
         >>> import torch
+        >>> from ppvae.data import Source
         >>> class Endless(Source):
         ...     '''New data in every epoch.'''
         ...
@@ -91,6 +92,12 @@ class IterableSource(Source):
         data: what is iterated; its minibatches are tensors, or tuples or lists of tensors and None.
         name: what errors call it.
         device: where its minibatches go.
+
+    Example:
+        >>> import torch
+        >>> source = IterableSource([torch.zeros(16, 8), torch.zeros(4, 8)])
+        >>> [len(x) for (x,) in source.epoch(0)]
+        [16, 4]
     """
 
     def __init__(self, data: Iterable[Any], *, name: str = "data", device: torch.device | str | None = None) -> None:

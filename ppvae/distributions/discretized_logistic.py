@@ -12,14 +12,14 @@ from ppvae._validate import check_count
 from ppvae.distributions.parameters import LocationScale, Scale
 
 
-class Levels(constraints.Constraint):
+class GreyLevels(constraints.Constraint):
     """Values that lie on one of ``num_levels`` equidistant levels from 0 to 1.
 
     Args:
         num_levels: Number of levels, at least two.
 
     Example:
-        >>> Levels(256).check(torch.tensor([0.0, 7 / 255, 0.5]))
+        >>> GreyLevels(256).check(torch.tensor([0.0, 7 / 255, 0.5]))
         tensor([ True,  True, False])
     """
 
@@ -89,7 +89,7 @@ class DiscretizedLogistic(dist.TorchDistribution):
     @constraints.dependent_property(is_discrete=True, event_dim=0)
     def support(self) -> constraints.Constraint:
         """The levels from 0 to 1."""
-        return Levels(self.num_levels)
+        return GreyLevels(self.num_levels)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "DiscretizedLogistic":
         """Returns the distribution with its batch shape expanded.

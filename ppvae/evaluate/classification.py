@@ -62,6 +62,22 @@ def label_posterior(
 
     References:
         Semi-Supervised Learning with Deep Generative Models (Kingma et al. 2014), arXiv 1406.5298.
+
+    Example:
+        >>> from ppvae.distributions import (
+        ...     ConditionalBernoulli, ConditionalCategorical, ConditionalNormal, StandardNormal, UniformCategorical
+        ... )
+        >>> from ppvae.models import SSVAE
+        >>> from ppvae.nn import MLP, ConditionalMLP, OneHot
+        >>> ssvae = SSVAE(
+        ...     p_y=UniformCategorical(3),
+        ...     p_z=StandardNormal(2),
+        ...     p_x_given_zy=ConditionalBernoulli(ConditionalMLP(2, 3, (16,), 8, embed=OneHot(3))),
+        ...     q_y_given_x=ConditionalCategorical(MLP(8, (16,), 3), num_classes=3),
+        ...     q_z_given_xy=ConditionalNormal(ConditionalMLP(8, 3, (16,), (2, 2), embed=OneHot(3))),
+        ... )
+        >>> label_posterior(ssvae, torch.zeros(5, 8), num_classes=3, num_samples=20).shape
+        torch.Size([5, 3])
     """
     check_count("num_classes", num_classes)
     if log_prior is not None and not isinstance(log_prior, Tensor):
@@ -112,6 +128,10 @@ def error_rate(probabilities: Tensor, y: Tensor) -> dict[str, float]:
 
     Returns:
         "mean" and "std_error", in %.
+
+    Example:
+        >>> error_rate(torch.tensor([[0.1, 0.9], [0.9, 0.1], [0.7, 0.3], [0.4, 0.6]]), torch.tensor([1, 0, 0, 0]))
+        {'mean': 25.0, 'std_error': 25.0}
     """
     _check_shapes(probabilities, y)
     wrong = 100 * (probabilities.argmax(-1).cpu() != y.cpu()).double()

@@ -52,7 +52,14 @@ def compare(estimates: Mapping[str, LogMarginal | Tensor]) -> Comparison:
 
 
 def comparison_table(comparison: Comparison, symbol: str = "log p(x)") -> str:
-    """The comparison as text: a row a model, nats per datum."""
+    """The comparison as text: a row a model, nats per datum.
+
+    Example:
+        >>> import torch
+        >>> rows = compare({"a": torch.tensor([-90.0, -110.0]), "b": torch.tensor([-88.0, -109.0])})
+        >>> print(comparison_table(rows).splitlines()[-1])
+        b     -98.500 ± 10.500        +1.500 ± 0.500
+    """
     first, width = next(iter(comparison)), max(map(len, comparison)) + 2
     lines = [f"{'':<{width}}{symbol:>10} ± {'s.e.':<8}{'difference':>12} ± s.e., to {first}"]
     for name, row in comparison.items():

@@ -109,6 +109,14 @@ class Importance(Estimator):
 
     Raises:
         ValueError: where it is no whole number >= 1.
+
+    Example:
+        >>> import torch, ppvae
+        >>> from ppvae.evaluate import Importance
+        >>> from ppvae.models import PPCA
+        >>> estimate = ppvae.log_marginal(PPCA(8, 2), torch.randn(10, 8), method=Importance(num_samples=20))
+        >>> list(estimate.diagnostics.bound)
+        [1, 2, 5, 10, 20]
     """
 
     num_samples: int = 1000

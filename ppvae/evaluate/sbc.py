@@ -136,6 +136,13 @@ def check_sbc(ranks: SBCRanks, *, level: float = 0.05) -> SBCVerdict:
 
     Raises:
         ValueError: where `level` is out of range, or masks leave out every latent.
+
+    Example:
+        >>> import torch
+        >>> from ppvae.models import PPCA
+        >>> untrained = PPCA(8, 2, guide="amortized")
+        >>> check_sbc(run_sbc(untrained, torch.zeros(1, 8), num_simulations=200)).calibrated
+        False
     """
     check_number("level", level, above=0, below=1)
     of = {name: column.numpy() for name, column in ranks.by_element().items()}

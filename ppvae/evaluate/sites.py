@@ -38,6 +38,12 @@ def num_observed(pair: nn.Module, data: Batch, given: Sequence[str], params: Loc
 
     Where a mask leaves some out, the mean over the data of those that count. Of the first argument where the model
     observes nothing, but scores the data by `pyro.factor`.
+
+    Example:
+        >>> import torch
+        >>> from ppvae.models import PPCA
+        >>> num_observed(PPCA(8, 2), (torch.zeros(5, 8),), given=())
+        8
     """
     device, n = device_of(pair, data), check_batch(data)
     with evaluating(pair, 0, device=device, params=params), validation(False):

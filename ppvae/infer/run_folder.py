@@ -41,6 +41,14 @@ class RunFolder:
 
     Attributes:
         path: the folder.
+
+    Example:
+        >>> import tempfile, torch, ppvae
+        >>> from ppvae.models import PPCA
+        >>> out = tempfile.mkdtemp() + "/ppca"
+        >>> run = ppvae.fit(PPCA(8, 2), torch.randn(100, 8), epochs=1, out=out, progress=False)
+        >>> RunFolder(out).last.is_file()
+        True
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

@@ -29,6 +29,13 @@ class Conditioning(nn.Module, ABC):
 
     Attributes:
         context: What :func:`check_context` holds a condition to.
+
+    Example:
+        >>> class Add(Conditioning):
+        ...     def forward(self, h, c):
+        ...         return h + c
+        >>> Add((5,))(torch.zeros(3, 5), torch.ones(5)).shape
+        torch.Size([3, 5])
     """
 
     def __init__(self, context_shape: tuple[int, ...] | None = None, embed: nn.Module | None = None) -> None:

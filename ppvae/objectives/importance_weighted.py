@@ -205,6 +205,16 @@ class MIWAE(ImportanceWeightedELBO):
 
     References:
         Tighter variational bounds are not necessarily better (Rainforth et al. 2018), arXiv 1802.04537.
+
+    Example:
+        With the exact posterior as the guide every bound is log p(x):
+
+        >>> import torch
+        >>> from ppvae.models import PPCA
+        >>> ppca, x = PPCA(8, 2), torch.randn(10, 8)
+        >>> bound = -MIWAE(3, 5).loss(ppca.model, ppca.guide, x)
+        >>> torch.allclose(torch.tensor(bound), ppca.log_prob(x).sum(), atol=0.01)
+        True
     """
 
     def __init__(self, num_groups: int, num_samples: int, *, gradient: Gradient = "standard") -> None:
@@ -227,6 +237,16 @@ class CIWAE(ImportanceWeightedELBO):
 
     References:
         Tighter variational bounds are not necessarily better (Rainforth et al. 2018), arXiv 1802.04537.
+
+    Example:
+        With the exact posterior as the guide every bound is log p(x):
+
+        >>> import torch
+        >>> from ppvae.models import PPCA
+        >>> ppca, x = PPCA(8, 2), torch.randn(10, 8)
+        >>> bound = -CIWAE(5, 0.5).loss(ppca.model, ppca.guide, x)
+        >>> torch.allclose(torch.tensor(bound), ppca.log_prob(x).sum(), atol=0.01)
+        True
     """
 
     def __init__(self, num_samples: int, beta: float, *, gradient: Gradient = "standard") -> None:
@@ -253,6 +273,16 @@ class PIWAE(ImportanceWeightedELBO):
 
     References:
         Tighter variational bounds are not necessarily better (Rainforth et al. 2018), arXiv 1802.04537.
+
+    Example:
+        With the exact posterior as the guide every bound is log p(x):
+
+        >>> import torch
+        >>> from ppvae.models import PPCA
+        >>> ppca, x = PPCA(8, 2), torch.randn(10, 8)
+        >>> bound = -PIWAE(3, 5).loss(ppca.model, ppca.guide, x)
+        >>> torch.allclose(torch.tensor(bound), ppca.log_prob(x).sum(), atol=0.01)
+        True
     """
 
     def __init__(self, num_groups: int, num_samples: int, *, gradient: Gradient = "standard") -> None:

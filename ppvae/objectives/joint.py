@@ -34,6 +34,16 @@ class JointELBO(Objective):
 
     References:
         Semi-Supervised Learning with Deep Generative Models (Kingma et al. 2014), arXiv 1406.5298, equation 8.
+
+    Example:
+        >>> import torch
+        >>> from pyro.infer import Trace_ELBO
+        >>> from ppvae.models import PPCA
+        >>> ppca, x = PPCA(8, 2), torch.randn(10, 8)
+        >>> loss = JointELBO(Trace_ELBO(), weights=[1.0, 2.0]).loss(ppca.model, ppca.guide, (x,), (x[:5],))
+        >>> exact = -ppca.log_prob(x).sum() - 2 * ppca.log_prob(x[:5]).sum()
+        >>> torch.allclose(torch.tensor(loss), exact, atol=0.01)
+        True
     """
 
     def __init__(self, elbo: ELBO, weights: Sequence[float]) -> None:

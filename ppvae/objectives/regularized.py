@@ -163,6 +163,12 @@ class ConstrainedELBO(PenalizedELBO):
     References:
         β-VAE: learning basic visual concepts with a constrained variational framework (Higgins et al. 2017), equation
         2, which fixes λ as β. Taming VAEs (Rezende & Viola 2018), arXiv 1810.00597.
+
+    Example:
+        >>> import torch, ppvae
+        >>> from ppvae.models import PPCA
+        >>> loss, x = ConstrainedELBO(max_kl=1.0), torch.randn(100, 8)
+        >>> run = ppvae.fit(PPCA(8, 2, guide="amortized"), x, loss=loss, epochs=1, progress=False)
     """
 
     def __init__(self, max_kl: Value, *, rate: float = 10.0, num_particles: int = 1) -> None:
@@ -195,6 +201,12 @@ class FreeBitsELBO(PenalizedELBO):
     References:
         Improving variational inference with inverse autoregressive flow (Kingma et al. 2016), arXiv 1606.04934,
         equation 15.
+
+    Example:
+        >>> import torch, ppvae
+        >>> from ppvae.models import PPCA
+        >>> loss, x = FreeBitsELBO(0.25), torch.randn(100, 8)
+        >>> run = ppvae.fit(PPCA(8, 2, guide="amortized"), x, loss=loss, epochs=1, progress=False)
     """
 
     def __init__(self, free_bits: Value | Mapping[str, Value], *, num_particles: int = 1) -> None:
@@ -231,6 +243,12 @@ class BalancedELBO(PenalizedELBO):
 
     References:
         NVAE: a deep hierarchical variational autoencoder (Vahdat & Kautz 2020), arXiv 2007.03898, appendix A.
+
+    Example:
+        >>> import torch, ppvae
+        >>> from ppvae.models import PPCA
+        >>> loss, x = BalancedELBO({"z": 0.5}), torch.randn(100, 8)
+        >>> run = ppvae.fit(PPCA(8, 2, guide="amortized"), x, loss=loss, epochs=1, progress=False)
     """
 
     def __init__(self, weights: Mapping[str, Value], *, num_particles: int = 1) -> None:
