@@ -9,7 +9,7 @@ from ppvae.compile import keep_freed_memory
 FAULTS = """
 import resource
 import torch
-from ppvae.infer import keep_freed_memory
+from ppvae.compile import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -45,7 +45,7 @@ def test_the_objective_is_what_its_formula_says(after):
 def test_the_options_reach_their_parameters(after):
     pair, svi = after[2]["PPCA"](8, 2, guide="amortized"), after[2]["ppvae"].SVI
     svi = svi(pair.model, pair.guide, after[2]["optim"], pyro.infer.Trace_ELBO(), param_groups=after[2]["options"])
-    svi.setup(after[2]["x"])
+    svi.step(after[2]["x"])
     groups = {id(p): group for group in svi.optimizer.param_groups for p in group["params"]}
     for name, parameter in pair.named_parameters():
         assert groups[id(parameter)]["lr"] == (1e-4 if name.startswith("q_z_given_x") else 1e-3)
