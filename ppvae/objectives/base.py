@@ -210,7 +210,7 @@ class Objective(ELBO):
             return float(self.evaluate(model, guide, args, kwargs).loss)
 
     def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
-        """The same, its gradient added to the parameters: what `pyro.infer.SVI` calls, which trains what it hears of."""
+        """The same, its gradient added to the parameters: what `pyro.infer.SVI` calls, to train what it hears of."""
         for network_name, network in self.networks.items():
             for name, parameter in network.named_parameters():
                 announce(f"objective.{network_name}.{name}", parameter)
