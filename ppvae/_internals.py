@@ -17,7 +17,7 @@ from pyro.distributions.conditional import _ConditionalInverseTransformModule
 from pyro.infer import ELBO
 from pyro.nn.module import _Context
 from pyro.optim import PyroOptim
-from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.runtime import _PYRO_STACK, effectful
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 from torch.distributions.transforms import _InverseTransform
@@ -59,6 +59,19 @@ def traces_of(elbo: ELBO, *args: Any) -> Iterator[tuple[Trace, Trace]]:
 def loss_of_particle(elbo: Any, model_trace: Trace, guide_trace: Trace) -> tuple[Any, Any]:
     """The loss and the surrogate of one particle of a `Trace_ELBO`."""
     return elbo._differentiable_loss_particle(model_trace, guide_trace)
+
+
+def announce(name: str, parameter: Tensor) -> None:
+    """Lets the handlers around the caller see a parameter, as `pyro.param` does, without a place in Pyro's store."""
+
+    @effectful(type="param")
+    def same(alias: Tensor) -> Tensor:
+        return alias
+
+    with torch.no_grad():
+        alias: Any = parameter.view_as(parameter)
+    alias.unconstrained = lambda: parameter  # what `pyro.infer.SVI` asks for; an attribute of the parameter would stay
+    same(alias, name=name)
 
 
 def waits_for_state(optim: PyroOptim) -> bool:

@@ -15,6 +15,7 @@ from ppvae.distributions import ConditionalBernoulli, ConditionalNormal, Standar
 from ppvae.models import VAE
 from ppvae.nn import MLP
 from ppvae.objectives import Linear, Objective
+from ppvae.storage import load_state
 from ppvae.traces import sites
 
 D, K = 6, 2
@@ -248,3 +249,111 @@ def test_several_data_sets_train_with_options_by_name():
     assert values["loc"] != pytest.approx(0.2)
     assert values["weight"] != pytest.approx(0.1)
     assert run.history[-1]["lr"] == pytest.approx(0.75)
+
+
+def test_networks_train_in_pyros_own_svi():
+    pair, loss, x = make_vae(), CriticELBO(), data()
+    before = [p.detach().clone() for p in loss.critic.parameters()]
+
+    def model(x):
+        pyro.module("pair", pair)
+        pair.model(x)
+
+    svi = pyro.infer.SVI(model, pair.guide, pyro.optim.SGD({"lr": 1e-2}), loss)
+    svi.step(x)
+    assert all(not torch.equal(a, b) for a, b in zip(before, loss.critic.parameters(), strict=True))
+    assert all(p.grad is None or not p.grad.any() for p in loss.critic.parameters())
+    assert not [name for name in pyro.get_param_store() if "critic" in name]  # a second objective has its own
+
+
+class PlainELBO(Objective):
+    """What `Trace_ELBO` computes; a test adds to it."""
+
+    def differentiable_loss(self, model, guide, *args, **kwargs):
+        ((model_trace, guide_trace),) = self.traces(model, guide, args, kwargs)
+        return guide_trace.log_prob_sum() - model_trace.log_prob_sum()
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_what_an_objective_knows_of_the_pair_stays_the_pairs(tmp_path, compile):
+    """It may hold the pair, or a part of it: these are trained once, under the pair's names, and saved once."""
+    groups = {"q_z_given_x.*": {"lr": 1e-4}}
+    plain, pair = fit(PlainELBO(), param_groups=groups, compile=compile)
+    loss, other = PlainELBO(), make_vae()
+    loss.pair, loss.encoder = other, other.q_z_given_x.net
+    run, other = fit(loss, other, param_groups=groups, compile=compile, out=tmp_path)
+    assert run.history == plain.history
+    assert all(torch.equal(a, b) for a, b in zip(pair.parameters(), other.parameters(), strict=True))
+    assert "objective" not in load_state(tmp_path / "checkpoints" / "last.safetensors")
+
+
+class Recording(PlainELBO):
+    def __init__(self, name, value):
+        super().__init__()
+        self.name, self.value = name, value
+
+    def differentiable_loss(self, *args, **kwargs):
+        self.record(self.name, self.value)
+        return super().differentiable_loss(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error", "message"),
+    [
+        ("loss", torch.ones(()), ValueError, "called 'loss', which is a column of the history already"),
+        ("kl_z", torch.ones(()), ValueError, "called 'kl_z', which is a column of the history already"),
+        ("size", torch.ones(()), ValueError, "'size' is recorded by the objective, and is a loss_term of the pair"),
+        ("other", torch.ones(3), TypeError, r"record\('other', ...\) .* 0-d tensor, .* got a tensor of shape \(3,\)"),
+        ("other", 1.0, TypeError, r"record\('other', ...\) .* 0-d tensor, .* got float"),
+    ],
+)
+def test_a_column_that_cannot_be_is_refused_before_any_training(name, value, error, message):
+    class Sized(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.vae = make_vae()
+
+        def model(self, x):
+            self.vae.model(x)
+            ppvae.loss_term("size", torch.zeros(()))
+
+        def guide(self, x):
+            self.vae.guide(x)
+
+    pair = Sized()
+    before = {name: p.detach().clone() for name, p in pair.named_parameters()}
+    with pytest.raises(error, match=message):
+        fit(Recording(name, value), pair)
+    assert all(torch.equal(p, before[name]) for name, p in pair.named_parameters())
+
+
+class Late(PlainELBO):
+    """A value that the first `set_time` makes, on the device that it is told."""
+
+    def __init__(self):
+        super().__init__()
+        self.value = None
+
+    def set_time(self, epoch, device=None):
+        self.value = torch.zeros((), device=device) if self.value is None else self.value
+        self.value.fill_(1.0 + epoch)
+
+    def differentiable_loss(self, *args, **kwargs):
+        self.record("value", torch.zeros(()) if self.value is None else self.value.clone())
+        return super().differentiable_loss(*args, **kwargs)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_schedule_reaches_every_data_set(compile):
+    both = JointBatches(Batches(data()[:20], batch_size=10), Batches(data()[20:], batch_size=10))
+    run = ppvae.fit(make_vae(), both, loss=Late(), epochs=2, compile=compile, progress=False)
+    assert [40 * row["value"] for row in run.history] == pytest.approx([2 * 2 * 1.25, 2 * 2 * 2.25])
+
+
+def test_a_run_is_resumed_with_the_object_that_it_had(tmp_path):
+    """What its schedules have written into it is no setting."""
+    whole, _ = fit(Annealed(), epochs=4)
+    loss = Annealed()
+    fit(loss, epochs=2, out=tmp_path)
+    parts, _ = fit(loss, epochs=4, out=tmp_path, resume=True)
+    assert parts.history == whole.history

@@ -138,13 +138,14 @@ def check_objective(objective: Any, pair: Any, batch: Batch) -> None:
         batch: a minibatch, or one of each data set.
 
     Raises:
-        ValueError: where the objective is not for such a pair, e.g. one that needs a reparameterized guide.
+        ValueError: where the objective is not for such a pair, e.g. one that needs a reparameterized guide, or two of
+            its terms have one name.
     """
     if isinstance(objective, ELBO):
         objective = copy.copy(objective)
         objective.strict_enumeration_warning = False  # with all labels known there is nothing to enumerate
     try:
-        evaluate_objective(objective, pair.model, pair.guide, batch, {})
+        evaluate_objective(objective, pair.model, pair.guide, batch, {}).terms().named()
     except NotImplementedError as error:
         raise ValueError(f"loss {type(objective).__name__} does not go with this pair: {error}") from error
 

@@ -8,6 +8,7 @@ from typing import Any
 import pyro
 import torch
 from pyro.infer import ELBO
+from torch import Tensor
 
 import ppvae
 from ppvae.infer.optim import ParamGroups
@@ -17,6 +18,8 @@ def describe(value: Any) -> Any:
     """A setting for the config: numbers as they are, objects by a text that is equal for equal settings."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, Tensor):  # of an objective: what its schedules write into is no setting
+        return f"Tensor{tuple(value.shape)}"
     if isinstance(value, ELBO):
         # Pyro notes the plate nesting that it finds on the object.
         own = {k: v for k, v in sorted(vars(value).items()) if not k.startswith("_") and k != "max_plate_nesting"}

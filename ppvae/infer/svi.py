@@ -98,8 +98,9 @@ class SVI:
         )
         owners = [_owner(model), _owner(guide)]
         self._local = owner is not None or None not in owners
-        networks = networks_of(loss)
-        self._owners = [*dict.fromkeys(m for m in (owner, *owners) if m is not None), *networks.values()]
+        self._owners = list(dict.fromkeys(m for m in (owner, *owners) if m is not None))
+        networks = networks_of(loss, beside=self._owners)
+        self._owners += networks.values()
         self._prefixes = [*[""] * (len(self._owners) - len(networks)), *(f"objective.{name}." for name in networks)]
         self._modules = list(self._owners)  # and those of plain functions, once they have run
         self._compiled = Compiled(
@@ -173,9 +174,13 @@ class SVI:
         return [named[key] for key in order if named[key][1].requires_grad]
 
     def _owned(self) -> Iterator[tuple[str, Tensor]]:
+        """The parameters of modules; what several hold goes by its name in the first, the pair before the objective."""
+        seen: set[int] = set()
         for prefix, owner in zip(self._prefixes, self._owners, strict=True):
             for name, parameter in owner.named_parameters():
-                yield prefix + (pyro_name(name) or name), parameter
+                if id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    yield prefix + (pyro_name(name) or name), parameter
 
     def setup(self, *batches: Batch) -> None:
         """Runs the pair once on each batch, so that parameters created at first use exist, and makes the optimizer.

@@ -86,7 +86,7 @@ class Trainer:
             param_groups=self.param_groups,
             owner=self.pair,
         )
-        self.networks = nn.ModuleDict(networks_of(self.loss))
+        self.networks = nn.ModuleDict(networks_of(self.loss, beside=[self.pair]))
         with self.random.kept(), evaluating(self.pair, self.seed, attach=True), self.weighting:
             for name, data in (("train", self.train), ("valid", self.valid)):
                 if data is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,7 @@ from pyro.infer.enum import get_importance_trace
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from ppvae._internals import loss_of_particle, traces_of
+from ppvae._internals import announce, loss_of_particle, traces_of
 from ppvae.traces import LOSS_TERM, Site, latent_of, sites
 
 Traces = list[tuple[Trace, Trace]]
@@ -98,9 +98,16 @@ class Evaluation:
     parts: list[tuple[float, Evaluation]] = field(default_factory=list)
 
     def terms(self) -> StepTerms:
-        """The terms of the loss; of several data sets, those that the user named, weighted as they are in it."""
+        """The terms of the loss; of several data sets, those that the user named, weighted as they are in it.
+
+        Raises:
+            ValueError: where two of these have one name.
+        """
         read = [(sites(model_trace), sites(guide_trace)) for model_trace, guide_trace in self.traces]
-        columns = {**_loss_terms(read, self.num_particles), **self.columns}
+        columns = _loss_terms(read, self.num_particles)
+        if twice := columns.keys() & self.columns.keys():
+            raise ValueError(f"{min(twice)!r} is recorded by the objective, and is a loss_term of the pair: rename one")
+        columns |= self.columns
         for weight, part in self.parts:
             for name, value in part.terms().columns.items():
                 columns[name] = columns.get(name, 0.0) + weight * value
@@ -177,7 +184,15 @@ class Objective(ELBO):
         Args:
             name: of the column.
             value: 0-d, summed over the batch as the loss is; its gradient is not followed.
+
+        Raises:
+            TypeError: where the value is no such tensor.
         """
+        if not isinstance(value, Tensor) or value.dim():
+            got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(
+                f"the value of record({name!r}, ...) must be a 0-d tensor, summed over the batch, got {got}"
+            )
         self._columns[name] = value.detach()
 
     def evaluate(self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any) -> Evaluation:
@@ -195,7 +210,10 @@ class Objective(ELBO):
             return float(self.evaluate(model, guide, args, kwargs).loss)
 
     def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
-        """The same, its gradient added to the parameters: what `pyro.infer.SVI` calls."""
+        """The same, its gradient added to the parameters: what `pyro.infer.SVI` calls, to train what it hears of."""
+        for network_name, network in self.networks.items():
+            for name, parameter in network.named_parameters():
+                announce(f"objective.{network_name}.{name}", parameter)
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         self._traces, self._columns = [], {}
         if loss.requires_grad:
@@ -235,9 +253,16 @@ def evaluate_objective(
     return Evaluation(_as_tensor(recording.loss_and_grads(model, guide, *args, **kwargs)), None, traces, particles)
 
 
-def networks_of(objective: Any) -> dict[str, nn.Module]:
-    """The modules that an objective brings along; none of Pyro's does."""
-    return objective.networks if isinstance(objective, Objective) else {}
+def networks_of(objective: Any, *, beside: Iterable[nn.Module] = ()) -> dict[str, nn.Module]:
+    """The modules that an objective brings along; none of Pyro's does.
+
+    Args:
+        objective: of any kind.
+        beside: modules whose own an objective may know: the pair, or a part of it, is none that it brings.
+    """
+    known = {id(module) for root in beside for module in root.modules()}
+    networks = objective.networks if isinstance(objective, Objective) else {}
+    return {name: network for name, network in networks.items() if id(network) not in known}
 
 
 def _as_tensor(loss: Any) -> Tensor:

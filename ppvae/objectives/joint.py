@@ -78,8 +78,9 @@ class JointELBO(Objective):
 
     def set_time(self, epoch: float, device: torch.device | None = None) -> None:
         """Sets the scheduled values of `elbo`, where it has any."""
-        if isinstance(self.elbo, Objective):
-            self.elbo.set_time(epoch, device)
+        for elbo in self._elbos:
+            if hasattr(elbo, "set_time"):
+                elbo.set_time(epoch, device)
 
     def parts(self, batches: Sequence[Batch]) -> list[tuple[float, Any, Batch]]:
         """Each set's weight, ELBO and minibatch.
