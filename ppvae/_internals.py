@@ -20,6 +20,7 @@ from pyro.optim import PyroOptim
 from pyro.poutine.runtime import _PYRO_STACK, effectful
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
+from torch.distributions.kl import _KL_REGISTRY
 from torch.distributions.transforms import _InverseTransform
 from torch.distributions.utils import _sum_rightmost
 from torch.fx import GraphModule
@@ -49,6 +50,14 @@ def mask_of_distribution(fn: Any) -> Any:
 def checks_support(fn: Any) -> bool:
     """Whether a distribution was made to validate its arguments and values."""
     return bool(getattr(fn, "_validate_args", False))
+
+
+def has_own_kl(fn: Any) -> bool:
+    """Whether what torch knows of the KL of a distribution is of its density, and not of one that it replaced."""
+    kind = type(fn)
+    defines = next(base for base in kind.__mro__ if "log_prob" in vars(base))
+    library = defines.__module__.split(".")[0] in ("torch", "pyro", "ppvae")
+    return library or any(kind in pair for pair in _KL_REGISTRY)
 
 
 def traces_of(elbo: ELBO, *args: Any) -> Iterator[tuple[Trace, Trace]]:

@@ -16,6 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
 from ppvae._internals import TorchDispatchMode, modes_off, scalar_read
+from ppvae.compile.decompositions import DECOMPOSITIONS
 
 Computation = Callable[[tuple[Any, ...]], tuple[Sequence[Tensor], Any]]
 """From arguments to tensors, and to whatever says what these are."""
@@ -73,7 +74,9 @@ def trace(compute: Computation, args: tuple[Any, ...]) -> Traced:
 
     with pyro.validation_enabled(False):
         # New aliases: a tensor that is given twice, or that the pair refers to as well, is an argument of its own.
-        module = make_fx(traced)(*(t if t.requires_grad else t.detach() for t in tensors_of(args)))
+        module = make_fx(traced, decomposition_table=DECOMPOSITIONS)(
+            *(t if t.requires_grad else t.detach() for t in tensors_of(args))
+        )
     return Traced(module, layout[0], decisions)
 
 

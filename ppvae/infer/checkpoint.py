@@ -19,6 +19,7 @@ class Progress:
         epoch: epochs finished.
         step: steps finished in the running epoch.
         sums: of each term over the running epoch, and of the data ("data").
+        counts: the data whose minibatches had each of these terms: not every one needs to have every site.
         history: the finished epochs.
         best: the best validation ELBO so far.
         best_epoch: the epoch that reached it.
@@ -28,6 +29,7 @@ class Progress:
     epoch: int = 0
     step: int = 0
     sums: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
     best: float = -math.inf
     best_epoch: int | None = None
@@ -37,9 +39,20 @@ class Progress:
         """The time in epochs at a step, for schedules; whole where the length of an epoch is not known."""
         return self.epoch + (step / steps_per_epoch if steps_per_epoch else 0.0)
 
-    def add(self, name: str, value: float) -> None:
-        """Adds to the sum `name`: one value at a time, so that an interruption does not change the rounding."""
-        self.sums[name] = self.sums.get(name, 0.0) + value
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> Progress:
+        """What a checkpoint holds of it; one of an older version holds no counts, since all terms were everywhere."""
+        return cls(**{"counts": dict.fromkeys(state["sums"], state["sums"].get("data", 0.0)), **state})
+
+    def add_step(self, n: int, terms: dict[str, float]) -> None:
+        """Adds the terms of a step on n data: one step at a time, so that an interruption changes no rounding."""
+        for name, value in {"data": n, **terms}.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.counts[name] = self.counts.get(name, 0.0) + n
+
+    def means(self) -> dict[str, float]:
+        """The mean of each term over the data of the running epoch that have it."""
+        return {name: total / self.counts[name] for name, total in self.sums.items() if name != "data"}
 
 
 def progress_bar(progress: Progress, steps_per_epoch: int | None, epochs: int, *, show: bool) -> Any:

@@ -163,7 +163,7 @@ class Trainer:
         """Runs what is left of the epoch; False where a stop was asked for (a checkpoint is then written)."""
         now = self.progress
         if now.step == 0:
-            now.epoch_rng, now.sums = self.random.get(), {}
+            now.epoch_rng, now.sums, now.counts = self.random.get(), {}, {}
         start = self.capture()
         pending: list[tuple[int, StepTerms]] = []
         self.pair.train()
@@ -214,15 +214,14 @@ class Trainer:
         """Reads the waiting terms from the device, all at once, and adds them to the epoch's sums."""
         if not pending:
             return
-        names = list(pending[0][1].named())
-        rows = [torch.stack([v.to(self.device) for v in terms.named().values()]) for _, terms in pending]
-        table = torch.stack(rows).double().cpu()
-        bad = (~table.isfinite()).any(1).nonzero().flatten().tolist()
+        steps = [(n, terms.named()) for n, terms in pending]
+        rows = [torch.stack([v.to(self.device) for v in named.values()]) for _, named in steps]
+        table = torch.cat(rows).double().cpu().split([len(row) for row in rows])
+        bad = [i for i, row in enumerate(table) if not all_finite([row])]
         if bad or not all_finite(self.svi.parameters()):  # a NaN gradient shows in the loss of the next step only
             self._name_nonfinite(start, self.progress.step - len(pending) + (bad[0] if bad else len(pending) - 1))
-        for (n, _), row in zip(pending, table.tolist(), strict=True):
-            for name, value in zip(["data", *names], [n, *row], strict=True):
-                self.progress.add(name, value)
+        for (n, named), row in zip(steps, table, strict=True):
+            self.progress.add_step(n, dict(zip(named, row.tolist(), strict=True)))
         bar.update(len(pending))
         pending.clear()
 
@@ -250,7 +249,7 @@ class Trainer:
     def _finish_epoch(self, bar: Any) -> None:
         """Adds the epoch's row to the history, validates, and writes the checkpoint."""
         row, now = self._row(), self.progress
-        now.epoch, now.step, now.sums = now.epoch + 1, 0, {}
+        now.epoch, now.step, now.sums, now.counts = now.epoch + 1, 0, {}, {}
         best = None
         if self.valid is not None:
             row["valid_elbo"] = self._valid_elbo()
@@ -265,10 +264,11 @@ class Trainer:
         """The training columns of the epoch that was just run."""
         now = self.progress
         assert self.svi.optimizer is not None
-        mean = {name: total / now.sums["data"] for name, total in now.sums.items() if name != "data"}
+        mean = now.means()
         row = {"epoch": float(now.epoch + 1), "loss": mean["loss"]}
-        if "reconstruction" in mean:
-            row["elbo"] = mean["reconstruction"] - sum(v for name, v in mean.items() if name.startswith("kl_"))
+        if now.counts.get("reconstruction") == now.sums["data"]:  # no latent of any minibatch was summed over
+            shares = {name: total / now.sums["data"] for name, total in now.sums.items()}
+            row["elbo"] = shares["reconstruction"] - sum(v for name, v in shares.items() if name.startswith("kl_"))
         row |= mean
         last = now.time(now.step - 1, self.steps_per_epoch)
         if self.kl_weight is not None:
@@ -316,7 +316,7 @@ class Trainer:
             restore_weights(self.networks, state.get("objective", {}), source=f"the objective in {source}")
         self.svi.stepper.load_state_dict(to_cpu(state["optimizer"]))
         self.rng = state["rng"]
-        self.progress = Progress(**to_cpu(state["progress"]))
+        self.progress = Progress.of(to_cpu(state["progress"]))
 
     def _weights(self) -> dict[str, Tensor]:
         return to_cpu(dict(self.pair.state_dict()))

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
-from ppvae.traces import Scale, Site, latent_of, same_scale, shown_scale, sites
+from ppvae._internals import has_own_kl, mask_of_distribution
+from ppvae.traces import Scale, Site, latent_of, leaf, same_scale, shown_scale, sites
 
 
 def common_scale(named: dict[str, Site], *, consequence: str) -> Scale:
@@ -66,7 +68,7 @@ def penalty_weights(latents: list[str], model_trace: Trace, guide_trace: Trace) 
         f"site {site.name!r} of the {where}": site
         for where, of_trace in of_traces.items()
         for name in latents
-        for site in (of_trace[name], *parts_of(name, of_trace))
+        for site in (of_trace[name], *(parts_of(name, model_trace, guide_trace) if where == "guide" else ()))
     }
     scale = scale_of_each_datum(common_scale(named, consequence="the penalty has only one"))
     if not isinstance(scale, Tensor) or scale.numel() == 1:
@@ -105,8 +107,8 @@ def mean_kl(name: str, model_trace: Trace, guide_trace: Trace, weight: Tensor | 
 
     One value for each dimension where both distributions factorise over their event dims; else one for the event.
     Exact given the draws before it where torch or Pyro know the KL in closed form and p depends on none of the draws
-    after it; else log q − log p of the draw. A latent that the guide makes of another draw (`z_unconstrained` of Pyro's
-    autoguides) has log q of both, and counts as one dimension.
+    after it; else log q − log p of the draw. A latent that the guide makes of other draws (`z_unconstrained` of Pyro's
+    autoguides, a change of volume by hand) has log q of all of them, and counts as one dimension.
 
     Args:
         name: of the site.
@@ -114,30 +116,40 @@ def mean_kl(name: str, model_trace: Trace, guide_trace: Trace, weight: Tensor | 
         guide_trace: with log-probabilities.
         weight: of each datum in the average, (n,); None is all alike.
     """
-    of_model, of_guide = sites(model_trace), sites(guide_trace)
-    site, parts = of_guide[name], parts_of(name, of_guide)
-    q, p = site.fn, of_model[name].fn
-    q, p, dims = (q, p, 0) if parts else _elements(q, p)
-    try:
-        if parts or not _parents_first(name, model_trace, guide_trace):
-            raise NotImplementedError
-        kl = torch.as_tensor(kl_divergence(q, p))
-    except NotImplementedError:
-        kl = _estimate(site, of_model[name], dims)
-    mask = site.mask
-    if isinstance(mask, Tensor):
-        mask = mask[(...,) + (None,) * dims]
-    kl = scale_and_mask(kl, mask=mask)
+    of_model, of_guide = sites(model_trace)[name], sites(guide_trace)
+    site, parts = of_guide[name], parts_of(name, model_trace, guide_trace)
+    q, p, dims = (site.fn, of_model.fn, 0) if parts else _elements(site.fn, of_model.fn)
+    known = not parts and _parents_first(name, model_trace, guide_trace)
+    kl = _masked_kl(site, of_model, q, p, dims, known=known)
+    apart: list[Tensor] = []
     for part in parts:
-        kl = kl + part.density()
-    if weight is None:
-        return kl.mean(-1 - dims)
-    return (weight[(...,) + (None,) * dims] * kl).sum(-1 - dims) / weight.sum()
+        density = part.density()
+        if density.shape == kl.shape:
+            kl = kl + density
+        else:
+            apart.append(_mean_of_data(density, part, data_size(site), weight))
+    mean = _mean(kl, -1 - dims, weight)
+    return mean.sum() + torch.stack(apart).sum() if apart else mean
 
 
-def parts_of(name: str, of_guide: dict[str, Site]) -> list[Site]:
-    """The other sites of the guide that log q of this latent is made of."""
-    return [site for other, site in of_guide.items() if other != name and latent_of(other, (name,)) == name]
+def parts_of(name: str, model_trace: Trace, guide_trace: Trace) -> list[Site]:
+    """The other draws of the guide that log q of this latent is made of: `z_unconstrained`, or auxiliary ones.
+
+    A `Delta` is made of what was drawn before it: an auxiliary draw belongs to the first latent after it that is one.
+    """
+    of_guide, latents = sites(guide_trace), latent_sites(model_trace, guide_trace)
+    owned: dict[str, list[Site]] = {latent: [] for latent in latents}
+    waiting: list[Site] = []
+    for other, site in of_guide.items():
+        latent = latent_of(other, latents)
+        if latent != other and latent in owned:
+            owned[latent].append(site)
+        elif other in owned and isinstance(leaf(site.fn), Delta):
+            owned[other] += waiting
+            waiting = []
+        elif site.role == "auxiliary":
+            waiting.append(site)
+    return owned[name]
 
 
 def latent_sites(model_trace: Trace, guide_trace: Trace) -> list[str]:
@@ -163,9 +175,56 @@ def _parents_first(name: str, model_trace: Trace, guide_trace: Trace) -> bool:
     return set(in_model[: in_model.index(name)]) <= drawn_before
 
 
-def _estimate(of_guide: Site, of_model: Site, dims: int) -> Tensor:
-    """Log q − log p of the draw."""
-    if not dims:  # as the traces have it: of a flow, the density that belongs to the draw
-        return of_guide.log_prob - of_model.log_prob
-    value = of_guide.value
-    return of_guide.fn.base_dist.log_prob(value) - of_model.fn.base_dist.log_prob(value)
+def _masked_kl(site: Site, of_model: Site, q: Any, p: Any, dims: int, *, known: bool) -> Tensor:
+    """Log q − log p, (*plates, *dims), each with its own mask: in closed form where that is known and both count."""
+    q, of_q = _unmasked(q, site.mask, dims)
+    p, of_p = _unmasked(p, of_model.mask, dims)
+    kl = _closed_form(q, p) if known else None
+    if kl is not None and of_q is of_p:
+        return scale_and_mask(kl, mask=of_q)
+    if dims:
+        log_q, log_p = q.log_prob(site.value), p.log_prob(of_model.value)
+    else:  # as the traces have it: of a flow, the density that belongs to the draw
+        log_q, log_p = site.log_prob, of_model.log_prob
+    estimate: Tensor = scale_and_mask(log_q, mask=of_q) - scale_and_mask(log_p, mask=of_p)
+    if kl is None:
+        return estimate
+    both = (True if of_q is None else of_q) & (True if of_p is None else of_p)
+    return torch.where(torch.as_tensor(both, device=kl.device), kl, estimate)
+
+
+def _unmasked(fn: Any, mask: Tensor | bool | None, dims: int) -> tuple[Any, Tensor | bool | None]:
+    """A distribution of elements without its mask, and that mask together with the one around its site."""
+    if isinstance(mask, Tensor):
+        mask = mask[(...,) + (None,) * dims]
+    while (inside := mask_of_distribution(fn)) is not None:
+        mask = inside if mask is None else mask & inside
+        fn = fn.base_dist
+    return fn, mask
+
+
+def _closed_form(q: Any, p: Any) -> Tensor | None:
+    """The KL that torch or Pyro know; None where they know none, or one of another density.
+
+    Pyro's of a `Delta` leaves out its `log_density`, and a class of the user's inherits that of its parents.
+    """
+    if isinstance(leaf(q), Delta) or not all(has_own_kl(leaf(fn)) for fn in (q, p)):
+        return None
+    try:
+        return torch.as_tensor(kl_divergence(q, p))
+    except NotImplementedError:
+        return None
+
+
+def _mean(kl: Tensor, dim: int, weight: Tensor | None) -> Tensor:
+    """The mean over the data, which lie at `dim`."""
+    if weight is None:
+        return kl.mean(dim)
+    return (weight[(...,) + (None,) * (-1 - dim)] * kl).sum(dim) / weight.sum()
+
+
+def _mean_of_data(density: Tensor, site: Site, n: int, weight: Tensor | None) -> Tensor:
+    """The mean over n data of a density, 0-d; outside their plate it is one for all of them."""
+    if not any(plate.dim == -1 for plate in site.plates):
+        return density.sum() / n
+    return _mean(density, -1, weight).sum()

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from ppvae._validate import check_count
 from ppvae.objectives.base import Objective
-from ppvae.objectives.kl import check_reparameterized, data_size, latent_sites, mean_kl, penalty_weights
+from ppvae.objectives.kl import check_reparameterized, data_size, latent_sites, mean_kl, parts_of, penalty_weights
 from ppvae.objectives.schedule import Schedule, as_schedule
-from ppvae.traces import latent_of, sites
+from ppvae.traces import sites
 
 Value = float | Schedule
 """A number, or a function of the time in epochs, see `ppvae.objectives.schedule`."""
@@ -285,9 +285,9 @@ def beta_from_norm(beta_norm: float, *, latent_dim: int, data_dim: int) -> float
 def _other_terms(model_trace: Trace, guide_trace: Trace, latents: list[str]) -> Any:
     """What an ELBO has besides the KL of the shared latents, scaled."""
     in_model = [site.log_prob_sum for name, site in sites(model_trace).items() if name not in latents]
-    in_guide = [
-        site.log_prob_sum for name, site in sites(guide_trace).items() if latent_of(name, latents) not in latents
-    ]
+    parts = {part.name for name in latents for part in parts_of(name, model_trace, guide_trace)}
+    apart = parts.union(latents)
+    in_guide = [site.log_prob_sum for name, site in sites(guide_trace).items() if name not in apart]
     return sum(in_model) - sum(in_guide)
 
 
