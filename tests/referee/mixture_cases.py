@@ -14,7 +14,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from tests.referee.case import N, Case
+from tests.referee.case import Case, N
 
 K = 3
 """Values of a category."""
@@ -86,7 +86,9 @@ class Mixture(nn.Module):
         log_x = dist.Normal(0.0, self.sigma).log_prob(residual) * counts.unsqueeze(1)
         log_x = log_x.sum(-1) + 0.5 * ((pull @ covariance) * pull).sum(-1)
         if s.latent:
-            log_x = log_x - 0.5 * (precision.logdet() + s.latent * 2 * torch.tensor(self.tau).double().log()).unsqueeze(-1)
+            log_x = log_x - 0.5 * (precision.logdet() + s.latent * 2 * torch.tensor(self.tau).double().log()).unsqueeze(
+                -1
+            )
         return log_prior, log_x, mean, covariance
 
     def plate(self):
@@ -218,4 +220,14 @@ def mixture(rng: random.Random) -> Case:
     x = torch.where(keep.unsqueeze(-1), x, 50.0) if plated else x
     pair, x = pair.to(dtype), x.to(dtype)
     log_p, elbo, spread, exact = pair.exact(x, keep)
-    return Case(f"{shape}, {dtype}", pair, (x, keep), log_p, elbo, spread, exact, reparameterized=False, rare=shape.mode == "drawn")
+    return Case(
+        f"{shape}, {dtype}",
+        pair,
+        (x, keep),
+        log_p,
+        elbo,
+        spread,
+        exact,
+        reparameterized=False,
+        rare=shape.mode == "drawn",
+    )
