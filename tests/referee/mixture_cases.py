@@ -1,7 +1,7 @@
 """Random pairs with discrete latents: summed over by the guide, by the model alone, or drawn.
 
-Given the joint value c of all categories everything is normal, z ~ N(a_c, τ² I) and x ~ N(W z + v_c, σ² I), so that p(x)
-is a sum over c. The categories lie one below the other, or side by side in an inner plate.
+Given the joint value c of all categories everything is normal, z ~ N(a_c, τ² I) and x ~ N(W z + v_c, σ² I), so that
+p(x) is a sum over c. The categories lie one below the other, or side by side in an inner plate.
 """
 
 import itertools
