@@ -77,7 +77,7 @@ class ContinuousBernoulli(dist.TorchDistribution):
         # log(sinh(ℓ/2) / (ℓ/2)), and its series where the formula is 0/0.
         normaliser = size / 2 + (torch.expm1(-size) / -size).log()
         square = small.square()
-        series = square / 24 * (1 - square / 120)
+        series = square / 24 * (1 - square / 120 * (1 - square / 63 * (1 - square * (3 / 160))))
         return self.logits * (value - 0.5) - torch.where(near_zero, series, normaliser)
 
     def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
@@ -103,7 +103,7 @@ class ContinuousBernoulli(dist.TorchDistribution):
         """The mean, 1 / (1 − exp(−ℓ)) − 1 / ℓ."""
         size, small, near_zero = self._sizes(0.5)
         square = small.square()
-        series = small / 12 * (1 - square / 60 * (1 - square / 42))
+        series = small / 12 * (1 - square / 60 * (1 - square / 42 * (1 - square / 40)))
         offset = (-1 / torch.expm1(-size) - 1 / size - 0.5) * self.logits.sign()
         return 0.5 + torch.where(near_zero, series, offset)
 
@@ -112,7 +112,7 @@ class ContinuousBernoulli(dist.TorchDistribution):
         """The variance, 1 / ℓ² − 1 / (4 sinh²(ℓ / 2))."""
         size, small, near_zero = self._sizes(0.5)
         square = small.square()
-        series = (1 - square / 20 * (1 - square * (5 / 126))) / 12
+        series = (1 - square / 20 * (1 - square * (5 / 126) * (1 - square * (7 / 200)))) / 12
         tail = torch.exp(-size) / torch.expm1(-size).square()
         return torch.where(near_zero, series, 1 / size.square() - tail)
 

@@ -12,6 +12,12 @@ from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
+DIGITS = 1e-5 / torch.finfo(torch.float64).eps
+"""The largest parts of an expanded exponent of which float64 keeps 1e-5 nats."""
+
+ROWS = 2**22
+"""The most elements of one tensor of differences."""
+
 
 class NormalMixture(dist.MixtureSameFamily):
     r"""A mixture of K diagonal normals of batch shape ``()``, which scores values without a tensor ``(..., K, k)``.
@@ -22,7 +28,9 @@ class NormalMixture(dist.MixtureSameFamily):
         = \sum_i \frac{1}{\sigma_{ji}^2}\, z_i^2 - 2 \sum_i \frac{\mu_{ji}}{\sigma_{ji}^2}\, z_i
         + \sum_i \frac{\mu_{ji}^2}{\sigma_{ji}^2}
 
-    The three parts may be large where they cancel, hence float64 inside, whatever the dtype of the values.
+    The three parts may be large where they cancel, hence float64 inside, whatever the dtype of the values. Where even
+    that has too few digits (components of scale 1e-6 at distances of 100) the differences are taken before they are
+    squared, at the price of the tensor: each call decides by the size of the parts.
 
     Args:
         logits: Of the weights, unnormalised, ``(K,)``.
@@ -49,12 +57,8 @@ class NormalMixture(dist.MixtureSameFamily):
         normal, dims = _base(self.component_distribution), self.event_shape.numel()
         loc, scale = (t.reshape(-1, dims).double() for t in (normal.loc, normal.scale))
         z = value.reshape(*value.shape[: value.dim() - len(self.event_shape)], dims).double()
-        center = loc.mean(0).detach()  # the density is the same wherever the origin lies, and the sums are smaller
-        loc, z = loc - center, z - center
-        precision = scale.reciprocal().square()
         log_norm = scale.log().sum(-1) + 0.5 * dims * math.log(2 * math.pi)
-        constant = self.mixture_distribution.logits.double() - log_norm - 0.5 * (loc.square() * precision).sum(-1)
-        by_component = torch.cat([z.square(), z], -1) @ torch.cat([-0.5 * precision, loc * precision], -1).T + constant
+        by_component = _exponents(z, loc, scale) + (self.mixture_distribution.logits.double() - log_norm)
         return by_component.logsumexp(-1).to(torch.promote_types(value.dtype, normal.loc.dtype))
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> ExpandedDistribution:
@@ -72,6 +76,34 @@ class _Expanded(ExpandedDistribution):
     def expand(self, batch_shape: Any, _instance: Any = None) -> ExpandedDistribution:
         """Returns another one."""
         return ExpandedDistribution.expand(copy.copy(self), torch.Size(batch_shape))
+
+
+def _exponents(z: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+    """−½ Σ ((z − μ_j) / σ_j)², (..., K)."""
+    precision = scale.reciprocal().square()
+    center = loc.mean(0).detach()  # the density is the same wherever the origin lies, and the sums are smaller
+    moved, value = loc - center, z - center
+    squares, constant = value.square(), (moved.square() * precision).sum(-1)
+    if _cancels(squares, constant, precision, center):
+        return _explicit(z, loc, scale)
+    return torch.cat([squares, value], -1) @ torch.cat([-0.5 * precision, moved * precision], -1).T - 0.5 * constant
+
+
+@torch.no_grad()
+def _cancels(squares: Tensor, constant: Tensor, precision: Tensor, center: Tensor) -> bool:
+    """Whether some expanded exponent may be made of parts so large that too few digits of their sum are left."""
+    if not squares.numel():
+        return False
+    parts = precision @ squares.reshape(-1, squares.shape[-1]).amax(0) + constant
+    moved = (precision @ center.square()).sqrt()  # what moving the origin costs, for values within some scales
+    return not bool((parts + 30 * moved).amax() < DIGITS)
+
+
+def _explicit(z: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+    """The exponents from the differences themselves, some values at a time."""
+    rows = z.reshape(-1, 1, z.shape[-1]).split(max(1, ROWS // loc.numel()))
+    parts = [-0.5 * ((part - loc) / scale).square().sum(-1) for part in rows]
+    return torch.cat(parts).reshape(*z.shape[:-1], len(loc))
 
 
 def _base(components: Distribution) -> Any:

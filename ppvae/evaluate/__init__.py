@@ -6,6 +6,7 @@ from ppvae.evaluate.classification import Reliability, error_rate, label_posteri
 from ppvae.evaluate.compare import compare, comparison_table
 from ppvae.evaluate.estimates import Diagnostics, Elbo, LogMarginal
 from ppvae.evaluate.estimator import Estimator, EvaluationOptions
+from ppvae.evaluate.evidence import LogEvidence, log_evidence
 from ppvae.evaluate.importance import Importance, ImportanceDiagnostics
 from ppvae.evaluate.inference_gap import InferenceGap, inference_gap
 from ppvae.evaluate.latents import LatentReport, LatentSite, latent_report
@@ -32,6 +33,7 @@ __all__ = [
     "InferenceGap",
     "LatentReport",
     "LatentSite",
+    "LogEvidence",
     "LogMarginal",
     "NUTSComparison",
     "ParetoWarning",
@@ -54,6 +56,7 @@ __all__ = [
     "inference_gap",
     "label_posterior",
     "latent_report",
+    "log_evidence",
     "log_marginal",
     "num_observed",
     "pareto_k",

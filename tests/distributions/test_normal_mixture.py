@@ -3,6 +3,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+from ppvae.compile.compiled import Compiled
 from ppvae.distributions.normal_mixture import NormalMixture
 
 C, K = 50, 8
@@ -34,6 +35,32 @@ def test_it_is_exact_where_the_expanded_parts_cancel(spread, least):
     z = actual.sample((200,))
     assert z.dtype == actual.log_prob(z).dtype == torch.float32
     torch.testing.assert_close(actual.log_prob(z).double(), expected.log_prob(z.double()), rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize(("scale", "spread"), [(1e-4, 1e3), (1e-6, 1e2), (1e-8, 1.0), (1e-8, 1e6)])
+@pytest.mark.parametrize("twins", [False, True])
+def test_it_is_exact_however_far_narrow_components_lie_apart(scale, spread, twins):
+    """In float64, where the expanded parts lack up to sixteen digits; also where several components overlap."""
+    loc = spread * torch.randn(6, 3, dtype=torch.float64)
+    if twins:
+        loc[1:4] = loc[4] + 2 * scale * torch.randn(3, 3, dtype=torch.float64)
+    normal = dist.Normal(loc.requires_grad_(), torch.full_like(loc, scale)).to_event(1)
+    logits = torch.randn(6, dtype=torch.float64)
+    z = (loc[2] + scale * torch.randn(2, 4, 3, dtype=torch.float64)).detach()
+    actual = NormalMixture(logits, normal).log_prob(z)
+    expected = dist.MixtureSameFamily(dist.Categorical(logits=logits), normal).log_prob(z)
+    torch.testing.assert_close(actual, expected, rtol=0.0, atol=1e-7)
+    slopes = [torch.autograd.grad(log_prob.sum(), loc)[0] * scale for log_prob in (actual, expected)]
+    torch.testing.assert_close(*slopes, rtol=1e-7, atol=1e-7)
+
+
+def test_a_compiled_graph_decides_as_eager_does():
+    """The same graph is not used for values that it was not traced with."""
+    loc = torch.randn(6, 3, dtype=torch.float64)
+    p = NormalMixture(torch.zeros(6), dist.Normal(loc, torch.full_like(loc, 1e-6)).to_event(1))
+    compiled = Compiled(lambda args: ([p.log_prob(args[0])], None), [])
+    for z in (loc, loc, loc * 0.99, loc + 1e6, loc * 0.5):
+        torch.testing.assert_close(compiled((z,))[0][0], p.log_prob(z), rtol=1e-14, atol=1e-6)
 
 
 def test_gradients_are_those_of_the_explicit_mixture():

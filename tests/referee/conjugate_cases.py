@@ -16,7 +16,7 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from tests.referee.case import N, Case
+from tests.referee.case import Case, N
 
 Parameters = tuple[Tensor, ...]
 
@@ -57,9 +57,7 @@ FAMILIES = {
     "gamma-exponential": Family(
         dist.Gamma, dist.Exponential, (2.0, 1.5), lambda x: (torch.ones_like(x), x), torch.zeros_like, _log_gamma
     ),
-    "beta-Bernoulli": Family(
-        dist.Beta, dist.Bernoulli, (2.0, 3.0), lambda x: (x, 1 - x), torch.zeros_like, _log_beta
-    ),
+    "beta-Bernoulli": Family(dist.Beta, dist.Bernoulli, (2.0, 3.0), lambda x: (x, 1 - x), torch.zeros_like, _log_beta),
     "beta-geometric": Family(
         dist.Beta, dist.Geometric, (2.5, 2.0), lambda x: (torch.ones_like(x), x), torch.zeros_like, _log_beta
     ),
@@ -149,7 +147,9 @@ class Conjugate(nn.Module):
             log_p = log_p + ratio.reshape(-1, len(keep)).sum(0) + base.reshape(len(keep), -1).sum(1)
             q, p = family.latent(*(self.share * value for value in posterior)), family.latent(*posterior)
             kl = kl + kl_divergence(q, p).reshape(-1, len(keep)).sum(0)
-            normaliser = [family.log_normaliser(*(t * value for value in posterior)) for t in (2 - self.share, self.share, 1)]
+            normaliser = [
+                family.log_normaliser(*(t * value for value in posterior)) for t in (2 - self.share, self.share, 1)
+            ]
             spread = spread + (normaliser[0] + normaliser[1] - 2 * normaliser[2]).reshape(-1, len(keep)).sum(0)
         return log_p, log_p - kl, spread
 

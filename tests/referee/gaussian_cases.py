@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from tests.referee.case import N, Case, some
+from tests.referee.case import Case, N, some
 from tests.referee.gaussians import TRANSFORMS, Gaussian, Manner, Node, Plan, Story
 
 LATENT, OBSERVED = 9, 14
@@ -155,9 +155,8 @@ def _case(rng: random.Random, nodes: list[Node], kind: str) -> Case:
         log_p, kl, spread = pair.exact(*args)
         if float(spread.max()) < MOST_SPREAD:
             break
-    shown = f"{kind}, {mask}, {style}{', scaled' if manner.scaled else ''}, {dtype}, {pair.plan}, " + "; ".join(
-        f"{node.name}{list(node.shape)}{list(node.event)} of {list(node.parents)} {node.transform or ''}" for node in nodes
-    )
+    sites = [f"{n.name}{list(n.shape)}{list(n.event)} of {list(n.parents)} {n.transform or ''}" for n in nodes]
+    shown = f"{kind}, {mask}, {manner}, {dtype}, {pair.plan}, {'; '.join(sites)}"
     return Case(shown, pair, tuple(args), log_p, log_p - kl, spread, exact=bool(kl.max() < 1e-10))
 
 

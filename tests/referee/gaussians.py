@@ -77,7 +77,7 @@ class Story:
         return torch.cat([all_of_them[self.parts[node.name]] for node in self.nodes if node.observed == observed])
 
     def precision(self, keep: Tensor) -> Tensor:
-        """Of the joint of each datum, (n, D, D). What is left out is independent of the rest: none kept depends on it."""
+        """Of the joint of each datum, (n, D, D); what is left out is independent of the rest."""
         residual = torch.eye(len(self.scale), dtype=torch.float64) - self.weight
         return residual.T @ ((keep / self.scale**2).unsqueeze(-1) * residual) + torch.diag_embed(1 - keep)
 
@@ -102,7 +102,7 @@ class Plan:
 class Manner:
     """How the code is written: how it takes leading dims ("any"; "loud" raises; "silent" is wrong), and what is around.
 
-    `event_mask` masks observed elements inside the distribution; `scaled` puts all under a scale, which no estimate sees.
+    `event_mask` masks observed elements inside the distribution; `scaled` puts all under a scale.
     """
 
     style: str = "any"
@@ -136,7 +136,7 @@ class Gaussian(nn.Module):
         """(*lead, *plates, n, *event) as (*lead, n, size)."""
         if self.manner.style == "loud":
             return value.reshape(n, node.size)
-        value = value.reshape(value.shape[: value.dim() - len(node.event)] + (-1,))
+        value = value.reshape(*value.shape[: value.dim() - len(node.event)], -1)
         value = value[(None,) * (len(node.shape) + 2 - value.dim())]
         return value.movedim(-2, -2 - len(node.shape)).flatten(-1 - len(node.shape))
 
@@ -245,7 +245,7 @@ class Gaussian(nn.Module):
             transform = TRANSFORMS[node.transform]
             value, volume = transform(before), transform.log_abs_det_jacobian(before, transform(before))
             log_density = -volume.expand(value.shape)
-            log_density = log_density.reshape(value.shape[: value.dim() - len(node.event)] + (-1,)).sum(-1)
+            log_density = log_density.reshape(*value.shape[: value.dim() - len(node.event)], -1).sum(-1)
         pyro.sample(node.name, dist.Delta(value, log_density=log_density, event_dim=len(node.event)))
         return before
 
@@ -278,7 +278,7 @@ class Gaussian(nn.Module):
 
     @torch.no_grad()
     def exact(self, *args) -> tuple[Tensor, Tensor, Tensor]:
-        """Log p(x), KL(q(z|x) ‖ p(z|x)) and log E_q[(w / p(x))²] of each datum; the last is infinite for light tails."""
+        """Log p(x), KL(q(z|x) ‖ p(z|x)) and log E_q[(w / p(x))²], infinite for light tails, of each datum."""
         seen, keep = self.arguments(args)
         story, x = self.story, torch.cat(list(seen.values()), -1).double()
         z_index, x_index = story.index(observed=False), story.index(observed=True)

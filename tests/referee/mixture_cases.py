@@ -1,10 +1,11 @@
 """Random pairs with discrete latents: summed over by the guide, by the model alone, or drawn.
 
-Given the joint value c of all categories everything is normal, z ~ N(a_c, τ² I) and x ~ N(W z + v_c, σ² I), so that p(x) is
-a sum over c. The categories lie one below the other, or side by side in an inner plate.
+Given the joint value c of all categories everything is normal, z ~ N(a_c, τ² I) and x ~ N(W z + v_c, σ² I), so that
+p(x) is a sum over c. The categories lie one below the other, or side by side in an inner plate.
 """
 
 import itertools
+import math
 import random
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from tests.referee.case import N, Case
+from tests.referee.case import Case, N
 
 K = 3
 """Values of a category."""
@@ -45,7 +46,7 @@ class Shape:
 
 
 class Mixture(nn.Module):
-    """The pair; arguments x, (n, count, d) where the categories lie in a plate and (n, d) else, and the mask (n, count)."""
+    """The pair. Arguments: x, (n, count, d) where the categories lie in a plate, else (n, d); the mask (n, count)."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -67,7 +68,7 @@ class Mixture(nn.Module):
         x, keep = x.double().reshape(len(x), -1), keep.double()
         log_p = self.logits.double().log_softmax(-1)
         if s.plated:
-            log_prior = (log_p[c] * keep.unsqueeze(1) - (1 - keep.unsqueeze(1)) * torch.tensor(K).log()).sum(-1)
+            log_prior = (log_p[c] * keep.unsqueeze(1) - (1 - keep.unsqueeze(1)) * math.log(K)).sum(-1)
             prior_loc = torch.zeros(len(c), s.latent, dtype=torch.float64)
             data_loc = self.data_loc.double()[c].flatten(1)
         else:
@@ -86,7 +87,7 @@ class Mixture(nn.Module):
         log_x = dist.Normal(0.0, self.sigma).log_prob(residual) * counts.unsqueeze(1)
         log_x = log_x.sum(-1) + 0.5 * ((pull @ covariance) * pull).sum(-1)
         if s.latent:
-            log_x = log_x - 0.5 * (precision.logdet() + s.latent * 2 * torch.tensor(self.tau).double().log()).unsqueeze(-1)
+            log_x = log_x - 0.5 * (precision.logdet() + 2 * s.latent * math.log(self.tau)).unsqueeze(-1)
         return log_prior, log_x, mean, covariance
 
     def plate(self):
@@ -130,13 +131,12 @@ class Mixture(nn.Module):
             log_prior, log_x, mean, covariance = self.of_joint(x, keep)
             q = self.of_guide(log_prior, log_x)
         with pyro.plate("data", len(x)):
-            if s.mode == "model" or s.first:
-                z = self.draw_wide(q, mean, covariance) if s.latent else None
+            if s.latent and (s.mode == "model" or s.first):
+                self.draw_wide(q, mean, covariance)
             if s.mode != "model":
                 y = self.categories(self.conditionals(q), keep, "guide", self.plate())
             if s.latent and s.mode != "model" and not s.first:
                 self.draw_given(y, mean, covariance)
-            del x
 
     def of_guide(self, log_prior: Tensor, log_x: Tensor) -> Tensor:
         """q(c|x), (n, C): the posterior, flatter."""
@@ -218,4 +218,14 @@ def mixture(rng: random.Random) -> Case:
     x = torch.where(keep.unsqueeze(-1), x, 50.0) if plated else x
     pair, x = pair.to(dtype), x.to(dtype)
     log_p, elbo, spread, exact = pair.exact(x, keep)
-    return Case(f"{shape}, {dtype}", pair, (x, keep), log_p, elbo, spread, exact, reparameterized=False, rare=shape.mode == "drawn")
+    return Case(
+        f"{shape}, {dtype}",
+        pair,
+        (x, keep),
+        log_p,
+        elbo,
+        spread,
+        exact,
+        reparameterized=False,
+        rare=shape.mode == "drawn",
+    )

@@ -1,9 +1,9 @@
 """Every estimator and objective on random pairs whose log p(x), posterior and ELBO are known.
 
-A few pairs in the default run, and `PPVAE_REFEREE` of them (300 by default) by `pytest -m referee`. Every seed is fixed, so
-that a failure comes again. Had it been drawn anew, one of 300 pairs would fail by chance about once in a hundred runs:
-the means are held within 5 and single data within 6 standard errors (normal: 6e-7 and 2e-9 each), which heavier tails
-than a normal's make likelier.
+A few pairs in the default run, and `PPVAE_REFEREE` of them (300 by default) by `pytest -m referee`. Seeds are fixed,
+so that a failure comes again. How often a right number would fail: means are held within 5 and single data within 6
+standard errors, which of normal errors is 6e-7 and 2e-9 each, together below 1e-3 for 300 pairs. Weights are skewed and
+standard errors estimated, which makes it more: a failure that goes with twice the draws was chance.
 """
 
 import os

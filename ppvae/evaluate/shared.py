@@ -1,0 +1,201 @@
+"""Pairs whose latents all data share: Bayesian weights, a common location. No datum has a log p(x) of its own there.
+
+    log p(x_1, ..., x_n, b) = log p(b) + Σ_i log p(x_i|b),    b ~ q(b)
+
+Draws come one after another, so that a pair's code need not broadcast, and the data are scored in blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.distributions import Delta
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor, nn
+
+from ppvae._validate import check_count, check_seed
+from ppvae.pair import (
+    Batch,
+    blocks,
+    check_batch,
+    check_pair,
+    check_sites,
+    device_of,
+    failing_on,
+    take,
+    warn_of_factors,
+)
+from ppvae.params import LocalParams
+from ppvae.sampling.eval_mode import evaluating, naming_nonfinite, validation
+from ppvae.sampling.sampler import PROBE_DATA, ROW_BLOCK, Sampler
+from ppvae.traces import Site, leaf, sites
+
+
+@dataclass(frozen=True)
+class SharedPosterior:
+    """A pair whose latents all data share, on its data. Made by `shared_posterior`, and for use inside it.
+
+    Attributes:
+        pair: the pair.
+        data: its arguments, on its device.
+        latents: names of the sites that the model does not observe.
+        observed: names of the sites that it observes, without `pyro.factor` and terms of training alone.
+        plate: name of the data plate; None where nothing that is observed lies in one.
+        size: the most data that the model scores at once.
+    """
+
+    pair: nn.Module
+    data: Batch
+    latents: tuple[str, ...]
+    observed: tuple[str, ...]
+    plate: str | None
+    size: int
+
+    def __len__(self) -> int:
+        """How many data, n."""
+        return check_batch(self.data)
+
+    def draw(self) -> Trace:
+        """A run of the guide."""
+        return _scored(self.pair.guide, self.data)
+
+    def parts(self) -> Iterator[tuple[slice, Batch]]:
+        """The data in blocks, with their places."""
+        for start, stop in blocks(len(self), self.size):
+            yield slice(start, stop), take(self.data, slice(start, stop))
+
+    def model(self, block: Batch, drawn: Trace, *, anew: bool = False) -> dict[str, Site]:
+        """The model's sites on some data at a draw; with `anew` what it observes is drawn too."""
+        model = poutine.replay(self.pair.model, trace=drawn)
+        return sites(_scored(poutine.uncondition(model) if anew else model, block))
+
+    def log_joint(self, drawn: Trace) -> Tensor:
+        """Log p of all data and of the latents at a draw, 0-d, nats; −inf where the prior does not allow it."""
+        terms = []
+        for i, (_, block) in enumerate(self.parts()):
+            for site in self.model(block, drawn).values():
+                if site.role != "training" and (i == 0 or self.is_of_data(site)):  # what all share counts once
+                    terms.append(site.density().sum() if not site.is_drawn or _allowed(site) else -torch.inf)
+        return torch.stack([torch.as_tensor(term).double() for term in terms]).sum()
+
+    def log_likelihood(self, site: Site) -> Tensor:
+        """Log p of each datum of a block at an observed site in the data plate, (n,), nats."""
+        return Sampler(self.pair).log_prob(site, 1)[0]
+
+    def is_of_data(self, site: Site) -> bool:
+        """Whether a site lies in the data plate."""
+        return any(plate.name == self.plate for plate in site.plates)
+
+
+@contextmanager
+def shared_posterior(
+    pair: nn.Module, data: Batch, *, seed: int = 0, batch_size: int | None = None
+) -> Iterator[SharedPosterior]:
+    """Gives a pair whose latents all data share, in eval mode and without gradients, as `posterior_sampler` others.
+
+    Args:
+        pair: a model/guide pair.
+        data: its arguments, tensors of shape (n, ...), or None.
+        seed: of all draws inside; the global random state is restored on leaving.
+        batch_size: the most data that the model scores at once; by default 8,192, on a GPU 32,768.
+
+    Raises:
+        TypeError: where an argument is of the wrong kind.
+        ValueError: where the pair or the data break the contract, or some latent belongs to a datum.
+    """
+    check_pair(pair)
+    n = check_batch(data)
+    check_seed(seed)
+    device = device_of(pair, data)
+    size = ROW_BLOCK.get(device.type, ROW_BLOCK["cuda"]) if batch_size is None else batch_size
+    check_count("batch_size", size)
+    everything = slice(None)
+    data = take(data, everything, device)
+    with evaluating(pair, seed, device=device, params=LocalParams(pair, attach=False)), naming_nonfinite(data):
+        with failing_on(data, pair, "data"):
+            model_trace, guide_trace, plates = _looked_at(pair, data)
+        of_model = sites(model_trace)
+        check_sites(model_trace, guide_trace)
+        _check_shared(of_model, plates)
+        _check_guide(of_model, sites(guide_trace))
+        warn_of_factors(guide_trace)
+        seen = [site for site in of_model.values() if site.role == "observed"]
+        plate = next((name for site in seen for name in sorted(plates & _plates(site))), None)
+        latents = tuple(name for name, site in of_model.items() if site.is_drawn)
+        observed = tuple(site.name for site in seen if not site.is_factor)
+        with validation(False):
+            yield SharedPosterior(pair, data, latents, observed, plate, size if plate else n)
+
+
+def shares_latents(pair: Any, data: Batch) -> bool:
+    """Whether a pair has latents, and all of them lie outside the data plate; no where it fails on a few data."""
+    check_pair(pair)
+    check_batch(data)
+    device = device_of(pair, data)
+    with evaluating(pair, 0, device=device, params=LocalParams(pair, attach=False)), validation(False):
+        try:
+            model_trace, _, plates = _looked_at(pair, take(data, slice(0, PROBE_DATA), device))
+        except Exception:  # whatever the user's code raises: the way of other pairs says what is wrong
+            return False
+    latents = [site for site in sites(model_trace).values() if site.is_drawn]
+    return bool(latents) and not any(plates & _plates(site) for site in latents)
+
+
+def _scored(function: Any, data: Batch) -> Trace:
+    """A run with its log-probabilities."""
+    trace = poutine.trace(function).get_trace(*data)
+    trace.compute_log_prob()
+    return trace
+
+
+def _looked_at(pair: Any, data: Batch) -> tuple[Trace, Trace, set[str]]:
+    """Traces of model and guide, and the plates at dim -1 that hold all data and, of fewer, all of these."""
+    n = check_batch(data)
+    found = []
+    for few in {n, max(1, min(n, PROBE_DATA) - 1)}:
+        part = take(data, slice(0, few))
+        guide_trace = _scored(pair.guide, part)
+        model_trace = _scored(poutine.replay(pair.model, trace=guide_trace), part)
+        frames = [plate for trace in (model_trace, guide_trace) for s in sites(trace).values() for plate in s.plates]
+        found.append((few, model_trace, guide_trace, {p.name for p in frames if p.dim == -1 and p.size == few}))
+    _, model_trace, guide_trace, _ = max(found, key=lambda run: run[0])
+    return model_trace, guide_trace, set.intersection(*(plates for *_, plates in found))
+
+
+def _check_shared(of_model: dict[str, Site], plates: set[str]) -> None:
+    """Checks that there are latents, and that no datum has one of its own."""
+    latents = [name for name, site in of_model.items() if site.is_drawn]
+    local = [name for name in latents if plates & _plates(of_model[name])]
+    if local and len(local) < len(latents):
+        raise ValueError(
+            f"each datum has the latents {local}, and all data share {[z for z in latents if z not in local]}: what is "
+            "estimated for shared latents is of pairs that have no others"
+        )
+    if local or not latents:
+        raise ValueError(
+            f"no latent is shared by all data: each datum has the latents {local}, and log_marginal estimates its log "
+            "p(x) (the sum over the data is the log evidence)"
+        )
+
+
+def _check_guide(of_model: dict[str, Site], of_guide: dict[str, Site]) -> None:
+    """Checks that the guide has a density over every latent."""
+    if missing := [name for name, site in of_model.items() if site.is_drawn and name not in of_guide]:
+        raise ValueError(f"the guide does not sample the latents {missing}, which all data share")
+    points = [name for name, site in of_guide.items() if isinstance(leaf(site.fn), Delta)]
+    if points and not any(site.role == "auxiliary" for site in of_guide.values()):
+        raise ValueError(f"the guide has a point mass at the latents {points} (MAP), which gives no weights: no density")
+
+
+def _allowed(site: Site) -> bool:
+    """Whether a draw lies in the support of its prior."""
+    return bool(site.fn.support.check(site.value).all())
+
+
+def _plates(site: Site) -> set[str]:
+    return {plate.name for plate in site.plates}
