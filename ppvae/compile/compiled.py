@@ -191,6 +191,7 @@ class Compiled:
             outputs, layout = self._compute(args)
             written = [pair for pair, v in zip(held, versions, strict=True) if version_of(pair[1]) != v]
             expected = [t.detach().clone() for t in (*outputs, *(tensor for _, tensor in written))]
+        graph.contents = Contents(self._modules)  # what it noted on the modules it notes at every run
         labels = list(self._labels(layout)) or [("output", str(i)) for i in range(len(outputs))]
         labels += [("what is left in", name) for name, _ in written]
         tensors = [tensor for _, tensor in written]

@@ -189,7 +189,9 @@ def _check_guide(of_model: dict[str, Site], of_guide: dict[str, Site]) -> None:
         raise ValueError(f"the guide does not sample the latents {missing}, which all data share")
     points = [name for name, site in of_guide.items() if isinstance(leaf(site.fn), Delta)]
     if points and not any(site.role == "auxiliary" for site in of_guide.values()):
-        raise ValueError(f"the guide has a point mass at the latents {points} (MAP), which gives no weights: no density")
+        raise ValueError(
+            f"the guide has a point mass at the latents {points} (MAP), which gives no weights: no density"
+        )
 
 
 def _allowed(site: Site) -> bool:

@@ -154,7 +154,7 @@ def test_what_the_device_refuses_to_record_runs_unrecorded_after_one_warning(rep
 def test_a_learning_rate_from_another_device_is_a_number_again():
     parameters = [torch.nn.Parameter(torch.ones(3))]
     stepper = Stepper(partial(torch.optim.Adam, lr=1e-3, fused=True), None, capturable=True)
-    stepper.prepare(parameters)
+    stepper.prepare([("p", p) for p in parameters])
     parameters[0].grad = torch.ones(3)
     stepper.step(parameters)
     state = stepper.optimizer.state_dict()
