@@ -156,12 +156,12 @@ def test_a_learning_rate_from_another_device_is_a_number_again():
     stepper = Stepper(partial(torch.optim.Adam, lr=1e-3, fused=True), None, capturable=True)
     stepper.prepare([("p", p) for p in parameters])
     parameters[0].grad = torch.ones(3)
-    stepper.step(parameters)
+    stepper.step(lambda: [("p", p) for p in parameters], parameters)
     state = stepper.optimizer.state_dict()
     state["param_groups"][0] |= {"capturable": True, "lr": torch.tensor(0.5)}  # as a GPU's run saves them
     stepper.load_state_dict(state)
     parameters[0].grad = torch.ones(3)
-    stepper.step(parameters)
+    stepper.step(lambda: [("p", p) for p in parameters], parameters)
     assert stepper.optimizer.param_groups[0]["lr"] == 0.5
     torch.testing.assert_close(parameters[0].detach(), torch.full((3,), 1 - 1e-3 - 0.5), rtol=1e-4, atol=0)
 
