@@ -16,7 +16,7 @@ from ppvae._internals import checks_support
 from ppvae.data import Source
 from ppvae.objectives.base import evaluate_objective
 from ppvae.objectives.joint import JointELBO
-from ppvae.pair import Batch, check_batch, check_sites, failing_on, unequal_masks
+from ppvae.pair import Batch, check_batch, check_data_plate, check_sites, failing_on, unequal_masks
 from ppvae.traces import Site, leaf, same_scale, same_values, shown_scale, sites
 
 
@@ -53,6 +53,9 @@ def _check_set(pair: nn.Module, data: Source, name: str) -> None:
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise ValueError(f"{name}[{i}] holds NaN or infinite values")
     model_trace, guide_trace = _check_runs(pair, batch, data, name)
+    if name == "valid":  # an ELBO of each datum
+        for where, trace in (("model", model_trace), ("guide", guide_trace)):
+            check_data_plate(trace, check_batch(batch), where=where)
     _warn_of_unequal_sites(model_trace, guide_trace)
     if data.is_cut:
         _warn_of_global_latents(model_trace, guide_trace, name)
