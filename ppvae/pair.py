@@ -6,6 +6,7 @@ plate is the data plate: its size is the batch size, its dim is -1, its name is 
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,12 @@ from ppvae.traces import LOSS_TERM, sites
 
 Batch = tuple[Any, ...]
 """Arguments of `model` and `guide`: tensors whose leading dim is the batch, or None."""
+
+
+_NO_PART = (
+    "The others have no log p(x) then: give the pair minibatches, with pyro.plate(name, len(x)) or "
+    "pyro.plate(name, N, subsample_size=len(x)), or let the plate take all of them outside of training"
+)
 
 
 class Pair(nn.Module):
@@ -268,8 +275,22 @@ def check_data_plate(trace: Trace, n: int, *, where: str) -> None:
         ValueError: naming the site, and the plates that it lies in.
     """
     for name, site in sites(trace).items():
-        if site.role == "training" or any(plate.dim == -1 and plate.size == n for plate in site.plates):
+        if site.role == "training":
             continue
+        if site.inner_share < 1:
+            raise ValueError(
+                f"site {name!r} of the {where} lies in a plate that gives {site.inner_share:.3g} of its elements, a "
+                "subsample inside each datum: there is no log p(x) of all of x. Give the plate all of them outside of "
+                "training, e.g. pyro.plate(name, size, subsample_size=m if self.training else None)"
+            )
+        if any(plate.dim == -1 and plate.size == n for plate in site.plates):
+            continue
+        for plate in site.plates:
+            if plate.dim == -1 and plate.full_size == n:
+                raise ValueError(
+                    f"the plate {plate.name!r} of the {where} takes {plate.size} of the {n} data that it is given. "
+                    f"{_NO_PART}"
+                )
         plates = ", ".join(f"{p.name!r} (size {p.size}, dim {p.dim})" for p in site.plates) or "no plate"
         raise ValueError(
             f"the outermost plate must be the data plate, of dim -1 and of the size of the batch: on {n} data, "
@@ -294,11 +315,24 @@ def failing_on(
         yield
     except NotImplementedError:  # what a distribution cannot do, whatever the data
         raise
+    except ValueError as error:
+        if found := re.match(r"subsample_size does not match len\(subsample\), (\d+)", str(error)):
+            raise ValueError(
+                f"a plate of the pair takes {found[1]} of the data that it is given. {_NO_PART}"
+            ) from error
+        if not isinstance(error, errors):
+            raise
+        raise ValueError(_failure(batch, pair, what, error)) from error
     except errors as error:
-        kinds = ", ".join(f"{t.dtype} {tuple(t.shape)}" for t in batch if isinstance(t, Tensor))
-        dtypes = ", ".join(sorted({str(p.dtype) for p in pair.parameters()})) or "none"
         kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"the pair fails on {what} ({kinds}; its parameters are {dtypes}): {error}") from error
+        raise kind(_failure(batch, pair, what, error)) from error
+
+
+def _failure(batch: Batch, pair: nn.Module, what: str, error: Exception) -> str:
+    """What a pair failed on."""
+    kinds = ", ".join(f"{t.dtype} {tuple(t.shape)}" for t in batch if isinstance(t, Tensor))
+    dtypes = ", ".join(sorted({str(p.dtype) for p in pair.parameters()})) or "none"
+    return f"the pair fails on {what} ({kinds}; its parameters are {dtypes}): {error}"
 
 
 def device_of(pair: nn.Module, data: Batch = ()) -> torch.device:

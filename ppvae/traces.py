@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -43,6 +43,8 @@ class Site:
         infer: what the statement's `infer=` holds.
         log_prob: unscaled and unmasked, shape (*batch); None where the trace was not scored.
         log_prob_sum: scaled, masked and summed, as an ELBO counts it.
+        inner_share: which part of its elements within a datum are here, where a plate inside the data plate (or a
+            sequential one) gives a subsample.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Site:
     infer: Mapping[str, Any]
     log_prob: Any = None
     log_prob_sum: Any = None
+    inner_share: float = 1.0
 
     @property
     def is_drawn(self) -> bool:
@@ -141,6 +144,7 @@ def site_of(node: Mapping[str, Any]) -> Site:
         infer=node["infer"],
         log_prob=node.get("unscaled_log_prob"),
         log_prob_sum=node.get("log_prob_sum"),
+        inner_share=_inner_share(node["cond_indep_stack"]),
     )
 
 
@@ -182,6 +186,14 @@ def shown_scale(scale: Scale) -> str:
 
 def _carries_density(node: Mapping[str, Any]) -> bool:
     return node["type"] == "sample" and not node["infer"].get("_deterministic") and not is_subsampling(node["fn"])
+
+
+def _inner_share(plates: Iterable[CondIndepStackFrame]) -> float:
+    share = 1.0
+    for plate in plates:
+        if plate.full_size not in (None, plate.size) and not (plate.vectorized and plate.dim == -1):
+            share *= plate.size / plate.full_size
+    return share
 
 
 def _role(node: Mapping[str, Any]) -> Role:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from pyro.infer import ELBO, Trace_ELBO
+from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
@@ -76,8 +76,10 @@ def fit(
             that can be iterated once an epoch. Data in memory are checked as a whole before training, others on their
             first minibatch.
         valid: held-out data for the validation ELBO, in the same forms, but of one set.
-        loss: any Pyro ELBO object, or one of `ppvae.objectives`; by default `Trace_ELBO()`. Networks that it brings
-            along (see `ppvae.objectives.Objective`) are trained and kept in checkpoints with the pair.
+        loss: any Pyro ELBO object, or one of `ppvae.objectives`; by default `Trace_ELBO()`, or `TraceEnum_ELBO()`
+            where a latent is marked for enumeration, by the guide or by the model alone: the run's config says which.
+            Networks that it brings along (see `ppvae.objectives.Objective`) are trained and kept in checkpoints with
+            the pair.
         epochs: how often the training data are passed.
         batch_size: data per minibatch, where `train` is tensors.
         lr: learning rate, or a function from the time in epochs to it (see `ppvae.objectives.schedule`).
@@ -136,7 +138,7 @@ def fit(
     _check_kl_sites(kl_sites, kl_weight)
     train = _source("train", train, batch_size, seed, where, shuffle=True)
     valid = None if valid is None else _source("valid", valid, VALID_BATCH, seed, where, shuffle=False)
-    loss = _objective(loss, train)
+    loss = None if loss is None else _objective(loss, train)
     bound = loss.elbo if isinstance(loss, JointELBO) else loss
     if kl_weight is not None and isinstance(bound, ImportanceWeightedELBO):
         raise ValueError(
@@ -147,7 +149,7 @@ def fit(
         kind = type(valid).__name__
         raise TypeError(f"valid must be one data set, got {kind}: give the one that the ELBO is to be of")
     settings = {
-        "loss": describe(loss),
+        "loss": None if loss is None else describe(loss),
         "epochs": epochs,
         "train": train.shapes,
         "valid": None if valid is None else valid.shapes,
@@ -186,7 +188,9 @@ def fit(
         callbacks=callbacks,
     )
     trainer.prepare()
+    settings["loss"] = describe(trainer.loss)
     if folder is not None and resume:
+        folder.check_same(settings)  # with the loss that was chosen
         trainer.resume()
         if epochs < (behind := len(trainer.progress.history)):
             raise ValueError(f"epochs must be at least {behind}, which the run in {folder.path} has had, got {epochs}")
@@ -226,7 +230,6 @@ def _check_kl_sites(sites: Any, weight: Any) -> None:
 
 def _objective(loss: Any, train: Source) -> Any:
     """The objective: that of several data sets where `train` has them."""
-    loss = Trace_ELBO() if loss is None else loss
     if train.weights is None or isinstance(loss, JointELBO):
         return loss
     try:
@@ -242,7 +245,8 @@ def _folder(out: str | os.PathLike[str] | None, resume: bool, settings: dict[str
             raise ValueError("resume needs the folder of the run: out is None")
         return None
     folder = RunFolder(out)
-    folder.check_same(settings) if resume else folder.check_free()
+    known = {name: value for name, value in settings.items() if value is not None or name != "loss"}
+    folder.check_same(known) if resume else folder.check_free()
     return folder
 
 

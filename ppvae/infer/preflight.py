@@ -8,14 +8,15 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pyro import poutine
-from pyro.infer import ELBO
+from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceTMC_ELBO
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from ppvae._internals import checks_support
 from ppvae.data import Source
 from ppvae.objectives.base import evaluate_objective
-from ppvae.pair import Batch, check_batch, check_sites, failing_on, unequal_masks
+from ppvae.objectives.joint import JointELBO
+from ppvae.pair import Batch, check_batch, check_data_plate, check_sites, failing_on, unequal_masks
 from ppvae.traces import Site, leaf, same_scale, same_values, shown_scale, sites
 
 
@@ -52,6 +53,9 @@ def _check_set(pair: nn.Module, data: Source, name: str) -> None:
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise ValueError(f"{name}[{i}] holds NaN or infinite values")
     model_trace, guide_trace = _check_runs(pair, batch, data, name)
+    if name == "valid":  # an ELBO of each datum
+        for where, trace in (("model", model_trace), ("guide", guide_trace)):
+            check_data_plate(trace, check_batch(batch), where=where)
     _warn_of_unequal_sites(model_trace, guide_trace)
     if data.is_cut:
         _warn_of_global_latents(model_trace, guide_trace, name)
@@ -145,9 +149,40 @@ def check_objective(objective: Any, pair: Any, batch: Batch) -> None:
         objective = copy.copy(objective)
         objective.strict_enumeration_warning = False  # with all labels known there is nothing to enumerate
     try:
-        evaluate_objective(objective, pair.model, pair.guide, batch, {}).terms().named()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found sample sites configured for enumeration|.*\\n.*TraceEnum_ELBO")
+            evaluate_objective(objective, pair.model, pair.guide, batch, {}).terms().named()
     except NotImplementedError as error:
         raise ValueError(f"loss {type(objective).__name__} does not go with this pair: {error}") from error
+
+
+def default_objective(pair: Any, batches: Iterable[Batch]) -> ELBO:
+    """What is minimised where nothing else is asked for: with latents that are marked for enumeration, summed over."""
+    return TraceEnum_ELBO(strict_enumeration_warning=False) if _marked(pair, batches) else Trace_ELBO()
+
+
+def warn_of_marks(objective: Any, pair: Any, batches: Iterable[Batch]) -> None:
+    """Warns where latents that are marked for enumeration would be drawn: those of the model alone from their prior."""
+    bound = objective.elbo if isinstance(objective, JointELBO) else objective
+    if not isinstance(bound, ELBO) or isinstance(bound, TraceEnum_ELBO | TraceTMC_ELBO):
+        return
+    if marked := _marked(pair, batches):
+        warnings.warn(
+            f"the latents {marked} are marked for enumeration, and {type(bound).__name__} draws them: sum over them "
+            "with TraceEnum_ELBO (what loss=None takes), or take infer={'enumerate': ...} away"
+        )
+
+
+def _marked(pair: Any, batches: Iterable[Batch]) -> list[str]:
+    """The latents that the guide marks for enumeration, or the model where the guide does not sample them."""
+    marked: dict[str, None] = {}
+    for batch in batches:
+        guide_trace = poutine.trace(pair.guide).get_trace(*batch)
+        sampled = sites(guide_trace)
+        latents = sites(poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(*batch))
+        asked = {name: site for name, site in latents.items() if name not in sampled} | sampled
+        marked |= {name: None for name, site in asked.items() if site.is_marked}
+    return list(marked)
 
 
 def check_kl_sites(names: Sequence[str] | None, pair: Any, batches: Iterable[Batch]) -> None:

@@ -20,10 +20,11 @@ from ppvae.infer.checkpoint import Progress, progress_bar, to_cpu
 from ppvae.infer.interrupt import stop_requests, until
 from ppvae.infer.nonfinite import NonFiniteError, all_finite, check_finite_parameters
 from ppvae.infer.optim import OptimizerFactory, ParamGroups
-from ppvae.infer.preflight import check_fits, check_kl_sites, check_objective
+from ppvae.infer.preflight import check_fits, check_kl_sites, check_objective, default_objective, warn_of_marks
 from ppvae.infer.run_folder import Row, Run, RunFolder
 from ppvae.infer.svi import SVI
 from ppvae.objectives.base import StepTerms, networks_of
+from ppvae.objectives.joint import JointELBO
 from ppvae.objectives.schedule import Schedule
 from ppvae.pair import Batch, KLWeight, check_batch, device_of
 from ppvae.params import restore_weights
@@ -41,6 +42,7 @@ class Trainer:
     """Trains one pair; see `ppvae.fit` for the meaning of the fields.
 
     Attributes:
+        loss: None until `prepare` has chosen it, where none was given.
         lr: a schedule that sets the learning rate at every step; None leaves the optimizer's own.
         kl_weight, kl_sites: a schedule for β, None leaves the pair its own; the latents that it weights, None is all.
         param_groups, compile, autocast: as of `SVI`.
@@ -75,6 +77,29 @@ class Trainer:
         self.beta = torch.full((), 0.5, device=self.device)  # no KL weight that could be taken for none
         self.weighting: Any = nullcontext() if self.kl_weight is None else KLWeight(self.beta, self.kl_sites)
         self.steps_per_epoch = self.train.num_batches
+        with self.random.kept(), evaluating(self.pair, self.seed, attach=True), self.weighting:
+            for name, data in (("train", self.train), ("valid", self.valid)):
+                if data is not None:
+                    check_fits(self.pair, data, name=name)
+            first = next(self.train.epoch(0))
+            batches = (first,) if self.train.weights is None else first
+            self._choose_objective(batches)
+            check_objective(self.loss, self.pair, first)  # may create a parameter of the objective's own
+            check_kl_sites(self.kl_sites, self.pair, batches)
+            self.svi.setup(*batches)
+            self.svi.check_buffers()
+        with forked_rng(self.device, self.seed):
+            self.rng = self.random.get()
+
+    def _choose_objective(self, batches: Sequence[Batch]) -> None:
+        """Takes the default objective where none was given, and makes the SVI of it."""
+        with self.random.kept():  # what is looked at changes nothing
+            if self.loss is None:
+                loss = default_objective(self.pair, batches)
+                self.loss = loss if self.train.weights is None else JointELBO(loss, self.train.weights)
+            else:
+                warn_of_marks(self.loss, self.pair, batches)
+        self.networks = nn.ModuleDict(networks_of(self.loss, beside=[self.pair]))
         self.svi = SVI(
             self.pair.model,
             self.pair.guide,
@@ -86,19 +111,6 @@ class Trainer:
             param_groups=self.param_groups,
             owner=self.pair,
         )
-        self.networks = nn.ModuleDict(networks_of(self.loss, beside=[self.pair]))
-        with self.random.kept(), evaluating(self.pair, self.seed, attach=True), self.weighting:
-            for name, data in (("train", self.train), ("valid", self.valid)):
-                if data is not None:
-                    check_fits(self.pair, data, name=name)
-            first = next(self.train.epoch(0))
-            check_objective(self.loss, self.pair, first)  # may create a parameter of the objective's own
-            batches = (first,) if self.train.weights is None else first
-            check_kl_sites(self.kl_sites, self.pair, batches)
-            self.svi.setup(*batches)
-            self.svi.check_buffers()
-        with forked_rng(self.device, self.seed):
-            self.rng = self.random.get()
 
     def resume(self) -> None:
         """Continues from the folder's last checkpoint."""

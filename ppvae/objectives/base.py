@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -88,6 +88,7 @@ class Evaluation:
         num_particles: over which they are averaged.
         columns: what the objective itself recorded for the history.
         parts: of an objective over several data sets, the weight and the evaluation of each.
+        num_data: how many data it was given; None where its arguments do not say.
     """
 
     loss: Tensor
@@ -96,22 +97,26 @@ class Evaluation:
     num_particles: int = 1
     columns: dict[str, Tensor] = field(default_factory=dict)
     parts: list[tuple[float, Evaluation]] = field(default_factory=list)
+    num_data: int | None = None
 
     def terms(self) -> StepTerms:
         """The terms of the loss; of several data sets, those that the user named, weighted as they are in it.
+
+        Where a plate takes a random part of the data that it is given, or of what a datum has, they are estimates for
+        the whole, as the loss is.
 
         Raises:
             ValueError: where two of these have one name.
         """
         read = [(sites(model_trace), sites(guide_trace)) for model_trace, guide_trace in self.traces]
-        columns = _loss_terms(read, self.num_particles)
+        columns = _loss_terms(read, self.num_particles, self.num_data)
         if twice := columns.keys() & self.columns.keys():
             raise ValueError(f"{min(twice)!r} is recorded by the objective, and is a loss_term of the pair: rename one")
         columns |= self.columns
         for weight, part in self.parts:
             for name, value in part.terms().columns.items():
                 columns[name] = columns.get(name, 0.0) + weight * value
-        return StepTerms(self.loss, *_elbo_terms(read, self.num_particles), columns)
+        return StepTerms(self.loss, *_elbo_terms(read, self.num_particles, self.num_data), columns)
 
     def all_traces(self) -> Traces:
         """The traces of all data sets."""
@@ -236,6 +241,14 @@ def evaluate_objective(
         args: of both.
         kwargs: of both.
     """
+    sizes = {len(a) for a in args if isinstance(a, Tensor) and a.dim()}
+    result = _evaluated(objective, model, guide, args, kwargs)
+    return replace(result, num_data=sizes.pop()) if len(sizes) == 1 else result
+
+
+def _evaluated(
+    objective: Any, model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Evaluation:
     if not isinstance(objective, ELBO):
         loss = torch.as_tensor(objective(model, guide, *args, **kwargs))
         return Evaluation(loss.detach(), loss)
@@ -314,7 +327,9 @@ def _trace_elbo(
 
 
 @torch.no_grad()
-def _elbo_terms(read: list[SitePair], num_particles: int) -> tuple[Tensor | None, dict[str, Tensor]]:
+def _elbo_terms(
+    read: list[SitePair], num_particles: int, num_data: int | None
+) -> tuple[Tensor | None, dict[str, Tensor]]:
     """Reconstruction and KL per latent site of the drawn samples, unscaled, averaged over the particles.
 
     None and nothing where a latent is enumerated, or there are no traces.
@@ -324,30 +339,43 @@ def _elbo_terms(read: list[SitePair], num_particles: int) -> tuple[Tensor | None
     for of_model, of_guide in read:
         if any(site.is_enumerated for site in (*of_model.values(), *of_guide.values())):
             return None, {}
-        share = _share(of_model)
+        share = _share(of_model, num_data)
         for sign, site in [*((1, site) for site in of_model.values()), *((-1, site) for site in of_guide.values())]:
             if site.is_drawn:
                 name = latent_of(site.name, kl)
                 part = 1.0 if any(plate.dim == -1 for plate in site.plates) else share
-                kl[name] = kl.get(name, 0.0) - sign * part * site.density_sum() / num_particles
+                kl[name] = kl.get(name, 0.0) - sign * part * _whole(site, num_data) / num_particles
             elif sign == 1 and site.role == "observed":
-                reconstruction = reconstruction + site.density_sum() / num_particles
+                reconstruction = reconstruction + _whole(site, num_data) / num_particles
     return torch.as_tensor(reconstruction) if read else None, {z: torch.as_tensor(value) for z, value in kl.items()}
 
 
 @torch.no_grad()
-def _loss_terms(read: list[SitePair], num_particles: int) -> dict[str, Tensor]:
+def _loss_terms(read: list[SitePair], num_particles: int, num_data: int | None) -> dict[str, Tensor]:
     """The terms of `ppvae.loss_term`, unscaled, averaged over the particles, but for those of enumerated latents."""
     terms: dict[str, Any] = {}
     for pair in read:
         for sign, of_one in zip((-1, 1), pair, strict=True):  # the model's is in log p, the guide's in log q
             for name, site in of_one.items():
                 if site.infer.get(LOSS_TERM) and site.log_prob.dim() <= max((-p.dim for p in site.plates), default=0):
-                    terms[name] = terms.get(name, 0.0) + sign * site.density_sum() / num_particles
+                    terms[name] = terms.get(name, 0.0) + sign * _whole(site, num_data) / num_particles
     return terms
 
 
-def _share(of_model: dict[str, Site]) -> float:
-    """Which part of all data a minibatch is, where a subsampled data plate says so: it has that much of a global KL."""
+def _whole(site: Site, num_data: int | None) -> Tensor:
+    """The summed density of all elements that a site has on these data, estimated where plates take a part of them."""
+    share = site.inner_share
+    for plate in site.plates:
+        if plate.dim == -1 and plate.full_size == num_data:
+            share *= plate.size / num_data
+    return site.density_sum() if share == 1 else site.density_sum() / share
+
+
+def _share(of_model: dict[str, Site], num_data: int | None) -> float:
+    """Which part of all data a minibatch is, where a subsampled data plate says so: it has that much of a global KL.
+
+    A plate that is given all data, and takes a part of them itself, stands for all.
+    """
     plates = [plate for site in of_model.values() for plate in site.plates if plate.dim == -1]
-    return min((plate.size / plate.full_size for plate in plates if plate.full_size), default=1.0)
+    minibatches = [plate for plate in plates if plate.full_size and plate.full_size != num_data]
+    return min((plate.size / plate.full_size for plate in minibatches), default=1.0)
