@@ -204,7 +204,8 @@ def choose_sampler(pair: nn.Module, probe: Batch, num_samples: int, given: Seque
     Raises:
         ValueError: naming the site that breaks the contract.
     """
-    n, s = check_batch(probe), PROBE_SAMPLES
+    n = check_batch(probe)
+    s = PROBE_SAMPLES + (n == PROBE_SAMPLES)  # code that takes samples for data would be right where they are as many
     repeated = Sampler(pair)
     with failing_on(probe, pair, "data"):
         guide_trace = repeated.guide(probe, 1, {}, {})

@@ -84,7 +84,7 @@ class Mixture(nn.Module):
         residual = (x.unsqueeze(1) - data_loc - prior_loc @ weight.T) * counts.unsqueeze(1)
         pull = residual @ weight / self.sigma**2
         mean = prior_loc + pull @ covariance
-        log_x = dist.Normal(0.0, self.sigma).log_prob(residual) * counts.unsqueeze(1)
+        log_x = dist.Normal(torch.zeros_like(residual), self.sigma).log_prob(residual) * counts.unsqueeze(1)
         log_x = log_x.sum(-1) + 0.5 * ((pull @ covariance) * pull).sum(-1)
         if s.latent:
             log_x = log_x - 0.5 * (precision.logdet() + 2 * s.latent * math.log(self.tau)).unsqueeze(-1)
