@@ -153,7 +153,7 @@ class ImportanceWeightedELBO(Objective):
         devices = [device] if device.type == "cuda" else []
         with eval_mode(pair), torch.random.fork_rng(devices), torch.no_grad():
             sampler = choose_sampler(pair, take(args, slice(0, PROBE_DATA), device), self.num_particles)
-        if enumerated := sampler.enumeration.event_dims:
+        if enumerated := sampler.enumeration.num_values:
             raise NotImplementedError(
                 f"{type(self).__name__} draws every latent, and {list(enumerated)} are marked to be summed over: "
                 "train with TraceEnum_ELBO"

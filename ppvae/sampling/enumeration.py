@@ -14,7 +14,10 @@ from ppvae._internals import mask_of_distribution
 from ppvae.traces import Site, sites
 
 MAX_VALUES = 1000
-"""The most joint values of one datum's enumerated latents; more are an error."""
+"""The most joint values of one datum's enumerated latents that are tried each.
+
+Where there are more, those that only the model has are summed over one after another; more of the others are an error.
+"""
 
 
 Sites = dict[str, Site]
@@ -29,9 +32,11 @@ class Enumeration:
         model: sites that the model marks and the guide does not sample.
         values: the value of each site at each joint value, (*plates, 1, *event): the same for every datum. Those of
             the model's sites vary fastest.
-        event_dims: the event dims of each site.
+        event_dims: the event dims of each site that has them.
         num_values: how many values one element of each site has.
         num_model: joint values of the model's sites alone.
+        eliminates: whether the model's sites have no `values` here but are summed over one after another.
+        nesting: how many dims the plates take.
     """
 
     guide: tuple[str, ...] = ()
@@ -40,6 +45,8 @@ class Enumeration:
     event_dims: dict[str, int] = field(default_factory=dict)
     num_values: dict[str, int] = field(default_factory=dict)
     num_model: int = 1
+    eliminates: bool = False
+    nesting: int = 1
 
     @classmethod
     def of(cls, model_trace: Trace, guide_trace: Trace) -> Enumeration:
@@ -53,7 +60,10 @@ class Enumeration:
         guide = {name: site for name, site in sampled.items() if site.is_marked}
         model = {name: site for name, site in latents.items() if name not in sampled and site.is_marked}
         _check_marks(guide, model, latents, sampled)
-        supports = {name: _support(site) for name, site in (guide | model).items()}
+        plates = [plate for site in (*latents.values(), *sampled.values()) for plate in site.plates]
+        eliminates = bool(model) and _joint_values(guide | model) > MAX_VALUES >= _joint_values(guide)
+        tried = guide if eliminates else guide | model
+        supports = {name: _support(site) for name, site in tried.items()}
         count = 1
         for name, support in supports.items():
             count *= len(support)
@@ -67,10 +77,17 @@ class Enumeration:
             tuple(guide),
             tuple(model),
             tuple(dict(zip(supports, values, strict=True)) for values in joint),
-            {name: site.event_dim for name, site in (guide | model).items()},
+            {name: site.event_dim for name, site in tried.items()},
             {name: len(_listed(site)) for name, site in (guide | model).items()},
-            num_model=max(1, torch.Size(len(supports[name]) for name in model).numel()),
+            num_model=1 if eliminates else max(1, torch.Size(len(supports[name]) for name in model).numel()),
+            eliminates=eliminates,
+            nesting=max((-(plate.dim or 0) for plate in plates), default=1),
         )
+
+    @property
+    def tried(self) -> tuple[str, ...]:
+        """The model's sites whose joint values are tried each."""
+        return () if self.eliminates else self.model
 
     def values_for(self, values: dict[str, Tensor], rows: int) -> dict[str, Tensor]:
         """One joint value for so many rows of data: (*plates, rows, *event)."""
@@ -120,6 +137,15 @@ def _check_marks(guide: Sites, model: Sites, latents: Sites, sampled: Sites) -> 
             raise ValueError(
                 f"the guide lists {of_guide} values of {name!r}, and the model {of_model}: the sum leaves some out"
             )
+
+
+def _joint_values(marked: Sites) -> int:
+    """How many joint values these sites of one datum have."""
+    count = 1
+    for site in marked.values():
+        *plates, _ = site.fn.batch_shape
+        count *= len(_listed(site)) ** torch.Size(plates).numel()
+    return count
 
 
 def _support(site: Site) -> list[Tensor]:

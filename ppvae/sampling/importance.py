@@ -43,7 +43,8 @@ class Draws:
         log_prior: log p of each latent site, (e, s, n).
         log_posterior: log q of each guide site, (e, s, n); auxiliary sites of the guide included.
         enumerated: the guide's sites that are summed over.
-        marginalized: the sites that only the model has and that are summed over; their values vary fastest in e.
+        marginalized: the sites that only the model has and whose values are tried each; they vary fastest in e. Long
+            chains are summed over within the log-likelihood.
         num_marginalized: how many joint values these have.
 
     Example:
@@ -188,13 +189,13 @@ class Drawer:
             dict(zip(priors, rest, strict=False)),
             dict(zip(posteriors, rest[len(priors) :], strict=True)),
             enumeration.guide,
-            enumeration.model,
+            enumeration.tried,
             enumeration.num_model,
         )
 
     def _form(self) -> Any:
         sampler = self._sampler
-        return sampler.plate_dim, sampler.given, tuple(sampler.enumeration.event_dims.items()), self._batch_size
+        return sampler.plate_dim, sampler.given, tuple(sampler.enumeration.num_values.items()), self._batch_size
 
     def _compute(self, args: tuple[Any, ...]) -> tuple[Sequence[Tensor], Any]:
         """A block's log-probabilities at one joint value of the enumerated sites, and the names of their sites."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ from ppvae.pair import (
     failing_on,
     warn_of_factors,
 )
+from ppvae.sampling.elimination import check_eliminated, depends_on_values, eliminated, side_by_side
 from ppvae.sampling.enumeration import Enumeration
 from ppvae.traces import Site, sites
 
@@ -143,7 +145,7 @@ class Sampler:
     ) -> Trace:
         function: Callable[..., Any] = getattr(self.pair, which)
         n = check_batch(block)
-        with poutine.trace() as tracer:
+        with poutine.trace() as tracer, self._enumerated(which):
             if self.plate_dim is None:
                 n *= s
                 values = {name: latent.folded() for name, latent in latents.items()}
@@ -160,6 +162,17 @@ class Sampler:
         tracer.trace.compute_log_prob()
         return tracer.trace
 
+    def _enumerated(self, which: Literal["model", "guide"]) -> AbstractContextManager[None]:
+        """The values side by side of the sites that are summed over one after another."""
+        if which == "guide" or not self.enumeration.eliminates:
+            return nullcontext()
+        return side_by_side(self.enumeration.model, -1 - self._dims)
+
+    @property
+    def _dims(self) -> int:
+        """How many dims on the right are those of plates, the outer one included."""
+        return self.enumeration.nesting if self.plate_dim is None else -self.plate_dim
+
     def posterior(self, trace: Trace, s: int) -> tuple[dict[str, Latent], dict[str, Tensor]]:
         """Values of the drawn latents, and log q of the guide's sites; its factors are no density and are left out."""
         drawn = {name: site for name, site in sites(trace).items() if site.is_drawn}
@@ -171,15 +184,41 @@ class Sampler:
 
         Terms of training alone are left out, and so are the sites in `given`.
         """
-        scored = [site for site in sites(trace).values() if site.role != "training" and site.name not in self.given]
-        log_likelihood = [self.log_prob(site, s) for site in scored if not site.is_drawn]
-        log_prior = {site.name: self.log_prob(site, s) for site in scored if site.is_drawn}
+        scored = [site for site in sites(trace).values() if site.role != "training"]
+        chained = self._chained(trace, scored) if self.enumeration.eliminates else {}
+        apart = [site for site in scored if site.name not in self.given and site.name not in chained]
+        log_likelihood = [self.log_prob(site, s) for site in apart if not site.is_drawn]
+        log_prior = {site.name: self.log_prob(site, s) for site in apart if site.is_drawn}
+        if chained:
+            n = max(plate.size for site in scored for plate in site.plates if plate.dim == -1)
+            total = eliminated(trace, chained, {-1: n} if self.plate_dim is None else {self.plate_dim: s, -1: n})
+            log_likelihood.append(self._unfold(total, total.dim() - 1, s))
         return torch.stack(log_likelihood).sum(0), log_prior
+
+    def _chained(self, trace: Trace, scored: list[Site]) -> dict[str, Tensor]:
+        """The densities of the latents that are summed over one after another, and of what depends on them.
+
+        Raises:
+            ValueError: naming a site that may not depend on them.
+        """
+        densities: dict[str, Tensor] = {}
+        for site in scored:
+            density = site.density()
+            if site.name in self.enumeration.model:
+                densities[site.name] = self.enumeration.unmasked(site, density)
+            elif depends_on_values(density, self._dims):
+                if site.is_drawn or site.name in self.given:
+                    raise ValueError(
+                        f"site {site.name!r} depends on the latents {list(self.enumeration.model)}, whose joint values "
+                        "are too many to try each: what is drawn, or given, must not depend on such a chain"
+                    )
+                densities[site.name] = density
+        return densities
 
     def log_prob(self, site: Site, s: int) -> Tensor:
         """The site's log-probability without its scale, summed over inner plates: (s, n)."""
         log_prob = site.density()
-        if site.name in self.enumeration.event_dims:
+        if site.name in self.enumeration.num_values:
             log_prob = self.enumeration.unmasked(site, log_prob)
         if self.plate_dim is not None and log_prob.dim() < -self.plate_dim:
             log_prob = log_prob.expand(s, *log_prob.shape)  # of a value that is the same for every sample
@@ -216,6 +255,8 @@ def choose_sampler(pair: nn.Module, probe: Batch, num_samples: int, given: Seque
     warn_of_factors(guide_trace)
     enumeration = Enumeration.of(model_trace, guide_trace)
     repeated = replace(repeated, enumeration=enumeration, given=tuple(given))
+    if enumeration.eliminates:
+        _check_chain(repeated, probe, latents, model_trace)
     if given:
         _check_given(repeated, probe)
     device = next(t.device for t in probe if t is not None)
@@ -242,6 +283,21 @@ def choose_sampler(pair: nn.Module, probe: Batch, num_samples: int, given: Seque
         return repeated
     same = actual.shape == expected.shape and torch.allclose(actual, expected, rtol=1e-4, atol=1e-3, equal_nan=True)
     return plate if same else repeated
+
+
+def _check_chain(sampler: Sampler, probe: Batch, latents: dict[str, Latent], plain: Trace) -> None:
+    """Checks that the latents that only the model has can be summed over one after another."""
+    names = sampler.enumeration.model
+    try:
+        listed = sampler.model(probe, 1, latents, {})
+    except (RuntimeError, ValueError, AssertionError) as error:  # more dims than torch has, or one for two sites
+        raise ValueError(
+            f"the latents {list(names)} have too many joint values to try each, and the model fails with the values of "
+            "each in a dim of its own: write a chain as `for t in pyro.markov(range(T), history=...)`, where a site "
+            f"depends on no earlier ones than its history. {error}"
+        ) from error
+    sampler.joint(listed, 1)
+    check_eliminated(plain, listed, names, sampler.enumeration.nesting)
 
 
 def _check_given(sampler: Sampler, probe: Batch) -> None:
