@@ -99,8 +99,8 @@ class SharedPosterior:
         seen, drawn = self.model(few, trace), self.model(few, trace, anew=True)
         places = {x: i for x in self.observed for i, t in enumerate(few) if same_values(seen[x].value, t)}
         for x, i in places.items():  # it may be observed reshaped or transposed
-            new[i] = torch.empty_like(few[i])
-            new[i].as_strided(seen[x].value.shape, seen[x].value.stride()).copy_(drawn[x].value)
+            new[i] = argument = torch.empty_like(torch.as_tensor(few[i]))
+            argument.as_strided(seen[x].value.shape, seen[x].value.stride()).copy_(drawn[x].value)
         again = self.model(tuple(new), trace)
         for x in places:
             if not torch.allclose(drawn[x].log_prob, again[x].log_prob, rtol=1e-3, atol=1e-3, equal_nan=True):

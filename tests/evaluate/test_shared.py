@@ -138,6 +138,7 @@ class Regression(nn.Module):
         pyro.sample("b", dist.Normal(torch.ones(2), 0.3).to_event(1))
 
 
+@pytest.mark.filterwarnings("ignore:Estimated shape:UserWarning")  # of PSIS: the guide is not the posterior
 def test_draws_and_arviz():
     x, pair = torch.randn(N, 2), Regression()
     y = torch.bernoulli(torch.sigmoid(x.sum(-1, keepdim=True)).expand(-1, 3))
