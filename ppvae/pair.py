@@ -291,6 +291,13 @@ def check_data_plate(trace: Trace, n: int, *, where: str) -> None:
                     f"the plate {plate.name!r} of the {where} takes {plate.size} of the {n} data that it is given. "
                     f"{_NO_PART}"
                 )
+        if site.is_drawn and not site.plates:
+            raise ValueError(
+                f"site {name!r} of the {where} lies in no plate: it is a latent that all data share, so that no datum "
+                "has a log p(x) of its own; ppvae.evaluate.log_evidence estimates that of the whole data set, "
+                "posterior_predictive draws, and to_arviz takes what az.loo needs. A latent of each datum belongs into "
+                "the data plate"
+            )
         plates = ", ".join(f"{p.name!r} (size {p.size}, dim {p.dim})" for p in site.plates) or "no plate"
         raise ValueError(
             f"the outermost plate must be the data plate, of dim -1 and of the size of the batch: on {n} data, "

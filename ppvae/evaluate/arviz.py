@@ -24,7 +24,8 @@ def to_arviz(draws: PosteriorPredictive) -> InferenceData:
     The draws are independent and from the guide: no Markov chain, whose R̂ they do not have. The parameters are held
     fixed and every datum has latents of its own, so that the log-density of a datum that is left out is log p(x)
     itself. `az.loo` takes a smoothed harmonic mean of p(x|z) for it, which needs the guide to be the posterior and has
-    usually a high k̂; `ppvae.log_marginal` estimates the same number without either fault.
+    usually a high k̂; `ppvae.log_marginal` estimates the same number without either fault. Latents that all data share
+    are of dims (chain, draw, ...): of such a pair `az.loo` is what it is meant for.
 
     Args:
         draws: of `posterior_predictive`.
@@ -38,17 +39,20 @@ def to_arviz(draws: PosteriorPredictive) -> InferenceData:
         {'chain': 1, 'draw': 20, 'datum': 5, 'z_dim': 2}
     """
     of_draws = ("chain", "draw", "datum")
-    sites = {*draws.posterior, *draws.observed, *draws.conditions, *of_draws}
+    taken = {*draws.posterior, *draws.observed, *draws.conditions, *of_draws}
     plates = {
-        site: [f"{name}_plate" if name in sites else name for name in names] for site, names in draws.plates.items()
+        site: [f"{name}_plate" if name in taken else name for name in names] for site, names in draws.plates.items()
     }
 
     def drawn(values: dict[str, Tensor]) -> Any:
         return _dataset({name: value.unsqueeze(0) for name, value in values.items()}, of_draws, plates)
 
+    posterior = drawn({z: value for z, value in draws.posterior.items() if z not in draws.shared})
+    shared = {z: draws.posterior[z].unsqueeze(0) for z in draws.shared}
+    posterior = posterior.merge(_dataset(shared, of_draws[:2], plates)) if shared else posterior
     constant = {"constant_data": _dataset(draws.conditions, ("datum",), plates)} if draws.conditions else {}
     return import_arviz().InferenceData(
-        posterior=drawn(draws.posterior),
+        posterior=posterior,
         posterior_predictive=drawn(draws.predictive),
         log_likelihood=_dataset({x: v.unsqueeze(0) for x, v in draws.log_likelihood.items()}, of_draws, {}),
         observed_data=_dataset(draws.observed, ("datum",), plates),

@@ -30,7 +30,7 @@ class LogEvidence:
         value: log p̂ of all data, nats: a lower bound in expectation.
         std_error: of `value` by the delta method; NaN for a single draw.
         ess: effective sample size (Σw)² / Σw² of the draws.
-        pareto_k: k̂ of the weights: beyond 0.7 `value` is too low and `std_error` too small; NaN for less than 100 draws.
+        pareto_k: k̂ of the weights: beyond 0.7 `value` is too low and `std_error` too small; NaN for less than 100.
         elbo: E_q[log w], nats.
         elbo_std_error: of `elbo`.
         num_samples: draws.
@@ -99,8 +99,8 @@ def log_evidence(
             log_weight[i] = posterior.log_joint(drawn) - log_q
             if not float(log_weight[i]) < math.inf:
                 raise ValueError(
-                    f"the log importance weight of draw {i} is {float(log_weight[i]):g}: check the data and the weights "
-                    "of the pair"
+                    f"the log importance weight of draw {i} is {float(log_weight[i]):g}: check the data and the "
+                    "weights of the pair"
                 )
         n = len(posterior)
     value, std_error, ess = (float(figure) for figure in log_mean(log_weight))

@@ -19,11 +19,21 @@ import torch
 from torch import Tensor, nn
 
 from ppvae._validate import check_count
-from ppvae.evaluate.sites import Plates, by_datum, in_blocks, inner_plates, mask_of, observed_value, once
-from ppvae.pair import take
+from ppvae.evaluate.shared import shared_posterior, shares_latents
+from ppvae.evaluate.sites import (
+    Plates,
+    by_datum,
+    in_blocks,
+    inner_plates,
+    inner_plates_of,
+    mask_of,
+    observed_value,
+    once,
+)
+from ppvae.pair import Batch, take
 from ppvae.sampling.posterior_draws import PosteriorSampler, check_predictable, posterior_sampler
 from ppvae.sampling.sampler import PROBE_DATA
-from ppvae.traces import same_values
+from ppvae.traces import same_values, sites
 
 MAX_BYTES = 2**32
 """The most bytes of draws that are kept."""
@@ -37,12 +47,13 @@ class PosteriorPredictive:
     """Draws of the latents and of the observed sites given each datum, on the CPU.
 
     Attributes:
-        posterior: z ~ q(z|x) by latent site, each (s, n, *plates, *event).
+        posterior: z ~ q(z|x) by latent site, each (s, n, *plates, *event); those that all data share have no n.
         predictive: x_rep ~ p(x|z) by observed site, each (s, n, *plates, *event).
         log_likelihood: log p(x|z) of each observed site, (s, n), nats.
         observed: what each observed site was given, (n, *plates, *event).
         conditions: the other arguments of the pair by name, (n, ...).
         plates: names of the plates inside the data plate, by site.
+        shared: the latents that all data share.
     """
 
     posterior: dict[str, Tensor]
@@ -51,6 +62,7 @@ class PosteriorPredictive:
     observed: dict[str, Tensor]
     conditions: dict[str, Tensor]
     plates: dict[str, tuple[str, ...]]
+    shared: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,6 +106,8 @@ def posterior_predictive(pair: nn.Module, *data: Any, num_samples: int = 100, se
     All observed sites are drawn anew, also one that others depend on, such as a label with a prior of its own; an
     argument that no site observes, such as the label of a `CVAE`, is a condition and stays.
 
+    Latents that all data share (Bayesian weights) are drawn once for all data.
+
     Args:
         pair: any model/guide pair.
         data: its arguments, tensors of shape (n, ...), or None.
@@ -113,6 +127,8 @@ def posterior_predictive(pair: nn.Module, *data: Any, num_samples: int = 100, se
         (torch.Size([10, 100, 2]), torch.Size([10, 100, 8]), torch.Size([10, 100]))
     """
     check_count("num_samples", num_samples)
+    if shares_latents(pair, data):
+        return _of_shared(pair, data, num_samples, seed)
     with posterior_sampler(pair, data, seed=seed) as posterior:
         if not posterior.observed:
             raise ValueError("the model observes no site (pyro.factor draws nothing): there is nothing to predict")
@@ -131,9 +147,11 @@ def posterior_predictive(pair: nn.Module, *data: Any, num_samples: int = 100, se
         for group, name in blocks[0]:
             groups.setdefault(group, {})[name] = torch.cat([block[group, name] for block in blocks])
         return PosteriorPredictive(
-            **groups,
+            posterior=groups["posterior"],
+            predictive=groups["predictive"],
+            log_likelihood=groups["log_likelihood"],
             observed={name: value for name, (value, _) in _observed(posterior, plates).items()},
-            conditions=_conditions(posterior),
+            conditions=_conditions_of(posterior),
             plates={name: tuple(of.values()) for name, of in plates.items()},
         )
 
@@ -197,6 +215,36 @@ def ppc(
     return PredictiveCheck(observed, replicated, {name: above[name] + ties[name] / 2 for name in statistics})
 
 
+def _of_shared(pair: nn.Module, data: Batch, num_samples: int, seed: int) -> PosteriorPredictive:
+    """Draws of latents that all data share, and of all data given each."""
+    with shared_posterior(pair, data, seed=seed) as posterior:
+        if posterior.plate is None or not posterior.observed:
+            raise ValueError("the model observes no site in a data plate: there is no datum to predict")
+        posterior.check_predictable()
+        rows = [posterior.replicate()]
+        size = sum(value.numel() * value.element_size() for group in rows[0].values() for value in group.values())
+        _check_bytes(size, num_samples, len(posterior))
+        rows += [posterior.replicate() for _ in range(num_samples - 1)]
+        few = take(posterior.data, slice(0, PROBE_DATA))
+        trace = posterior.draw()
+        seen, drawn = posterior.model(few, trace), sites(trace)
+        plates = {name: tuple(inner_plates_of(seen[name]).values()) for name in posterior.observed}
+        plates |= {z: tuple(p.name for p in drawn[z].plates[::-1]) for z in posterior.latents}
+        groups = {
+            group: {name: torch.stack([row[group][name] for row in rows]) for name in of}
+            for group, of in rows[0].items()
+        }
+        return PosteriorPredictive(
+            posterior=groups["posterior"],
+            predictive=groups["predictive"],
+            log_likelihood=groups["log_likelihood"],
+            observed=posterior.observations(),
+            conditions=_conditions(pair, posterior.data, few, [seen[x].value for x in posterior.observed]),
+            plates=plates,
+            shared=posterior.latents,
+        )
+
+
 def _check_statistics(statistics: Any) -> None:
     if not isinstance(statistics, Mapping) or not all(callable(function) for function in statistics.values()):
         raise TypeError(f"statistics must map names to functions, got {statistics!r}")
@@ -235,18 +283,22 @@ def _observed(posterior: PosteriorSampler, plates: dict[str, Plates]) -> dict[st
     return {x: (torch.cat([p[x][0] for p in parts]).cpu(), torch.cat([p[x][1] for p in parts]).cpu()) for x in parts[0]}
 
 
-def _conditions(posterior: PosteriorSampler) -> dict[str, Tensor]:
+def _conditions_of(posterior: PosteriorSampler) -> dict[str, Tensor]:
     """The arguments that no site observes as they are, by their names in the model's signature."""
     few = replace(posterior, data=take(posterior.data, slice(0, PROBE_DATA)))
-    sites = once(few)
-    model: Callable[..., Any] = posterior.sampler.pair.model  # type: ignore[assignment]
+    seen = once(few)
+    return _conditions(posterior.sampler.pair, posterior.data, few.data, [seen[x].value for x in few.observed])
+
+
+def _conditions(pair: nn.Module, data: Batch, few: Batch, observed: list[Tensor]) -> dict[str, Tensor]:
+    """The same, from what the sites observe of a few data."""
+    model: Callable[..., Any] = pair.model  # type: ignore[assignment]
     parameters = list(inspect.signature(model).parameters.values())
     plain = all(p.kind is not p.VAR_POSITIONAL for p in parameters)
-    names = [p.name for p in parameters] if plain else [f"argument_{i}" for i in range(len(few.data))]
-    observed = [sites[x].value for x in few.observed]
+    names = [p.name for p in parameters] if plain else [f"argument_{i}" for i in range(len(few))]
     return {
         name: whole.cpu()
-        for name, part, whole in zip(names, few.data, posterior.data, strict=False)
+        for name, part, whole in zip(names, few, data, strict=False)
         if whole is not None and not any(same_values(value, part) for value in observed)
     }
 
@@ -257,8 +309,12 @@ def _check_memory(
     """Refuses what would not fit, before it is drawn."""
     n, few = len(posterior), replace(posterior, data=take(posterior.data, slice(0, PROBE_DATA)))
     per_draw = sum(value.numel() * value.element_size() for value in draw(few, 1).values()) / len(few)
-    if per_draw * s * n > MAX_BYTES:
+    _check_bytes(per_draw * n, s, n)
+
+
+def _check_bytes(of_draw: float, s: int, n: int) -> None:
+    if of_draw * s > MAX_BYTES:
         raise ValueError(
-            f"num_samples = {s} draws of {n} data would take {per_draw * s * n / 2**30:.1f} GiB, more than "
+            f"num_samples = {s} draws of {n} data would take {of_draw * s / 2**30:.1f} GiB, more than "
             f"{MAX_BYTES / 2**30:g}: ask for fewer samples or data; ppc keeps their statistics alone"
         )

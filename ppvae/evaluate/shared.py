@@ -19,6 +19,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from ppvae._validate import check_count, check_seed
+from ppvae.evaluate.sites import inner_plates_of, observed_value
 from ppvae.pair import (
     Batch,
     blocks,
@@ -33,7 +34,10 @@ from ppvae.pair import (
 from ppvae.params import LocalParams
 from ppvae.sampling.eval_mode import evaluating, naming_nonfinite, validation
 from ppvae.sampling.sampler import PROBE_DATA, ROW_BLOCK, Sampler
-from ppvae.traces import Site, leaf, sites
+from ppvae.traces import Site, leaf, same_values, sites
+
+Draws = dict[str, dict[str, Tensor]]
+"""Values by site, in groups."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +87,60 @@ class SharedPosterior:
                     terms.append(site.density().sum() if not site.is_drawn or _allowed(site) else -torch.inf)
         return torch.stack([torch.as_tensor(term).double() for term in terms]).sum()
 
+    def check_predictable(self) -> None:
+        """Checks that a few data can be drawn anew: that no density is fed the data that it should draw.
+
+        Raises:
+            ValueError: naming the site whose density is.
+        """
+        _, block = next(self.parts())
+        few = tuple(t if t is None else t.contiguous() for t in take(block, slice(0, PROBE_DATA)))
+        trace, new = self.draw(), list(few)
+        seen, drawn = self.model(few, trace), self.model(few, trace, anew=True)
+        places = {x: i for x in self.observed for i, t in enumerate(few) if same_values(seen[x].value, t)}
+        for x, i in places.items():  # it may be observed reshaped or transposed
+            new[i] = argument = torch.empty_like(torch.as_tensor(few[i]))
+            argument.as_strided(seen[x].value.shape, seen[x].value.stride()).copy_(drawn[x].value)
+        again = self.model(tuple(new), trace)
+        for x in places:
+            if not torch.allclose(drawn[x].log_prob, again[x].log_prob, rtol=1e-3, atol=1e-3, equal_nan=True):
+                raise ValueError(
+                    f"the density of the observed site {x!r} depends on the data that the model is given besides: it "
+                    "cannot be drawn in one pass"
+                )
+
     def log_likelihood(self, site: Site) -> Tensor:
         """Log p of each datum of a block at an observed site in the data plate, (n,), nats."""
         return Sampler(self.pair).log_prob(site, 1)[0]
+
+    def replicate(self) -> Draws:
+        """One draw of the latents, and of all data given it, on the CPU.
+
+        Returns:
+            "posterior" by latent, (*plates, *event); by observed site "predictive", (n, *plates, *event), and
+            "log_likelihood", (n,).
+        """
+        trace = self.draw()
+        found: dict[str, list[Tensor]] = {}
+        for _, block in self.parts():
+            seen, new = self.model(block, trace), self.model(block, trace, anew=True)
+            for x in self.observed:
+                found.setdefault(f"predictive {x}", []).append(observed_value(new[x], inner_plates_of(new[x])))
+                found.setdefault(f"log_likelihood {x}", []).append(self.log_likelihood(seen[x]))
+        drawn = sites(trace)
+        groups: Draws = {"posterior": {z: drawn[z].value.cpu() for z in self.latents}}
+        for name, parts in found.items():
+            group, x = name.split(" ", 1)
+            groups.setdefault(group, {})[x] = torch.cat(parts).cpu()
+        return groups
+
+    def observations(self) -> dict[str, Tensor]:
+        """What each site observes, (n, *plates, *event), on the CPU."""
+        trace, parts = self.draw(), []
+        for _, block in self.parts():
+            seen = self.model(block, trace)
+            parts.append({x: observed_value(seen[x], inner_plates_of(seen[x])) for x in self.observed})
+        return {x: torch.cat([part[x] for part in parts]).cpu() for x in self.observed}
 
     def is_of_data(self, site: Site) -> bool:
         """Whether a site lies in the data plate."""
@@ -190,7 +245,7 @@ def _check_guide(of_model: dict[str, Site], of_guide: dict[str, Site]) -> None:
     points = [name for name, site in of_guide.items() if isinstance(leaf(site.fn), Delta)]
     if points and not any(site.role == "auxiliary" for site in of_guide.values()):
         raise ValueError(
-            f"the guide has a point mass at the latents {points} (MAP), which gives no weights: no density"
+            f"the guide has a point mass at the latents {points} (MAP): it is no density, and so gives no weights"
         )
 
 

@@ -71,11 +71,12 @@ def _scored_sites(pair: nn.Module, data: Batch, given: Sequence[str]) -> list[Si
 def inner_plates(posterior: PosteriorSampler) -> dict[str, Plates]:
     """The plates inside the data plate, for every site of the model."""
     found = once(replace(posterior, data=take(posterior.data, slice(0, PROBE_DATA))))
-    dims = {
-        name: {plate.dim or 0: plate.name for plate in found[name].plates}
-        for name in (*posterior.latents, *posterior.observed)
-    }
-    return {name: {dim: plate for dim, plate in sorted(of.items()) if dim < -1} for name, of in dims.items()}
+    return {name: inner_plates_of(found[name]) for name in (*posterior.latents, *posterior.observed)}
+
+
+def inner_plates_of(site: Site) -> Plates:
+    """The plates inside the data plate that one site lies in."""
+    return {dim: name for dim, name in sorted((plate.dim or 0, plate.name) for plate in site.plates) if dim < -1}
 
 
 def by_datum(latent: Latent, plates: Plates) -> Tensor:

@@ -169,3 +169,24 @@ def test_what_all_rows_share_is_worth_more_rows():
         alone = choose_sampler(pair, (x,), 10).rows
         pair.p_z = VampPrior(pair.q_z_given_x, torch.rand(2000, 784))  # 13 MB, encoded once a block
         assert alone < choose_sampler(pair, (x,), 10).rows <= sampler.ROW_BLOCK["cpu"]
+
+
+class Counts(nn.Module):
+    """z ~ N(0, 1), x ~ N(z, 1); its code takes the first dim of z for the data."""
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z + len(z) / len(x) - 1, 1.0), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+
+
+@pytest.mark.parametrize("n", range(1, 8))
+def test_no_number_of_data_hides_code_that_does_not_broadcast(n):
+    """As many data as the trial runs take samples would: the two forms then agree."""
+    x = torch.randn(n)
+    estimate = ppvae.log_marginal(Counts(), x, num_samples=50)
+    torch.testing.assert_close(estimate.values.float(), dist.Normal(0.0, 2**0.5).log_prob(x), rtol=0, atol=1e-4)
