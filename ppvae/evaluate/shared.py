@@ -230,8 +230,8 @@ def _check_whole(of_model: dict[str, Site], plates: set[str]) -> None:
             if plate.full_size not in (None, plate.size) and plate.name not in plates:
                 raise ValueError(
                     f"the plate {plate.name!r} takes {plate.size} of {plate.full_size} elements, a random part, of "
-                    "which there is no log evidence: give it all of them outside of training, e.g. pyro.plate(name, size, "
-                    "subsample_size=m if self.training else None)"
+                    "which there is no log evidence: give it all of them outside of training, e.g. "
+                    "pyro.plate(name, size, subsample_size=m if self.training else None)"
                 )
 
 
