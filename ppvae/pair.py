@@ -291,7 +291,7 @@ def check_data_plate(trace: Trace, n: int, *, where: str) -> None:
                     f"the plate {plate.name!r} of the {where} takes {plate.size} of the {n} data that it is given. "
                     f"{_NO_PART}"
                 )
-        if site.is_drawn and not site.plates:
+        if site.is_drawn and not trace.nodes[name]["cond_indep_stack"]:
             raise ValueError(
                 f"site {name!r} of the {where} lies in no plate: it is a latent that all data share, so that no datum "
                 "has a log p(x) of its own; ppvae.evaluate.log_evidence estimates that of the whole data set, "

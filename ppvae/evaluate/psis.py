@@ -13,6 +13,8 @@ PARETO_SAMPLES = 100
 """Samples from which k̂ is estimated: of fewer, its tail would be of less than 20."""
 PARETO_GOOD = 0.7
 """The largest k̂ with which an estimate and its standard error can be trusted (Vehtari et al. 2024)."""
+ROUNDING = 1e-5
+"""Share of an estimate that the tail of weights may have which differ by the rounding of float32 alone."""
 NEGLIGIBLE = 0.01
 """Share of an estimate that weights too few for a fit may add to it and still be harmless: 0.01 nats."""
 
@@ -40,9 +42,9 @@ def pareto_k(log_weight: Tensor) -> Tensor:
 
     Returns:
         k̂ of shape (n,), float64 on the CPU. NaN for less than `PARETO_SAMPLES` samples. Where fewer than five weights
-        lie above the threshold of the tail there is nothing to fit: −inf where they add less than `NEGLIGIBLE` to the
-        estimate (all weights equal, as with an exact posterior; a discrete latent of few values), else +inf (a few
-        weights outweigh all others, or all are zero).
+        lie above the threshold of the tail, or they are above it by rounding alone, there is nothing to fit: −inf where
+        they add less than `NEGLIGIBLE` to the estimate (all weights equal, as with an exact posterior; a discrete
+        latent of few values), else +inf (a few weights outweigh all others, or all are zero).
 
     References:
         Pareto smoothed importance sampling (Vehtari et al. 2024), arXiv 1507.02646.
@@ -61,8 +63,9 @@ def pareto_k(log_weight: Tensor) -> Tensor:
     with np.errstate(all="ignore"):  # tails of equal weights, weights below the smallest number, and none at all
         _, k = import_arviz().stats.psislw(log_weight.T.contiguous().numpy())
     fit = torch.from_numpy(np.asarray(k, dtype=np.float64))
-    harmless = _tail_share(log_weight) < NEGLIGIBLE
-    return torch.where(fit.isfinite(), fit, torch.where(harmless, -math.inf, math.inf))
+    share = _tail_share(log_weight)
+    no_fit = torch.where(share < NEGLIGIBLE, -math.inf, math.inf)
+    return torch.where(fit.isfinite() & ~(share < ROUNDING), fit, no_fit)
 
 
 def _tail_share(log_weight: Tensor) -> Tensor:

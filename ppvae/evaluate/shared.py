@@ -176,6 +176,7 @@ def shared_posterior(
             model_trace, guide_trace, plates = _looked_at(pair, data)
         of_model = sites(model_trace)
         check_sites(model_trace, guide_trace)
+        _check_whole(of_model, plates)
         _check_shared(of_model, plates)
         _check_guide(of_model, sites(guide_trace))
         warn_of_factors(guide_trace)
@@ -220,6 +221,18 @@ def _looked_at(pair: Any, data: Batch) -> tuple[Trace, Trace, set[str]]:
         found.append((few, model_trace, guide_trace, {p.name for p in frames if p.dim == -1 and p.size == few}))
     _, model_trace, guide_trace, _ = max(found, key=lambda run: run[0])
     return model_trace, guide_trace, set.intersection(*(plates for *_, plates in found))
+
+
+def _check_whole(of_model: dict[str, Site], plates: set[str]) -> None:
+    """Checks that no plate takes a random part of what it is given; one with more data than are given is all right."""
+    for site in of_model.values():
+        for plate in site.plates:
+            if plate.full_size not in (None, plate.size) and plate.name not in plates:
+                raise ValueError(
+                    f"the plate {plate.name!r} takes {plate.size} of {plate.full_size} elements, a random part, of "
+                    "which there is no log evidence: give it all of them outside of training, e.g. "
+                    "pyro.plate(name, size, subsample_size=m if self.training else None)"
+                )
 
 
 def _check_shared(of_model: dict[str, Site], plates: set[str]) -> None:

@@ -379,7 +379,7 @@ class Unplated(LinearGaussian):
     [
         (mixture().pair, mixture().data, {}, "latent 'y' is discrete"),
         (Misses(), (torch.zeros(7),), {}, "guide misses the latent site 'z'"),
-        (Unplated(), (torch.zeros(7),), {}, "outermost plate must be the data plate"),
+        (Unplated(), (torch.zeros(7),), {}, "lies in no plate: it is a latent that all data share"),
         (LinearGaussian(), (torch.zeros(0),), {}, "empty"),
         (LinearGaussian(), (torch.zeros(7),), {"num_chains": 0}, "num_chains must be a whole number >= 1, got 0"),
         (LinearGaussian(), (torch.zeros(7),), {"num_temperatures": 0}, "num_temperatures must be a whole number"),

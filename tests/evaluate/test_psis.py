@@ -138,3 +138,9 @@ def test_curve_rises_in_expectation():
     assert means == sorted(means)
     assert means[0] == pytest.approx(0.0, abs=4 / math.sqrt(2e6))
     assert means[-1] == pytest.approx(0.5, abs=0.01)
+
+
+def test_rounding_of_equal_weights_is_no_tail():
+    """Those of an exact posterior in float32 are a few numbers side by side, to which any tail can be fitted."""
+    noise = torch.randint(-3, 4, (2000, 50)) * 1e-6 * (torch.rand(2000, 50) < 0.05) - 40.0
+    assert (pareto_k(noise) == -math.inf).all()

@@ -109,6 +109,14 @@ def test_what_has_no_such_evidence_is_refused():
     with pytest.raises(ValueError, match="point mass"):
         log_evidence(ppvae.Pair(pair.model, guide), x)
 
+    def part(x):
+        b = pyro.sample("b", dist.Normal(torch.zeros(2), 2.0).to_event(1))
+        with pyro.plate("data", len(x), subsample_size=3) as i:
+            pyro.sample("x", dist.Normal(b, 1.0).to_event(1), obs=x[i])
+
+    with pytest.raises(ValueError, match="takes 3 of 23 elements, a random part"):
+        log_evidence(ppvae.Pair(part, pair.guide), x)
+
     def both(x):
         b = pyro.sample("b", dist.Normal(0.0, 1.0))
         with pyro.plate("data", len(x)):
