@@ -60,6 +60,22 @@ def has_own_kl(fn: Any) -> bool:
     return library or any(kind in pair for pair in _KL_REGISTRY)
 
 
+def enumerated_dims(infer: Any) -> dict[int, int]:
+    """For each dim of a density that lists values of enumerated sites, which of these sites it is."""
+    return infer.get("_dim_to_id", {})
+
+
+def enumerated_site(infer: Any) -> int:
+    """Which of the enumerated sites this one is."""
+    return infer["_dim_to_id"][infer["_enumerate_dim"]]
+
+
+def packed_dims(tensor: Tensor) -> str:
+    """The letters of the dims of a tensor as Pyro's contraction takes and gives them."""
+    dims: str = vars(tensor)["_pyro_dims"]
+    return dims
+
+
 def traces_of(elbo: ELBO, *args: Any) -> Iterator[tuple[Trace, Trace]]:
     """The (model, guide) traces that an ELBO computes from: one for each particle."""
     return elbo._get_traces(*args)

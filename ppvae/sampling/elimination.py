@@ -23,6 +23,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from ppvae._internals import enumerated_dims, enumerated_site, packed_dims
 from ppvae.traces import sites
 
 _FIRST = 192
@@ -75,13 +76,14 @@ def eliminated(trace: Trace, densities: Mapping[str, Tensor], kept: Mapping[int,
         node = trace.nodes[name]
         frames = [frame for frame in node["cond_indep_stack"] if frame.vectorized and kept.get(frame.dim) != 1]
         plates = {frame.dim: symbol(frame.dim if frame.dim in kept else frame.name) for frame in frames}
-        own = {dim: symbol(("value", of)) for dim, of in node["infer"].get("_dim_to_id", {}).items()}
+        own = {dim: symbol(("value", of)) for dim, of in enumerated_dims(node["infer"]).items()}
         values |= set(own.values())
         tree.setdefault(frozenset(plates.values()), []).append(pack(density, own | plates))
     target = frozenset(symbol(dim) for dim, size in kept.items() if size > 1)  # one of size 1 is no dim when packed
     result = contract_to_tensor(tree, values, target_ordinal=target)
-    order = [symbol(dim) for dim in kept if symbol(dim) in result._pyro_dims]
-    ordered = result.permute([result._pyro_dims.index(s) for s in order])
+    found = packed_dims(result)
+    order = [symbol(dim) for dim in kept if symbol(dim) in found]
+    ordered = result.permute([found.index(letter) for letter in order])
     sizes = [size if symbol(dim) in order else 1 for dim, size in kept.items()]
     return ordered.reshape(sizes).expand(tuple(kept.values()))
 
@@ -106,10 +108,10 @@ def check_eliminated(plain: Trace, listed: Trace, names: Collection[str], dims: 
         support = support.reshape(len(support), *[1] * (site.value.dim() - site.event_dim), *event)
         same = support == site.value
         index = same.reshape(*same.shape[: same.dim() - site.event_dim], -1).all(-1).int().argmax(0)
-        at[node["infer"]["_dim_to_id"][node["infer"]["_enumerate_dim"]]] = index
+        at[enumerated_site(node["infer"])] = index
     for name, site in sites(listed).items():
         expected, density = of_plain[name].density(), site.density()
-        found = _at(density, listed.nodes[name]["infer"].get("_dim_to_id", {}), at, dims)
+        found = _at(density, enumerated_dims(listed.nodes[name]["infer"]), at, dims)
         if found is None or found.shape != expected.shape or not _same(found, expected):
             raise ValueError(
                 f"the latents {list(names)} have too many joint values to try each, and cannot be summed over one "
