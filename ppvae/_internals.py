@@ -72,7 +72,8 @@ def enumerated_site(infer: Any) -> int:
 
 def packed_dims(tensor: Tensor) -> str:
     """The letters of the dims of a tensor as Pyro's contraction takes and gives them."""
-    return tensor._pyro_dims
+    dims: str = vars(tensor)["_pyro_dims"]
+    return dims
 
 
 def traces_of(elbo: ELBO, *args: Any) -> Iterator[tuple[Trace, Trace]]:

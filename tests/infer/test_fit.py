@@ -189,7 +189,8 @@ def test_schedules_are_read_at_every_step():
         return 0.5 * time
 
     run = fit(pair, Batches(x, batch_size=4), epochs=2, lr=recorded, kl_weight=Linear(4))
-    assert seen[2:] == pytest.approx([0, 1 / 3, 2 / 3, 1, 4 / 3, 5 / 3])  # the first are a look and the optimizer's
+    steps = [0, 1 / 3, 2 / 3, 1, 4 / 3, 5 / 3]
+    assert [time for i, time in enumerate(seen[-8:]) if i not in (3, 7)] == pytest.approx(steps)  # and for the history
     assert [row["lr"] for row in run.history] == pytest.approx([1 / 3, 5 / 6])
     assert [row["kl_weight"] for row in run.history] == pytest.approx([1 / 6, 5 / 12])
 
