@@ -211,6 +211,25 @@ def check_no_buffers(modules: list[nn.Module]) -> None:
             )
 
 
+class Kept:
+    """A tensor with a copy of what it held."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self._version = version_of(tensor)
+        self._copy = tensor.detach().clone()
+
+    @property
+    def is_written(self) -> bool:
+        """Whether it was written to since, also by batch norm's kernel, which tells no version counter."""
+        return version_of(self.tensor) != self._version or not torch.equal(self.tensor, self._copy)
+
+    def restore(self) -> None:
+        """Puts back what it held, where it was written to."""
+        if self.is_written:
+            self.tensor.copy_(self._copy)
+
+
 @contextmanager
 def state_unchanged(
     modules: list[nn.Module], parameters: list[Tensor], tensors: Sequence[Tensor] = ()
@@ -227,16 +246,15 @@ def state_unchanged(
     device = next((t.device for t in (*parameters, *owned, *buffers) if t.is_cuda), torch.device("cpu"))
     rng, copies = get_rng(device), [b.detach().clone() for b in buffers]
     keep: list[bool] = []
-    others = [(tensor, version_of(tensor), tensor.detach().clone()) for tensor in tensors if not tensor.is_inference()]
+    others = [Kept(tensor) for tensor in tensors if not tensor.is_inference()]
     try:
         yield keep
     finally:
         if not keep:
             set_rng(rng, device)
             with torch.no_grad():
-                for tensor, version, copy in others:
-                    if version_of(tensor) != version:
-                        tensor.copy_(copy)
+                for kept in others:
+                    kept.restore()
                 for buffer, copy in zip(buffers, copies, strict=True):
                     buffer.copy_(copy)
             for parameter in (*parameters, *owned):
