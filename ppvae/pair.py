@@ -16,6 +16,7 @@ from typing import Any, Literal
 import pyro
 import torch
 from pyro.poutine.escape_messenger import EscapeMessenger
+from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.replay_messenger import ReplayMessenger
 from pyro.poutine.trace_struct import Trace
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from ppvae._internals import handlers
 from ppvae._validate import check_number
-from ppvae.traces import LOSS_TERM, sites
+from ppvae.traces import LOSS_TERM, Site, same_values, sites, values_outside
 
 Batch = tuple[Any, ...]
 """Arguments of `model` and `guide`: tensors whose leading dim is the batch, or None."""
@@ -47,6 +48,10 @@ class Pair(nn.Module):
         guide: the variational posterior, taking the same arguments.
         modules: networks that plain functions use but do not own, so that `.to(device)`, `.eval()` and
             saving reach them.
+        reverse: r(u|z, x) of the variables u that the guide draws and the model does not have, a function
+            `reverse(*batch, **latents)` that samples them given the latents by name. With it `elbo` and `log_marginal`
+            are right of such a guide (Maaløe et al. 2016, "Auxiliary deep generative models", arXiv 1602.05473); a pair
+            of your own has it as a method.
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch
@@ -65,16 +70,24 @@ class Pair(nn.Module):
     `local = ppvae.params.LocalParams(pair, attach=False)`: `Predictive(local(pair.model), guide=local(pair.guide))`.
     """
 
-    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], modules: Sequence[nn.Module] = ()) -> None:
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        modules: Sequence[nn.Module] = (),
+        *,
+        reverse: Callable[..., Any] | None = None,
+    ) -> None:
         super().__init__()
-        for argument, function in (("model", model), ("guide", guide)):
-            if not callable(function):
+        for argument, function in (("model", model), ("guide", guide), ("reverse", reverse)):
+            if not callable(function) and not (argument == "reverse" and function is None):
                 raise TypeError(f"{argument} must be callable, got {type(function).__name__}")
-        owners = [getattr(function, "__self__", None) for function in (model, guide)]
+        owners = [getattr(function, "__self__", None) for function in (model, guide, reverse)]
         used = [module for module in (*owners, *modules) if isinstance(module, nn.Module)]
         self.modules_used = nn.ModuleList(dict.fromkeys(used))
         self.model_function = model
         self.guide_function = guide
+        self.reverse = reverse
 
     def model(self, *batch: Any) -> Any:
         """Runs the generative model."""
@@ -223,11 +236,16 @@ def check_masks(model_trace: Trace, guide_trace: Trace) -> None:
         ValueError: naming those that are not.
     """
     if masked := unequal_masks(model_trace, guide_trace):
-        raise ValueError(
-            f"a mask leaves out other elements of the latents {masked} in the model than in the guide, so that "
-            "p(x, z) / q(z|x) is no importance weight: mask log q(z|x) as log p(z) is (of a site x with obs_mask=mask "
-            "the model has the latent x_unobserved, with the mask ~mask)"
-        )
+        raise ValueError(masked_otherwise(masked))
+
+
+def masked_otherwise(names: list[str], where: str = "") -> str:
+    """What is said of latents that are not masked alike."""
+    return (
+        f"a mask leaves out other elements of the latents {names}{where} in the model than in the guide, so that "
+        "p(x, z) / q(z|x) is no importance weight: mask log q(z|x) as log p(z) is (of a site x with obs_mask=mask "
+        "the model has the latent x_unobserved, with the mask ~mask)"
+    )
 
 
 def warn_of_factors(guide_trace: Trace) -> None:
@@ -261,6 +279,12 @@ def check_sites(model_trace: Trace, guide_trace: Trace) -> None:
         raise ValueError(f"the model observes nothing: no site has obs=, its sites are {latents}")
 
 
+def same_shape(a: Sequence[int], b: Sequence[int]) -> bool:
+    """Whether two shapes are equal but for plates of one element on their left."""
+    n = max(len(a), len(b))
+    return [*[1] * (n - len(a)), *a] == [*[1] * (n - len(b)), *b]
+
+
 def check_data_plate(trace: Trace, n: int, *, where: str) -> None:
     """Checks that every site lies in the data plate: of size `n`, at dim -1, whatever its name.
 
@@ -272,7 +296,7 @@ def check_data_plate(trace: Trace, n: int, *, where: str) -> None:
         where: "model" or "guide", for the message.
 
     Raises:
-        ValueError: naming the site, and the plates that it lies in.
+        ValueError: naming the site, the plates that it lies in, and what to write instead.
     """
     for name, site in sites(trace).items():
         if site.role == "training":
@@ -291,19 +315,76 @@ def check_data_plate(trace: Trace, n: int, *, where: str) -> None:
                     f"the plate {plate.name!r} of the {where} takes {plate.size} of the {n} data that it is given. "
                     f"{_NO_PART}"
                 )
-        if site.is_drawn and not trace.nodes[name]["cond_indep_stack"]:
+        if site.is_drawn and site.role != "auxiliary" and not trace.nodes[name]["cond_indep_stack"]:
             raise ValueError(
                 f"site {name!r} of the {where} lies in no plate: it is a latent that all data share, so that no datum "
                 "has a log p(x) of its own; ppvae.evaluate.log_evidence estimates that of the whole data set, "
                 "posterior_predictive draws, and to_arviz takes what az.loo needs. A latent of each datum belongs into "
                 "the data plate"
             )
-        plates = ", ".join(f"{p.name!r} (size {p.size}, dim {p.dim})" for p in site.plates) or "no plate"
         raise ValueError(
-            f"the outermost plate must be the data plate, of dim -1 and of the size of the batch: on {n} data, "
-            f"site {name!r} of the {where} lies in {plates}. A pair must take any number of data; a guide with "
-            "parameters for each datum (an autoguide) does not"
+            "the outermost plate must be the data plate, of dim -1 and of the size of the batch: site "
+            f"{name!r} of the {where} lies in {shown_plates(site.plates)}. {_instead(site, trace.nodes[name], n)}"
         )
+
+
+def _instead(site: Site, node: Any, n: int) -> str:
+    """What to write in place of plates that are no data plate."""
+    if one_by_one := [frame.name for frame in node["cond_indep_stack"] if not frame.vectorized]:
+        return (
+            f"The sequential plate {one_by_one[0]!r} (for ... in pyro.plate) draws one datum after the other: draw "
+            f'them side by side, with pyro.plate("{one_by_one[0]}", len(x)) around'
+        )
+    if not site.plates and site.role == "auxiliary":
+        return (
+            "It draws for all data at once, as autoguides do that know the posterior of certain data together: use a "
+            "guide that computes q(z|x) from x"
+        )
+    if not site.plates:
+        return 'What each datum has of its own belongs inside of pyro.plate("data", len(x))'
+    for plate in site.plates:
+        if plate.size == n:
+            return (
+                f"The plate {plate.name!r} has dim {plate.dim}: give it dim=-1, and plates inside of it dim=-2, -3, …, "
+                "with the data last in what is observed there (x.T)"
+            )
+    plate = min(site.plates, key=lambda plate: -(plate.dim or 0))
+    if plate.full_size != plate.size:
+        return (
+            f"The plate {plate.name!r} takes {plate.size} of {plate.full_size} data by itself, so that there is no "
+            f'value for each that it is given: use pyro.plate("{plate.name}", len(x)) here, or make the index an '
+            "argument of the pair and give it as subsample=index"
+        )
+    return (
+        f"The plate {plate.name!r} has {plate.size} elements whatever it is given, and a pair must take any number of "
+        "data: a guide with parameters for certain data (an autoguide) must be told which these are, by "
+        "create_plates and an argument with their index, or be one that computes q(z|x) from x"
+    )
+
+
+def shown_plates(plates: Sequence[CondIndepStackFrame]) -> str:
+    """Plates as messages show them."""
+    return ", ".join(f"{p.name!r} (size {p.size}, dim {p.dim})" for p in plates) or "no plate"
+
+
+@contextmanager
+def naming_arguments(trace: Trace, batch: Batch) -> Iterator[None]:
+    """Where Pyro's validation stops on what a model observes, says which argument holds it.
+
+    Args:
+        trace: of the model, which is scored inside.
+        batch: what it was run on.
+    """
+    try:
+        yield
+    except ValueError as error:
+        for site in sites(trace).values():
+            for i, tensor in enumerate(batch):
+                taken = site.role == "observed" and same_values(site.value, tensor) and bool(tensor.isfinite().all())
+                said = values_outside(site, tensor, f"data[{i}]") if taken else None
+                if said:
+                    raise ValueError(said) from error
+        raise
 
 
 @contextmanager

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pyro.distributions import ExpandedDistribution, MaskedDistribution, Unit
+from pyro.distributions import Delta, ExpandedDistribution, MaskedDistribution, Unit
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import Independent
 
-from ppvae._internals import is_subsampling, mask_of_distribution
+from ppvae._internals import checks_support, is_subsampling, mask_of_distribution
 
 Role = Literal["observed", "latent", "auxiliary", "training"]
 """What a site is to its pair: data or a factor, a latent of the model, a draw that is none, a term of the objective."""
@@ -45,6 +45,8 @@ class Site:
         log_prob_sum: scaled, masked and summed, as an ELBO counts it.
         inner_share: which part of its elements within a datum are here, where a plate inside the data plate (or a
             sequential one) gives a subsample.
+        outside: where a sampler has found draws outside the support, in the shape of the draws of `leaf(fn)`; None is
+            nowhere.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Site:
     log_prob: Any = None
     log_prob_sum: Any = None
     inner_share: float = 1.0
+    outside: Tensor | None = None
 
     @property
     def is_drawn(self) -> bool:
@@ -95,8 +98,20 @@ class Site:
         return any(mask is not True for mask, _ in self._masks())
 
     def density(self) -> Tensor:
-        """Its log-probability without its scale, with its mask: shape (*batch)."""
-        return scale_and_mask(self.log_prob, mask=self.mask)
+        """Its log-probability without its scale, with its mask, −inf outside the support: shape (*batch)."""
+        density, outside = scale_and_mask(self.log_prob, mask=self.mask), self.is_outside()
+        return density if outside is None else torch.where(outside, -torch.inf, density)
+
+    def is_outside(self) -> Tensor | None:
+        """Where an element that counts lies outside the support: shape (*batch); None is nowhere."""
+        if self.outside is None:
+            return None
+        dims = int(leaf(self.fn).event_dim)
+        outside = self.outside
+        if self.is_masked:
+            counted = self.counted()
+            outside = outside & (counted.flatten(-dims).any(-1) if dims else counted)
+        return outside.flatten(dims - self.event_dim).any(-1) if self.event_dim > dims else outside
 
     def density_sum(self) -> Tensor:
         """The sum of `density()`; Pyro's own where nothing scales it."""
@@ -118,6 +133,8 @@ class Site:
 
 def sites(trace: Trace) -> dict[str, Site]:
     """The sites of a trace that carry a density, in its order: no subsampling indices, no `pyro.deterministic`.
+
+    Nor those that `poutine.reparam` has replaced by others.
 
     Args:
         trace: of a model or a guide; their log-probabilities are there after `trace.compute_log_prob()`.
@@ -145,6 +162,7 @@ def site_of(node: Mapping[str, Any]) -> Site:
         log_prob=node.get("unscaled_log_prob"),
         log_prob_sum=node.get("log_prob_sum"),
         inner_share=_inner_share(node["cond_indep_stack"]),
+        outside=node.get("outside"),
     )
 
 
@@ -164,6 +182,29 @@ def latent_of(site: str, latents: Collection[str]) -> str:
     return latent if latent in latents else site
 
 
+def carrying(value: Tensor, source: Tensor, reshape: Callable[[Tensor], Tensor]) -> Tensor:
+    """Gives a reshaped value what the one that it is made of carries besides its numbers.
+
+    A straight-through relaxation keeps the soft value on the hard one that it returns, and has the density of the
+    former: without it log p would be of another value than log q.
+
+    Args:
+        value: what `reshape` has made of `source`.
+        source: of a site; the tensors of its own shape among its attributes are carried.
+        reshape: what was done to it.
+    """
+    if value is not source:
+        for name, extra in vars(source).items():
+            if isinstance(extra, Tensor) and extra.shape == source.shape:
+                setattr(value, name, reshape(extra))
+    return value
+
+
+def carries_more(value: Tensor) -> bool:
+    """Whether a value has a density that its numbers alone do not tell, see `carrying`."""
+    return any(isinstance(extra, Tensor) and extra.shape == value.shape for extra in vars(value).values())
+
+
 def same_values(value: Any, tensor: Any) -> bool:
     """Whether `value` is `tensor`, or all of it in another shape."""
     return (
@@ -171,6 +212,30 @@ def same_values(value: Any, tensor: Any) -> bool:
         and isinstance(tensor, Tensor)
         and (value.data_ptr(), value.numel(), value.dtype) == (tensor.data_ptr(), tensor.numel(), tensor.dtype)
     )
+
+
+def values_outside(site: Site, values: Tensor, name: str) -> str | None:
+    """What is said of values that a site observes as they are given, outside its support; None of others.
+
+    Args:
+        site: of the model.
+        values: of the argument, any number of data.
+        name: of the argument.
+    """
+    fn = leaf(site.fn)
+    support = fn.support
+    of_each_datum = any(isinstance(v, Tensor) and v.dim() > 0 for v in vars(support).values())
+    if not checks_support(fn) or support.event_dim > 0 or of_each_datum:
+        return None
+    for rows in values.split(4096):
+        outside = ~support.check(rows)
+        if bool(outside.any()):
+            example = rows[outside].flatten()[0].item()
+            return (
+                f"{name} holds values outside the support of {type(fn).__name__} at site {site.name!r}, "
+                f"e.g. {example:g}: expected {support}"
+            )
+    return None
 
 
 def same_scale(a: Scale, b: Scale) -> bool:
@@ -184,8 +249,23 @@ def shown_scale(scale: Scale) -> str:
     return f"{float(values):g}" if values.numel() == 1 else f"of shape {tuple(values.shape)}"
 
 
+def may_be_masked(node: Mapping[str, Any]) -> bool:
+    """Whether a mask may leave elements of the statement of one node of a trace out."""
+    wrappers = _wrappers(node["fn"])
+    return node["mask"] is not None or any(mask_of_distribution(wrapper) is not None for wrapper in wrappers)
+
+
 def _carries_density(node: Mapping[str, Any]) -> bool:
-    return node["type"] == "sample" and not node["infer"].get("_deterministic") and not is_subsampling(node["fn"])
+    if node["type"] != "sample" or node["infer"].get("_deterministic") or is_subsampling(node["fn"]):
+        return False
+    return not _is_reparameterized_away(node)
+
+
+def _is_reparameterized_away(node: Mapping[str, Any]) -> bool:
+    """Whether `poutine.reparam` draws another site instead: this one observes what was made of it, with no density."""
+    if not node["is_observed"] or not isinstance(leaf(node["fn"]), Delta):
+        return False
+    return any(mask_of_distribution(wrapper) is False for wrapper in _wrappers(node["fn"]))
 
 
 def _inner_share(plates: Iterable[CondIndepStackFrame]) -> float:

@@ -7,7 +7,7 @@ from ppvae.evaluate.compare import compare, comparison_table
 from ppvae.evaluate.estimates import Diagnostics, Elbo, LogMarginal
 from ppvae.evaluate.estimator import Estimator, EvaluationOptions
 from ppvae.evaluate.evidence import LogEvidence, log_evidence
-from ppvae.evaluate.importance import Importance, ImportanceDiagnostics
+from ppvae.evaluate.importance import Importance, ImportanceDiagnostics, SupportWarning
 from ppvae.evaluate.inference_gap import InferenceGap, inference_gap
 from ppvae.evaluate.latents import LatentReport, LatentSite, latent_report
 from ppvae.evaluate.marginal import METHODS, elbo, log_marginal
@@ -42,6 +42,7 @@ __all__ = [
     "Reliability",
     "SBCRanks",
     "SBCVerdict",
+    "SupportWarning",
     "anomaly_scores",
     "auroc",
     "bidirectional",

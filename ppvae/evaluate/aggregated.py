@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ppvae.evaluate.sites import mask_of
 from ppvae.pair import blocks, take
+from ppvae.sampling.latent import Latent
 from ppvae.sampling.posterior_draws import PosteriorSampler
-from ppvae.sampling.sampler import Latent
 from ppvae.traces import Site, leaf, sites
 
 PROBES = 64

@@ -29,6 +29,7 @@ from ppvae.evaluate.estimates import (
     PerDatum,
     errors_in_words,
     ess_in_words,
+    outside_in_words,
     standard_error,
 )
 from ppvae.evaluate.estimator import Estimator, EvaluationOptions
@@ -50,16 +51,21 @@ class AnnealedDiagnostics(Diagnostics):
         acceptance: mean probability with which a move was accepted, (n,); NaN for a single temperature.
         num_chains: per datum.
         num_temperatures: steps from the start to the posterior.
+        share_outside: of the chains, how many began outside the support of the prior and have weight zero, (n,); None
+            is not known.
     """
 
     acceptance: Tensor
     num_chains: int
     num_temperatures: int
+    share_outside: Tensor | None = None
 
     def in_words(self, estimate: LogMarginal) -> str:
         """How many chains counted, how often they moved, and how sure each datum is."""
+        outside = "" if self.share_outside is None else outside_in_words(self.share_outside)
         return (
-            f"{self.num_chains} chains of {self.num_temperatures} temperatures per datum, {ess_in_words(estimate)}; "
+            f"{self.num_chains} chains of {self.num_temperatures} temperatures per datum{outside}, "
+            f"{ess_in_words(estimate)}; "
             f"moves accepted: mean {float(self.acceptance.mean()):.2f}, least {float(self.acceptance.min()):.2f}; "
             f"{errors_in_words(estimate)}"
         )
@@ -73,8 +79,9 @@ class AnnealedDiagnostics(Diagnostics):
         return {"acceptance": {"average": float(self.acceptance.mean()), "min": float(self.acceptance.min())}}
 
     def of_datum(self) -> dict[str, PerDatum]:
-        """`acceptance`."""
-        return {"acceptance": self.acceptance}
+        """`acceptance`, and `share_outside` where it is known."""
+        known = {} if self.share_outside is None else {"share_outside": self.share_outside}
+        return {"acceptance": self.acceptance, **known}
 
     def warning(self) -> None:
         """None: the tail of so few weights says nothing. `bidirectional` shows what the settings are worth."""
@@ -268,5 +275,6 @@ def _estimate(runs: list[Chains], annealing: Annealing, num_dims: float) -> LogM
     """The logarithm of the mean weight of each datum, with its error."""
     log_weight = torch.cat([chains.log_weight for chains in runs], 1)
     acceptance = torch.cat([chains.acceptance for chains in runs]).cpu()
-    diagnostics = AnnealedDiagnostics(acceptance, annealing.num_chains, annealing.num_temperatures)
+    share = torch.cat([chains.share_outside for chains in runs]).cpu()
+    diagnostics = AnnealedDiagnostics(acceptance, annealing.num_chains, annealing.num_temperatures, share)
     return LogMarginal.of_weights(log_weight, num_dims=num_dims, diagnostics=diagnostics)

@@ -25,6 +25,8 @@ class Elbo:
         std_error: standard error of `values` from the draws, (n,), nats; NaN for a single draw, or where a draw has
             weight zero (`values` is then −inf).
         num_samples: draws per datum.
+        share_outside: of the draws, how many lie outside the support of the prior, (n,), where the KL term is infinite
+            and no reconstruction exists (NaN); None is not known.
     """
 
     values: Tensor
@@ -32,6 +34,7 @@ class Elbo:
     kl: dict[str, Tensor]
     std_error: Tensor
     num_samples: int
+    share_outside: Tensor | None = None
 
     def mean(self) -> float:
         """The mean over the data, nats per datum."""
@@ -43,11 +46,12 @@ class Elbo:
 
     def summary(self) -> str:
         """One sentence for a person: the mean, its error, and the terms it is made of."""
+        outside = "" if self.share_outside is None else outside_in_words(self.share_outside)
         kl = "".join(f" − KL {site} {float(value.mean()):.3f}" for site, value in self.kl.items())
         return (
             f"ELBO = {self.mean():.3f} ± {self.mean_std_error():.3f} nats, mean ± standard error over "
             f"{len(self.values)} data; reconstruction {float(self.reconstruction.mean()):.3f}{kl}; "
-            f"{self.num_samples} draws per datum"
+            f"{self.num_samples} draws per datum{outside}"
         )
 
 
@@ -89,7 +93,7 @@ class LogMarginal:
         values: log p̂(x), shape (n,), nats.
         std_error: standard error of `values` by the delta method, (n,), nats; NaN for a single draw.
         ess: effective sample size (Σw)² / Σw² of the draws, (n,). Where every weight is zero, `values` is −inf, and
-            `std_error` and `ess` are NaN.
+            `std_error` and `ess` are NaN; both are NaN too where `values` are a bound and no estimate.
         num_dims: elements of one datum that the model scores, for bits per dimension; their mean over the data where
             masks leave some out.
         diagnostics: what the method knows of how well it has worked, in a class of its own.
@@ -162,6 +166,16 @@ def log_mean(log_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def ess_in_words(estimate: LogMarginal) -> str:
     """The effective sizes, as summaries say them after the number of draws."""
     return f"of which effective: median {float(estimate.ess.median()):.1f}, least {float(estimate.ess.min()):.1f}"
+
+
+def outside_in_words(share: Tensor) -> str:
+    """What summaries say of draws outside the support of a prior, after a comma; nothing where there are none."""
+    if not bool((share > 0).any()):
+        return ""
+    return (
+        f", of which {100 * float(share.mean()):.3g} % lie outside the support of the prior and have weight zero (of a "
+        f"datum at most {100 * float(share.max()):.3g} %)"
+    )
 
 
 def errors_in_words(estimate: LogMarginal) -> str:

@@ -27,6 +27,7 @@ from ppvae.evaluate.estimates import (
     ess_in_words,
     log_mean,
     mean_over_data,
+    outside_in_words,
 )
 from ppvae.evaluate.estimator import Estimator, EvaluationOptions
 from ppvae.evaluate.psis import PARETO_GOOD, PARETO_SAMPLES, ParetoWarning, bound_curve, pareto_k
@@ -34,6 +35,13 @@ from ppvae.evaluate.sites import num_observed
 from ppvae.pair import Batch, check_batch, check_pair
 from ppvae.params import LocalParams
 from ppvae.sampling.importance import Draws, importance_draws
+
+MOSTLY_OUTSIDE = 0.9
+"""From what share of draws outside the support of a prior on there is a warning."""
+
+
+class SupportWarning(UserWarning):
+    """Most draws of the guide have weight zero, because they lie outside the support of the prior."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +54,17 @@ class ImportanceDiagnostics(Diagnostics):
         bound: the lower bound with K samples in place of all of them, (n,), nats, for K = 1, 2, 5, 10, 20, ... and
             `num_samples`, where it is `values`. Where it still rises at the end, so would `values` with more samples.
         num_samples: draws per datum.
+        share_outside: of the draws, how many lie outside the support of the prior and have weight zero, (n,); None is
+            not known.
+        codes: discrete latents to which the guide gives one value for each datum. `values` are then a bound, no
+            estimate: log p(x) sums over all values. There is no k̂, no effective size and no standard error (NaN).
     """
 
     pareto_k: Tensor
     bound: dict[int, Tensor]
     num_samples: int
+    share_outside: Tensor | None = None
+    codes: tuple[str, ...] = ()
 
     def num_unreliable(self) -> int:
         """How many data have k̂ > 0.7."""
@@ -58,6 +72,10 @@ class ImportanceDiagnostics(Diagnostics):
 
     def verdict(self) -> str:
         """What k̂ says of the estimate."""
+        if self.codes:
+            return (
+                f"a bound, not an estimate: the guide gives {', '.join(self.codes)} one value, log p(x) sums over all"
+            )
         if self.num_samples < PARETO_SAMPLES:
             return f"no k̂, which takes at least {PARETO_SAMPLES} samples"
         n, bad, most = len(self.pareto_k), self.num_unreliable(), float(self.pareto_k.max())
@@ -71,12 +89,15 @@ class ImportanceDiagnostics(Diagnostics):
 
     def in_words(self, estimate: LogMarginal) -> str:
         """How many samples counted, how sure each datum is, how the bound rose, and the verdict."""
+        outside = "" if self.share_outside is None else outside_in_words(self.share_outside)
+        if self.codes:
+            return f"{self.num_samples} draws per datum{outside}; {self.verdict()}"
         if self.num_samples == 1:
             return "1 importance sample per datum, exact where all latents are summed over"
         bound = ", ".join(f"{float(self.bound[k].mean()):.3f} (K = {k})" for k in list(self.bound)[-4:])
         return (
-            f"{self.num_samples} importance samples per datum, {ess_in_words(estimate)}; {errors_in_words(estimate)}; "
-            f"bound with K samples: {bound}; {self.verdict()}"
+            f"{self.num_samples} importance samples per datum{outside}, {ess_in_words(estimate)}; "
+            f"{errors_in_words(estimate)}; bound with K samples: {bound}; {self.verdict()}"
         )
 
     def settings(self) -> dict[str, int | str]:
@@ -84,20 +105,38 @@ class ImportanceDiagnostics(Diagnostics):
         return {"num_samples": self.num_samples}
 
     def figures(self) -> dict[str, Any]:
-        """`bound` by the number of samples; from 100 samples `k_hat` ("median", and "above_0.7", a count)."""
+        """`bound` by the number of samples; from 100 samples `k_hat` ("median", and "above_0.7", a count).
+
+        Where draws lie outside the support of the prior, `share_outside` ("average", "max").
+        """
         figures: dict[str, Any] = {"bound": {str(size): mean_over_data(bound) for size, bound in self.bound.items()}}
-        if self.num_samples >= PARETO_SAMPLES:
+        if self.share_outside is not None and bool((self.share_outside > 0).any()):
+            figures["share_outside"] = {
+                "average": float(self.share_outside.mean()),
+                "max": float(self.share_outside.max()),
+            }
+        if self.num_samples >= PARETO_SAMPLES and not self.codes:
             median = float(self.pareto_k.median())
             figures["k_hat"] = {f"above_{PARETO_GOOD}": self.num_unreliable(), "median": median}
         return figures
 
     def of_datum(self) -> dict[str, PerDatum]:
-        """`pareto_k`, and `bound` by the number of samples."""
-        return {"pareto_k": self.pareto_k, "bound": self.bound}
+        """`pareto_k`, `bound` by the number of samples, and `share_outside` where it is known."""
+        known = {} if self.share_outside is None else {"share_outside": self.share_outside}
+        return {"pareto_k": self.pareto_k, "bound": self.bound, **known}
 
-    def warning(self) -> ParetoWarning | None:
-        """The verdict, where a datum has k̂ > 0.7."""
-        return ParetoWarning(self.verdict()) if self.num_unreliable() else None
+    def warning(self) -> Warning | None:
+        """The verdict, where a datum has k̂ > 0.7; else what was drawn outside the support, where that is most draws."""
+        if self.num_unreliable():
+            return ParetoWarning(self.verdict())
+        share = torch.zeros(1) if self.share_outside is None else self.share_outside
+        if not bool((share > MOSTLY_OUTSIDE).any()):
+            return None
+        return SupportWarning(
+            f"for {int((share > MOSTLY_OUTSIDE).sum())} of {len(share)} data most draws of the guide lie outside the "
+            f"support of the prior, up to {100 * float(share.max()):.3g} %: these have weight zero, and "
+            "few are left. Give the guide a distribution with the support of the prior"
+        )
 
 
 @dataclass(frozen=True)
@@ -136,14 +175,21 @@ class Importance(Estimator):
         draws_of = checked_draws(pair, data, self.num_samples, options, params)
         blocks: list[tuple[Tensor, ...]] = []
         bounds: list[dict[int, Tensor]] = []
+        codes: tuple[str, ...] = ()
         for _, of_block in groupby(draws_of, key=lambda draws: draws.start):
-            log_weight = torch.cat([draws.log_weight() for draws in of_block]).double()
+            found = [(draws.log_weight(), draws.share_outside(), draws.codes) for draws in of_block]
+            log_weight, outside = (torch.cat(tensors).double() for tensors in list(zip(*found, strict=True))[:2])
+            codes = found[0][2]
             bounds.append(bound_curve(log_weight))
-            blocks.append((*log_mean(log_weight), pareto_k(log_weight)))
-        values, std_error, ess, k = (cat(parts) for parts in zip(*blocks, strict=True))
+            value, *evidence = *log_mean(log_weight), pareto_k(log_weight)
+            if codes:  # a bound has none
+                evidence = [torch.full_like(of, math.nan) for of in evidence]
+            blocks.append((value, *evidence, outside.mean(0)))
+        values, std_error, ess, k, outside = (cat(parts) for parts in zip(*blocks, strict=True))
         bound = {size: cat([bound[size] for bound in bounds]) for size in bounds[0]}
         num_dims = num_observed(pair, data, options.given, params)
-        return LogMarginal(values, std_error, ess, num_dims, ImportanceDiagnostics(k, bound, self.num_samples))
+        diagnostics = ImportanceDiagnostics(k, bound, self.num_samples, outside, codes)
+        return LogMarginal(values, std_error, ess, num_dims, diagnostics)
 
 
 def checked_draws(

@@ -165,6 +165,7 @@ def inference_gap(
         raise ValueError(f"log_marginal must have shape {(n,)}, one value per datum, got {tuple(log_marginal.shape)}")
     results: list[dict[str, Tensor]] = []
     with posterior_sampler(pair, data, seed=seed) as whole:
+        whole.check_density()
         for index, posterior in whole.parts(num_particles):
             offsets = Offsets(posterior)
             converged = _optimise(posterior, offsets, num_particles, num_steps, progress)

@@ -155,6 +155,7 @@ def latent_report(pair: nn.Module, *data: Any, num_samples: int = 10, seed: int 
     if check_batch(data) < 2:
         raise ValueError("data must hold at least 2 data: information and variances are over the data, got 1")
     with posterior_sampler(pair, data, seed=seed) as posterior, validation(False):
+        posterior.check_density()
         draws = draw_sites(posterior, num_samples)
         _check_numbers(draws)
         try:

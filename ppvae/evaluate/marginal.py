@@ -72,6 +72,7 @@ def elbo(
     for draws in checked_draws(pair, data, num_samples, options):
         terms = {"elbo": draws.elbo(), "reconstruction": draws.reconstruction()}
         terms |= {f"kl_{site}": value for site, value in draws.kl().items()}
+        terms["outside"] = draws.share_outside()
         if draws.start != start:
             start = draws.start
             blocks.append({name: _Moments() for name in terms})
@@ -79,12 +80,14 @@ def elbo(
             blocks[-1][name].add(value.double())
     moments = {name: cat([block[name].mean for block in blocks]) for name in blocks[0]}
     variance = cat([block["elbo"].variance() for block in blocks])
+    outside = moments.pop("outside")
     return Elbo(
         values=moments.pop("elbo"),
         reconstruction=moments.pop("reconstruction"),
         kl={name.removeprefix("kl_"): value for name, value in moments.items()},
         std_error=(variance / num_samples).sqrt(),
         num_samples=num_samples,
+        share_outside=outside,
     )
 
 
@@ -136,6 +139,7 @@ def log_marginal(
 
     Warns:
         ParetoWarning: where k̂ > 0.7, which makes the estimates of those data unreliable; it counts them.
+        SupportWarning: where most draws of a datum lie outside the support of the prior.
 
     Example:
         >>> import torch, ppvae

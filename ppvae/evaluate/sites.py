@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from ppvae.pair import Batch, blocks, check_batch, device_of, take
 from ppvae.params import LocalParams
 from ppvae.sampling.eval_mode import evaluating, validation
+from ppvae.sampling.latent import Latent
 from ppvae.sampling.posterior_draws import PosteriorSampler
-from ppvae.sampling.sampler import PROBE_DATA, Latent
+from ppvae.sampling.sampler import PROBE_DATA
 from ppvae.traces import Site, sites
 
 Key = TypeVar("Key", bound=Hashable)

@@ -12,12 +12,11 @@ from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceTMC_ELBO
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from ppvae._internals import checks_support
 from ppvae.data import Source
 from ppvae.objectives.base import evaluate_objective
 from ppvae.objectives.joint import JointELBO
 from ppvae.pair import Batch, check_batch, check_data_plate, check_sites, failing_on, unequal_masks
-from ppvae.traces import Site, leaf, same_scale, same_values, shown_scale, sites
+from ppvae.traces import Site, same_scale, same_values, shown_scale, sites, values_outside
 
 
 def check_fits(pair: nn.Module, data: Source, *, name: str) -> None:
@@ -204,21 +203,6 @@ def _check_supports(model_trace: Trace, data: Source, batch: Batch, name: str) -
     values = batch if data.whole is None else data.whole
     for site in sites(model_trace).values():
         for i, tensor in enumerate(batch):
-            if not site.is_drawn and same_values(site.value, tensor):
-                _check_support(site, values[i], f"{name}[{i}]")
-
-
-def _check_support(site: Site, values: Tensor, name: str) -> None:
-    fn = leaf(site.fn)
-    support = fn.support
-    of_each_datum = any(isinstance(v, Tensor) and v.dim() > 0 for v in vars(support).values())
-    if not checks_support(fn) or support.event_dim > 0 or of_each_datum:
-        return
-    for rows in values.split(4096):
-        outside = ~support.check(rows)
-        if bool(outside.any()):
-            example = rows[outside].flatten()[0].item()
-            raise ValueError(
-                f"{name} holds values outside the support of {type(fn).__name__} at site {site.name!r}, "
-                f"e.g. {example:g}: expected {support}"
-            )
+            taken = not site.is_drawn and same_values(site.value, tensor)
+            if taken and (said := values_outside(site, values[i], f"{name}[{i}]")):
+                raise ValueError(said)

@@ -8,7 +8,7 @@ What estimators and checks are made of, for any pair:
 """
 
 from ppvae.sampling.importance import Draws, importance_draws
+from ppvae.sampling.latent import Latent
 from ppvae.sampling.posterior_draws import PosteriorSampler, Simulated, posterior_sampler, simulate
-from ppvae.sampling.sampler import Latent
 
 __all__ = ["Draws", "Latent", "PosteriorSampler", "Simulated", "importance_draws", "posterior_sampler", "simulate"]

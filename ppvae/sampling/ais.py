@@ -49,12 +49,14 @@ class Chains:
         acceptance: mean acceptance probability of the moves, (n,), float64; NaN where there are none.
         scale: what the steps in each coordinate are multiples of, (n, k).
         steps: the step size at each temperature strictly between the ends, (num_temperatures − 1, n).
+        share_outside: of the chains, how many began outside the support of the prior, with weight zero, (n,), float64.
     """
 
     log_weight: Tensor
     acceptance: Tensor
     scale: Tensor
     steps: Tensor
+    share_outside: Tensor
 
 
 @dataclass(frozen=True)
@@ -107,10 +109,10 @@ class Annealing:
         Raises:
             ValueError: where a weight is NaN or infinite, naming the datum.
         """
-        position = path.draw(part, self.num_chains)
+        position, outside = path.draw(part, self.num_chains)
         scale, steps = torch.ones_like(position[0]), []
         if self.num_temperatures > 1:
-            others = path.draw(part, SPREAD_DRAWS)
+            others, _ = path.draw(part, SPREAD_DRAWS)
             scale = _spread(others)
             position = torch.cat([position, others[:PILOTS]])
         run = _Run(path, part, position, first)
@@ -123,7 +125,7 @@ class Annealing:
                 accepted = run.move(after, steps[-1].unsqueeze(-1) * scale, self.num_leapfrog)
                 difference = accepted[self.num_chains :].mean(0) - TARGET_ACCEPTANCE
                 log_step = log_step + ADAPTATION * difference
-        return run.chains(self.num_chains, scale, steps)
+        return run.chains(self.num_chains, scale, steps, outside)
 
     def backward(
         self,
@@ -179,11 +181,15 @@ class _Run:
         self._moves += 1
         return accepted
 
-    def chains(self, s: int, scale: Tensor, steps: list[Tensor]) -> Chains:
-        """What the first `s` chains have gathered."""
-        self._check(self._log_weight[:s])
+    def chains(self, s: int, scale: Tensor, steps: list[Tensor], outside: Tensor | None = None) -> Chains:
+        """What the first `s` chains have gathered; those of them that began `outside` have weight zero."""
+        log_weight = self._log_weight[:s]
+        self._check(log_weight)
+        if outside is not None:
+            log_weight = torch.where(outside, -math.inf, log_weight)
         acceptance = self._accepted[:s].mean(0) / (self._moves or math.nan)
-        return Chains(self._log_weight[:s], acceptance, scale, torch.stack(steps) if steps else scale.new_empty(0))
+        share = torch.zeros_like(acceptance) if outside is None else outside.double().mean(0)
+        return Chains(log_weight, acceptance, scale, torch.stack(steps) if steps else scale.new_empty(0), share)
 
     def _check(self, log_weight: Tensor) -> None:
         """Checks that every weight is a number below infinity."""

@@ -9,7 +9,7 @@ what moves along the path needs to know nothing about sites and plates.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -24,9 +24,10 @@ from ppvae.compile.compiled import Compiled
 from ppvae.compile.verification import Label
 from ppvae.pair import take
 from ppvae.sampling.eval_mode import validation
+from ppvae.sampling.latent import Latent
 from ppvae.sampling.posterior_draws import Latents, PosteriorSampler, num_samples
-from ppvae.sampling.sampler import PROBE_DATA, PROBE_SAMPLES, Latent
-from ppvae.traces import sites
+from ppvae.sampling.sampler import PROBE_DATA, PROBE_SAMPLES
+from ppvae.traces import Site, carries_more, sites
 
 Start = Literal["guide", "prior"]
 """Where chains start: at draws from the guide, or from the prior."""
@@ -110,14 +111,27 @@ class GeometricPath:
             _check_scores(probe)
         self.unconstrained(probe, self._draw(probe, PROBE_SAMPLES))
 
-    def draw(self, part: PosteriorSampler, s: int) -> Tensor:
-        """`s` draws from π_0 for every datum, as u, (s, n, k)."""
-        return self.unconstrained(part, self._draw(part, s))
+    def draw(self, part: PosteriorSampler, s: int) -> tuple[Tensor, Tensor | None]:
+        """`s` draws from π_0 for every datum, as u, (s, n, k), and which of them π_1 gives no density, (s, n).
+
+        Those have another u than their own, which has none.
+        """
+        latents = self._draw(part, s)
+        trace = part.model_trace(latents)
+        return self._unconstrained(part, sites(trace), s), part.sampler.outside(trace, s)
 
     def unconstrained(self, part: PosteriorSampler, latents: Latents) -> Tensor:
         """The u of these latents, (s, n, k)."""
-        s, at, found = num_samples(latents), sites(part.model_trace(latents)), []
+        return self._unconstrained(part, sites(part.model_trace(latents)), num_samples(latents))
+
+    def _unconstrained(self, part: PosteriorSampler, at: Mapping[str, Site], s: int) -> Tensor:
+        found = []
         for name in part.latents:
+            if carries_more(at[name].value):
+                raise ValueError(
+                    f"the values of the latent {name!r} carry more than their numbers, as straight-through relaxations "
+                    "do: their density is that of one tensor and the model sees another, which chains cannot move"
+                )
             transform = to_support(name, at[name].fn)
             in_reals = replace(at[name], value=transform.inv(at[name].value), fn=transform.domain)
             u = part.sampler.value(in_reals, s)
@@ -238,6 +252,7 @@ def _check_scores(probe: PosteriorSampler) -> None:
     Raises:
         ValueError: where it does not.
     """
+    probe.check_density()
     latents, drawn = probe.draw(PROBE_SAMPLES)
     # Those of another sample are as good as its own, but no cache knows them.
     others = {name: replace(latents[name], value=latents[name].value.roll(1, 0)) for name in probe.latents}

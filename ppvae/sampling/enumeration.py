@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from pyro.poutine.trace_struct import Trace
@@ -57,13 +57,30 @@ class Enumeration:
         """
         sampled, latents = sites(guide_trace), sites(model_trace)
         latents = {name: site for name, site in latents.items() if site.is_drawn}
-        guide = {name: site for name, site in sampled.items() if site.is_marked}
+        guide = {name: site for name, site in sampled.items() if site.is_marked and name in latents}
         model = {name: site for name, site in latents.items() if name not in sampled and site.is_marked}
         _check_marks(guide, model, latents, sampled)
         plates = [plate for site in (*latents.values(), *sampled.values()) for plate in site.plates]
         eliminates = bool(model) and _joint_values(guide | model) > MAX_VALUES >= _joint_values(guide)
-        tried = guide if eliminates else guide | model
-        supports = {name: _support(site) for name, site in tried.items()}
+        listed = cls._of_sites(guide if eliminates else guide | model)
+        return replace(
+            listed,
+            guide=tuple(guide),
+            model=tuple(model),
+            num_values={name: len(_listed(site)) for name, site in (guide | model).items()},
+            num_model=1 if eliminates else math.prod(len(_support(site)) for site in model.values()),
+            eliminates=eliminates,
+            nesting=max((-(plate.dim or 0) for plate in plates), default=1),
+        )
+
+    @classmethod
+    def of_auxiliary(cls, marked: Sites) -> Enumeration:
+        """The joint values of draws that the guide alone has, and that log q(z|x) is summed over."""
+        return cls._of_sites(marked)
+
+    @classmethod
+    def _of_sites(cls, marked: Sites) -> Enumeration:
+        supports = {name: _support(site) for name, site in marked.items()}
         count = 1
         for name, support in supports.items():
             count *= len(support)
@@ -74,14 +91,15 @@ class Enumeration:
                 )
         joint = itertools.product(*supports.values())
         return cls(
-            tuple(guide),
-            tuple(model),
-            tuple(dict(zip(supports, values, strict=True)) for values in joint),
-            {name: site.event_dim for name, site in tried.items()},
-            {name: len(_listed(site)) for name, site in (guide | model).items()},
-            num_model=1 if eliminates else max(1, torch.Size(len(supports[name]) for name in model).numel()),
-            eliminates=eliminates,
-            nesting=max((-(plate.dim or 0) for plate in plates), default=1),
+            values=tuple(dict(zip(supports, values, strict=True)) for values in joint),
+            event_dims={name: site.event_dim for name, site in marked.items()},
+            num_values={name: len(_listed(site)) for name, site in marked.items()},
+        )
+
+    def scoring(self, other: Enumeration) -> Enumeration:
+        """The same, to score draws of the sites of another one too."""
+        return replace(
+            self, event_dims=self.event_dims | other.event_dims, num_values=self.num_values | other.num_values
         )
 
     @property
@@ -127,8 +145,6 @@ def _check_marks(guide: Sites, model: Sites, latents: Sites, sampled: Sites) -> 
         if name not in sampled and name not in model:
             raise ValueError(f"the guide misses the latent site {name!r}, which the model marks for sampling")
     for name, site in guide.items():
-        if name not in latents:
-            raise ValueError(f"the guide marks {name!r} for enumeration, which is no latent of the model")
         try:
             of_model = len(latents[name].fn.enumerate_support(expand=False))
         except NotImplementedError:

@@ -4,9 +4,9 @@ The one mechanism behind the ELBO, log p(x) and validation. For each block of da
 
     log p(x|z),  log p(z) and log q(z|x) of every latent site,  each of shape (e, s, n),
 
-without any scale (KL weight), without the factors of the guide, with masks. Discrete latents that are marked for
-enumeration are not drawn but take each of their values in turn. What is drawn does not depend on how many data are
-scored at once.
+without any scale (KL weight), without the factors of the guide, with masks, and −inf outside the support of a prior.
+Discrete latents that are marked for enumeration are not drawn but take each of their values in turn. What is drawn does
+not depend on how many data are scored at once.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from ppvae.compile.verification import Label
 from ppvae.pair import Batch, blocks, check_batch, check_pair, device_of, take
 from ppvae.params import LocalParams
 from ppvae.rng import get_rng, set_rng
+from ppvae.sampling.agreement import Agreement
 from ppvae.sampling.eval_mode import evaluating, naming_nonfinite, validation
 from ppvae.sampling.sampler import PROBE_DATA, Sampler, Values, choose_sampler
 from ppvae.traces import latent_of
@@ -46,6 +47,9 @@ class Draws:
         marginalized: the sites that only the model has and whose values are tried each; they vary fastest in e. Long
             chains are summed over within the log-likelihood.
         num_marginalized: how many joint values these have.
+        outside: which draws lie outside the support of a latent's prior, (e, s, n): their log p is −inf, and the
+            likelihood that of another value; None where no prior has bounds.
+        codes: the discrete latents to which the guide gives one value, so that log w is a bound.
 
     Example:
         >>> import torch
@@ -62,6 +66,8 @@ class Draws:
     enumerated: tuple[str, ...] = ()
     marginalized: tuple[str, ...] = ()
     num_marginalized: int = 1
+    outside: Tensor | None = None
+    codes: tuple[str, ...] = ()
 
     def terms(self) -> Tensor:
         """Every log-probability, side by side: (sites, e, s, n)."""
@@ -83,8 +89,15 @@ class Draws:
         return self.log_ratio()[0] if log_q is None else self._mean(self.log_ratio() - log_q)
 
     def reconstruction(self) -> Tensor:
-        """E[log p(x|y, z)] over the enumerated y, (s, n)."""
-        return self._mean(self.log_likelihood)
+        """E[log p(x|y, z)] over the enumerated y, (s, n); NaN for a z that the prior does not allow."""
+        if self.outside is None:
+            return self._mean(self.log_likelihood)
+        return self._mean(torch.where(self.outside, torch.nan, self.log_likelihood))
+
+    def share_outside(self) -> Tensor:
+        """Which draws have weight zero because they lie outside the support at every y: 0 or 1, (s, n)."""
+        outside = torch.zeros_like(self.log_likelihood) if self.outside is None else self.outside
+        return outside.double().amin(0)
 
     def kl(self) -> dict[str, Tensor]:
         """Log q − log p of each site, (s, n): its mean over s estimates KL(q ‖ p) of that site."""
@@ -125,8 +138,56 @@ class Draws:
         return torch.where(q == 0, 0.0, q * values).sum(0)
 
 
-LogProbs = tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]
-"""Log p(x|z), and log p and log q of each latent site, each (s, n)."""
+@dataclass(frozen=True)
+class _Found:
+    """What a block of draws has come to.
+
+    Attributes:
+        log_likelihood: log p(x|z), (s, n).
+        log_prior: log p of each latent site, and log r of auxiliary ones, (s, n).
+        log_posterior: log q of each site, (s, n).
+        outside: which draws lie outside the prior's support, (s, n); empty where it has no bounds.
+        masks: by latent, the data of which other elements count in the model than in the guide, (1, n).
+        given: by site to condition on, its least and greatest log-density, (2, n).
+    """
+
+    log_likelihood: Tensor
+    log_prior: dict[str, Tensor]
+    log_posterior: dict[str, Tensor]
+    outside: list[Tensor]
+    masks: dict[str, Tensor]
+    given: dict[str, Tensor]
+
+    def tensors(self) -> list[Tensor]:
+        """All of it, one after the other."""
+        named = [tensor for of in (self.log_prior, self.log_posterior) for tensor in of.values()]
+        checks = [tensor for of in (self.masks, self.given) for tensor in of.values()]
+        return [self.log_likelihood, *named, *self.outside, *checks]
+
+    def layout(self) -> Layout:
+        """What the tensors are."""
+        return list(self.log_prior), list(self.log_posterior), len(self.outside), list(self.masks), list(self.given)
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor], layout: Layout) -> _Found:
+        """What `tensors` and `layout` have come from."""
+        priors, posteriors, num_outside, masks, given = layout
+        rest = iter(tensors)
+        likelihood = next(rest)
+        log_prior, log_posterior = ({name: next(rest) for name in names} for names in (priors, posteriors))
+        outside = [next(rest) for _ in range(num_outside)]
+        return cls(
+            likelihood,
+            log_prior,
+            log_posterior,
+            outside,
+            {name: next(rest) for name in masks},
+            {name: next(rest) for name in given},
+        )
+
+
+Layout = tuple[list[str], list[str], int, list[str], list[str]]
+"""Names of the sites of log p and log q, whether draws may lie outside, and names of what is compared."""
 
 _KEPT = "_ppvae_drawer"
 """The attribute of a pair that keeps its compiled graphs for the next estimate."""
@@ -171,8 +232,8 @@ class Drawer:
     def __reduce__(self) -> Any:
         return type(None), ()
 
-    def __call__(self, block: Batch, s: int, start: int, *, eagerly: bool) -> Draws:
-        """Draws `s` samples of each datum of a block, whose first datum has the index `start`."""
+    def __call__(self, block: Batch, s: int, agreement: Agreement, *, eagerly: bool) -> Draws:
+        """Draws `s` samples of each datum of a block, and adds to what was found in it."""
         enumeration = self._sampler.enumeration
         compute = self._compute if eagerly else self._compiled
         rows = []
@@ -180,32 +241,36 @@ class Drawer:
         rng = get_rng(device)
         for values in enumeration.values:
             set_rng(rng, device)  # what does not depend on y is the same draw for every y, so that Σ_y q(y|z) = 1
-            outputs, (priors, posteriors) = compute((s, tuple(values.values()), block))
+            outputs, layout = compute((s, tuple(values.values()), block))
             rows.append(outputs)
-        likelihood, *rest = (torch.stack(tensors) for tensors in zip(*rows, strict=True))
+            found = _Found.of(outputs, layout)
+            agreement.add(found.masks, found.given)
+        found = _Found.of([torch.stack(tensors) for tensors in zip(*rows, strict=True)], layout)
         return Draws(
-            start,
-            likelihood,
-            dict(zip(priors, rest, strict=False)),
-            dict(zip(posteriors, rest[len(priors) :], strict=True)),
+            agreement.start,
+            found.log_likelihood,
+            found.log_prior,
+            found.log_posterior,
             enumeration.guide,
             enumeration.tried,
             enumeration.num_model,
+            found.outside[0] if found.outside else None,
+            self._sampler.density.codes,
         )
 
     def _form(self) -> Any:
         sampler = self._sampler
-        return sampler.plate_dim, sampler.given, tuple(sampler.enumeration.num_values.items()), self._batch_size
+        enumerated = (sampler.enumeration.num_values, sampler.density.summed.num_values)
+        return sampler.plate_dim, sampler.given, *(tuple(of.items()) for of in enumerated), self._batch_size
 
     def _compute(self, args: tuple[Any, ...]) -> tuple[Sequence[Tensor], Any]:
         """A block's log-probabilities at one joint value of the enumerated sites, and the names of their sites."""
         s, values, block = args
         fixed = dict(zip(self._sampler.enumeration.event_dims, values, strict=True))
-        likelihood, log_prior, log_posterior = self._draw_surely(block, s, fixed)
-        outputs = [likelihood, *log_prior.values(), *log_posterior.values()]
-        return outputs, (list(log_prior), list(log_posterior))
+        found = self._draw_surely(block, s, fixed)
+        return found.tensors(), found.layout()
 
-    def _draw_surely(self, block: Batch, s: int, fixed: Values) -> LogProbs:
+    def _draw_surely(self, block: Batch, s: int, fixed: Values) -> _Found:
         """Draws; an outer plate may fail on some size that the trial runs had not."""
         batch_size = self._batch_size or check_batch(block)
         try:
@@ -217,25 +282,33 @@ class Drawer:
         return _draw(self._sampler, block, s, fixed, batch_size)
 
 
-def _labels(layout: Any) -> list[Label]:
+def _labels(layout: Layout) -> list[Label]:
     """What the outputs of a block are called."""
-    priors, posteriors = layout
-    return [("log p of", "the data"), *(("log p of", z) for z in priors), *(("log q of", z) for z in posteriors)]
+    priors, posteriors, num_outside, masks, given = layout
+    log_probs = [("log p of", "the data"), *(("log p of", z) for z in priors), *(("log q of", z) for z in posteriors)]
+    checks = [*(("the mask of", z) for z in masks), *(("log p of", x) for x in given)]
+    return [*log_probs, *[("which draws lie outside", "the support")] * num_outside, *checks]
 
 
-def _draw(sampler: Sampler, block: Batch, s: int, fixed: Values, batch_size: int) -> LogProbs:
+def _draw(sampler: Sampler, block: Batch, s: int, fixed: Values, batch_size: int) -> _Found:
     """Draws `s` samples of each datum of a block from the guide, and scores them `batch_size` data at a time."""
-    latents, log_posterior = sampler.posterior(sampler.guide(block, s, {}, fixed), s)
-    likelihoods: list[Tensor] = []
-    priors: list[dict[str, Tensor]] = []
+    guide_trace = sampler.guide(block, s, {}, fixed)
+    latents, log_posterior = sampler.posterior(guide_trace, s)
+    parts: list[_Found] = []
     for first, last in blocks(check_batch(block), batch_size):
         part = slice(first, last)
         trace = sampler.model(take(block, part), s, {name: z.data(part) for name, z in latents.items()}, fixed)
-        likelihood, prior = sampler.joint(trace, s)
-        likelihoods.append(likelihood)
-        priors.append(prior)
-    log_prior = {name: torch.cat([prior[name] for prior in priors], 1) for name in priors[0]}
-    return torch.cat(likelihoods, 1), log_prior, log_posterior
+        outside = sampler.outside(trace, s)
+        masks = sampler.unequal_masks(trace, guide_trace, s, part)
+        found = [] if outside is None else [outside]
+        parts.append(_Found(*sampler.joint(trace, s), {}, found, masks, sampler.given_range(trace, s)))
+    whole = parts[0]
+    if len(parts) > 1:
+        joined = [torch.cat(tensors, 1) for tensors in zip(*(part.tensors() for part in parts), strict=True)]
+        whole = _Found.of(joined, whole.layout())
+    log_prior = whole.log_prior | sampler.log_reverse(block, s, latents, fixed)
+    log_q = sampler.log_q(block, s, latents, log_posterior, fixed)
+    return replace(whole, log_prior=log_prior, log_posterior=log_q)
 
 
 SAMPLE_BLOCK = 256
@@ -302,6 +375,7 @@ def importance_draws(
     params = params or LocalParams(pair, attach=False)  # one for all blocks: what is made at first use is made once
     with evaluating(pair, seed, device=device, params=params), naming_nonfinite(data):
         sampler = choose_sampler(pair, take(data, slice(0, PROBE_DATA), device), num_samples, given)
+    sampler.density.check()
     samples = _parts(num_samples, min(SAMPLE_BLOCK, sampler.rows))
     seeds = torch.Generator().manual_seed(seed)
     data_blocks = blocks(n, max(1, sampler.rows // max(samples)))
@@ -311,12 +385,16 @@ def importance_draws(
 
     for start, stop in data_blocks:
         block = take(data, slice(start, stop), device)
+        agreement = Agreement(start)
         for i, s in enumerate(samples):
             block_seed = int(torch.randint(2**62, (), generator=seeds))
             # Validation costs time: a datum's first samples are enough to find a value off the support.
             with evaluating(pair, block_seed, device=device, params=params), validation(i == 0), naming_nonfinite(data):
-                draws = draw(block, s, start, eagerly=i == 0 or not compiles)
+                draws = draw(block, s, agreement, eagerly=i == 0 or not compiles)
+                if given and num_samples == 1:  # one draw alone does not show what depends on it
+                    draw(block, 1, agreement, eagerly=True)
             yield draws
+        agreement.check()
     if compiles and not params.forgets:
         draw.keep()
 

@@ -20,9 +20,12 @@ from torch import Tensor, nn
 from ppvae._validate import check_seed, names_of
 from ppvae.pair import Batch, check_batch, check_pair, device_of, take
 from ppvae.params import LocalParams
+from ppvae.rng import get_rng, set_rng
+from ppvae.sampling.agreement import Agreement
 from ppvae.sampling.enumeration import Enumeration
 from ppvae.sampling.eval_mode import evaluating, naming_nonfinite
-from ppvae.sampling.sampler import PROBE_DATA, PROBE_SAMPLES, Latent, Sampler, choose_sampler
+from ppvae.sampling.latent import Latent
+from ppvae.sampling.sampler import PROBE_DATA, PROBE_SAMPLES, Sampler, choose_sampler
 from ppvae.traces import Site, same_values, sites
 
 Places = dict[str, tuple[int, tuple[int, ...]]]
@@ -81,8 +84,12 @@ class PosteriorSampler:
         return check_batch(self.data)
 
     def draw(self, s: int) -> tuple[Latents, dict[str, Tensor]]:
-        """`s` draws from the guide for every datum, and log q of each of its sites, (s, n); auxiliary ones included."""
-        return self.sampler.posterior(self.sampler.guide(self.data, s, {}, {}), s)
+        """`s` draws from the guide for every datum, and log q of each of its sites, (s, n).
+
+        Auxiliary ones are among them, but for those that are marked for enumeration: log q is summed over them.
+        """
+        latents, log_q = self.sampler.posterior(self.sampler.guide(self.data, s, {}, {}), s)
+        return latents, self.sampler.log_q(self.data, s, latents, log_q, {})
 
     def log_posterior(self, latents: Latents) -> dict[str, Tensor]:
         """Log q of each guide site at these latents, (s, n).
@@ -92,7 +99,23 @@ class PosteriorSampler:
             NotImplementedError: the same in torch's words.
         """
         s = num_samples(latents)
-        return self.sampler.posterior(self.sampler.guide(self.data, s, latents, {}), s)[1]
+        _, log_q = self.sampler.posterior(self.sampler.guide(self.data, s, latents, {}), s)
+        return self.sampler.log_q(self.data, s, latents, log_q, {})
+
+    def check_density(self) -> None:
+        """Checks that log p(x, z) − log q(z|x) of its draws is the log of an importance weight.
+
+        Raises:
+            ValueError: naming a point mass, or an auxiliary variable of the guide that is not summed over.
+        """
+        density = self.sampler.density
+        density.check()
+        if density.reversed:
+            raise ValueError(
+                f"the guide draws {list(density.reversed)}, which the model does not have: their reverse model makes "
+                'elbo and log_marginal by importance sampling right, and no other use of log q(z|x); start="prior" of '
+                "Annealed needs no guide"
+            )
 
     def log_joint(self, latents: Latents) -> tuple[Tensor, dict[str, Tensor]]:
         """Log p(x|z), factors included, and log p of each latent site at these latents, each (s, n)."""
@@ -168,12 +191,27 @@ def posterior_sampler(
         sampler = replace(sampler, enumeration=Enumeration())
         latents, _ = sampler.posterior(sampler.guide(probe, 1, {}, {}), 1)
         of_model = sites(sampler.model(probe, 1, latents, {})).values()
-        yield PosteriorSampler(
+        posterior = PosteriorSampler(
             sampler,
             data,
             tuple(site.name for site in of_model if site.is_drawn),
             tuple(site.name for site in of_model if site.role == "observed" and not site.is_factor),
         )
+        if sampler.given or any(site.is_masked for site in of_model):
+            _check_agreement(posterior, device)
+        yield posterior
+
+
+def _check_agreement(posterior: PosteriorSampler, device: torch.device) -> None:
+    """Compares masks, and what is conditioned on, in all of the data; the random numbers stay as they are."""
+    rng, sampler, s = get_rng(device), posterior.sampler, 2
+    for index, part in posterior.parts(s):
+        guide_trace = sampler.guide(part.data, s, {}, {})
+        trace = part.model_trace(sampler.posterior(guide_trace, s)[0])
+        found = Agreement(index.start)
+        found.add(sampler.unequal_masks(trace, guide_trace, s, slice(None)), sampler.given_range(trace, s))
+        found.check()
+    set_rng(rng, device)
 
 
 def num_samples(latents: Latents) -> int:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import pyro
 import torch
@@ -23,20 +23,23 @@ from torch import Tensor, nn
 from ppvae.compile.allocator import Allocations
 from ppvae.pair import (
     Batch,
-    Running,
     check_batch,
     check_data_plate,
     check_masks,
     check_sites,
     failing_on,
+    naming_arguments,
+    take,
     warn_of_factors,
 )
+from ppvae.rng import get_rng, set_rng
+from ppvae.sampling.agreement import depends_on_latents
 from ppvae.sampling.elimination import check_eliminated, depends_on_values, eliminated, side_by_side
 from ppvae.sampling.enumeration import Enumeration
-from ppvae.traces import Site, sites
+from ppvae.sampling.guide_density import GuideDensity
+from ppvae.sampling.latent import SAMPLES, Latent, Replay, Which, own_plates, reshaped
+from ppvae.traces import Site, may_be_masked, site_of, sites
 
-SAMPLES = "_samples"
-"""Name of the outer plate."""
 PROBE_DATA, PROBE_SAMPLES = 5, 3
 """Sizes of the trial runs: unequal and unusual, so that no wrong broadcast passes by its size."""
 ROW_BLOCK = {"cpu": 2**13, "cuda": 2**15}
@@ -56,58 +59,6 @@ Values = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Latent:
-    """Values of a latent site, shape (s, *plates, n, *event), whatever form the pair was run in.
-
-    Attributes:
-        value: the values.
-        event_dim: how many dims the event has.
-        plate_dims: how many of the dims of `plates` the site needs itself; further ones on the left are the places,
-            of size 1, of plates that others lie in.
-    """
-
-    value: Tensor
-    event_dim: int
-    plate_dims: int
-
-    @property
-    def data_dim(self) -> int:
-        """Where the data lie."""
-        return self.value.dim() - 1 - self.event_dim
-
-    def data(self, index: slice) -> Latent:
-        """The values of some of the data."""
-        before = (slice(None),) * self.data_dim
-        return replace(self, value=self.value[(*before, index)])
-
-    def folded(self) -> Tensor:
-        """The values with the samples repeated along the data: (*plates, s·n, *event)."""
-        dim = self.data_dim
-        value = self.value.movedim(0, dim - 1).flatten(dim - 1, dim)
-        return value.flatten(0, max(0, value.dim() - 1 - self.event_dim - self.plate_dims))  # without others' places
-
-    def plated(self, plate_dim: int) -> Tensor:
-        """The values with the samples at `plate_dim` of the batch: (s, *plates, n, *event)."""
-        value = self.value
-        while value.dim() - self.event_dim < -plate_dim:
-            value = value.unsqueeze(1)  # the place of a plate that this site does not lie in
-        return value
-
-
-class _Replay(Running):
-    """Gives latent sites the values in `values`."""
-
-    def __init__(self, which: Literal["model", "guide"], values: dict[str, Tensor]) -> None:
-        super().__init__(which)
-        self.values = values
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if not msg["is_observed"] and msg["name"] in self.values:
-            msg["value"] = self.values[msg["name"]]
-            msg["done"] = True
-
-
-@dataclass(frozen=True)
 class Sampler:
     """Runs a pair with s samples of each datum and reads its traces as tensors (s, n).
 
@@ -117,6 +68,7 @@ class Sampler:
         rows: the most (sample, datum) rows to run at once.
         enumeration: the latents that are summed over and not drawn.
         given: the observed sites whose density is left out.
+        density: what the density of the guide's draws takes.
     """
 
     pair: nn.Module
@@ -124,6 +76,7 @@ class Sampler:
     rows: int = 1
     enumeration: Enumeration = field(default_factory=Enumeration)
     given: tuple[str, ...] = ()
+    density: GuideDensity = field(default_factory=GuideDensity)
 
     def guide(self, block: Batch, s: int, latents: dict[str, Latent], fixed: Values) -> Trace:
         """The guide's trace with `s` samples of each datum.
@@ -140,31 +93,30 @@ class Sampler:
         """The model's trace at the given latents."""
         return self._run("model", block, s, latents, fixed)
 
-    def _run(
-        self, which: Literal["model", "guide"], block: Batch, s: int, latents: dict[str, Latent], fixed: Values
-    ) -> Trace:
+    def _run(self, which: Which, block: Batch, s: int, latents: dict[str, Latent], fixed: Values) -> Trace:
         function: Callable[..., Any] = getattr(self.pair, which)
         n = check_batch(block)
-        with poutine.trace() as tracer, self._enumerated(which):
-            if self.plate_dim is None:
-                n *= s
-                values = {name: latent.folded() for name, latent in latents.items()}
-                with _Replay(which, values | self.enumeration.values_for(fixed, n)):
-                    function(*(_repeat(t, s) for t in block))
-            else:
-                values = {name: latent.plated(self.plate_dim) for name, latent in latents.items()}
-                replay = _Replay(which, values | self.enumeration.values_for(fixed, n))
-                with pyro.plate(SAMPLES, s, dim=self.plate_dim), replay:
-                    function(*block)
+        if self.plate_dim is None:
+            n *= s
+            block = tuple(_repeat(t, s) for t in block)
+            values = {name: latent.folded() for name, latent in latents.items()}
+        else:
+            values = {name: latent.plated(self.plate_dim) for name, latent in latents.items()}
+        values |= self.enumeration.values_for(fixed, n)
+        options = {name: values[name] for name in self.density.latents} if which == "reverse" else {}
+        samples = nullcontext() if self.plate_dim is None else pyro.plate(SAMPLES, s, dim=self.plate_dim)
+        with poutine.trace() as tracer, self._enumerated(which), samples, Replay(which, values, latents):
+            function(*block, **options)
         check_data_plate(tracer.trace, n, where=which)
         if is_validation_enabled():
-            self.enumeration.check(tracer.trace, names=getattr(self.enumeration, which))
-        tracer.trace.compute_log_prob()
+            self.enumeration.check(tracer.trace, names=getattr(self.enumeration, which, ()))
+        with naming_arguments(tracer.trace, block):
+            tracer.trace.compute_log_prob()
         return tracer.trace
 
-    def _enumerated(self, which: Literal["model", "guide"]) -> AbstractContextManager[None]:
+    def _enumerated(self, which: Which) -> AbstractContextManager[None]:
         """The values side by side of the sites that are summed over one after another."""
-        if which == "guide" or not self.enumeration.eliminates:
+        if which != "model" or not self.enumeration.eliminates:
             return nullcontext()
         return side_by_side(self.enumeration.model, -1 - self._dims)
 
@@ -178,6 +130,46 @@ class Sampler:
         drawn = {name: site for name, site in sites(trace).items() if site.is_drawn}
         latents = {name: self.value(site, s) for name, site in drawn.items() if name not in self.enumeration.guide}
         return latents, {name: self.log_prob(site, s) for name, site in drawn.items()}
+
+    def log_q(
+        self, block: Batch, s: int, latents: dict[str, Latent], log_posterior: dict[str, Tensor], fixed: Values
+    ) -> dict[str, Tensor]:
+        """Log q of the guide's draws, as `posterior` has read it; summed over auxiliary variables that are marked.
+
+        In the order of the guide each site adds what it does to log Σ_u q(u, z|x).
+        """
+        summed = self.density.summed
+        if not summed.event_dims:
+            return log_posterior
+        scorer = replace(self, enumeration=self.enumeration.scoring(summed))
+        total, n = [], check_batch(block)
+        for values in summed.values:
+            expanded = summed.values_for(values, n)
+            u = {name: Latent.of_all(value, summed.event_dims[name], s) for name, value in expanded.items()}
+            trace = self.guide(block, s, latents | u, fixed)
+            total.append({name: scorer.log_prob(site, s) for name, site in sites(trace).items() if site.is_drawn})
+        found, so_far = {}, torch.zeros(())
+        joint = torch.zeros_like(torch.stack([next(iter(of.values())) for of in total]))
+        for name in total[0]:
+            joint = joint + torch.stack([of[name] for of in total])
+            if name not in summed.event_dims:
+                found[name] = joint.logsumexp(0) - so_far
+                so_far = joint.logsumexp(0)
+        return found
+
+    def log_reverse(self, block: Batch, s: int, latents: dict[str, Latent], fixed: Values) -> dict[str, Tensor]:
+        """Log r(u|z, x) of the auxiliary variables that the pair's `reverse` samples, at their draws: (s, n)."""
+        wanted = self.density.reversed
+        if not wanted:
+            return {}
+        trace = self._run("reverse", block, s, latents, fixed)
+        found = {name: site for name, site in sites(trace).items() if site.is_drawn}
+        if set(found) != set(wanted):
+            raise ValueError(
+                f"reverse must sample {list(wanted)}, what the guide draws and the model does not have; it samples "
+                f"{list(found)}"
+            )
+        return {name: self.log_prob(found[name], s) for name in wanted}
 
     def joint(self, trace: Trace, s: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Log p(x|z), summed over the observed sites, and log p(z) of each latent site: each (s, n).
@@ -225,11 +217,52 @@ class Sampler:
         log_prob = self._unfold(log_prob, log_prob.dim() - 1, s)
         return log_prob.flatten(1, -2).sum(1) if log_prob.dim() > 2 else log_prob
 
+    def outside(self, trace: Trace, s: int) -> Tensor | None:
+        """Which draws the model's prior gives no density, (s, n); None for a prior that gives all of them one."""
+        bounded = [site_of(node) for node in trace.nodes.values() if node.get("outside") is not None]
+        found = [site.is_outside() for site in bounded]
+        draws = [self._any(outside, s) for outside in found if outside is not None]
+        return torch.stack(draws).any(0) if draws else None
+
+    def unequal_masks(self, model_trace: Trace, guide_trace: Trace, s: int, part: slice) -> dict[str, Tensor]:
+        """By latent with a mask, the data of which it leaves other elements out in the model than in the guide, (1, n).
+
+        Args:
+            model_trace: of some of the data.
+            guide_trace: of all.
+            s: samples.
+            part: which of the data the former is of.
+        """
+        found = {}
+        for name in model_trace.nodes.keys() & guide_trace.nodes.keys():
+            nodes = model_trace.nodes[name], guide_trace.nodes[name]
+            if nodes[0]["type"] != "sample" or nodes[0]["is_observed"] or not any(map(may_be_masked, nodes)):
+                continue
+            latent, site = map(site_of, nodes)
+            theirs, ours = (self.value(replace(of, value=_counted(of)), s) for of in (site, latent))
+            differ = theirs.data(part).value != ours.value
+            found[name] = differ.movedim(-1 - site.event_dim, 0).flatten(1).any(1).unsqueeze(0)
+        return found
+
+    def given_range(self, trace: Trace, s: int) -> dict[str, Tensor]:
+        """The least and the greatest log-density of each site to condition on among the samples, (2, n)."""
+        at = sites(trace) if self.given else {}
+        log_p = {name: self.log_prob(at[name], s) for name in self.given}
+        return {name: torch.stack([of.amin(0), of.amax(0)]) for name, of in log_p.items()}
+
+    def _any(self, flags: Tensor, s: int) -> Tensor:
+        """Whether one of the elements in inner plates is true: (s, n)."""
+        if self.plate_dim is not None and flags.dim() < -self.plate_dim:
+            flags = flags.expand(s, *flags.shape)
+        flags = self._unfold(flags, flags.dim() - 1, s)
+        return flags.flatten(1, -2).any(1) if flags.dim() > 2 else flags
+
     def value(self, site: Site, s: int) -> Latent:
         """The site's value, (s, *plates, n, *event)."""
-        dims = [plate.dim or 0 for plate in site.plates if plate.name != SAMPLES]
-        value = self._unfold(site.value, site.value.dim() - 1 - site.event_dim, s)
-        return Latent(value, site.event_dim, max(0, -1 - min(dims, default=0)))
+        plates = own_plates(site.plates)
+        dim = site.value.dim() - 1 - site.event_dim
+        value = reshaped(site.value, lambda value: self._unfold(value, dim, s))
+        return Latent(value, site.event_dim, max(0, -1 - min((plate.dim or 0 for plate in plates), default=0)), plates)
 
     def _unfold(self, tensor: Tensor, dim: int, s: int) -> Tensor:
         return tensor.unflatten(dim, (s, -1)).movedim(dim, 0) if self.plate_dim is None else tensor
@@ -253,13 +286,15 @@ def choose_sampler(pair: nn.Module, probe: Batch, num_samples: int, given: Seque
     check_sites(model_trace, guide_trace)
     check_masks(model_trace, guide_trace)
     warn_of_factors(guide_trace)
+    _check_other_size(repeated, probe, model_trace, guide_trace)
     enumeration = Enumeration.of(model_trace, guide_trace)
     repeated = replace(repeated, enumeration=enumeration, given=tuple(given))
+    device = next(t.device for t in probe if t is not None)
+    repeated = replace(repeated, density=_guide_density(repeated, probe, model_trace, guide_trace))
     if enumeration.eliminates:
         _check_chain(repeated, probe, latents, model_trace)
     if given:
         _check_given(repeated, probe)
-    device = next(t.device for t in probe if t is not None)
     with torch.random.fork_rng([device] if device.type == "cuda" else []), Allocations() as single:
         # Not the first run, which may make what is made once; the draws that follow are the same with and without it.
         Sampler(pair).guide(probe, 1, {}, {})
@@ -269,16 +304,15 @@ def choose_sampler(pair: nn.Module, probe: Batch, num_samples: int, given: Seque
         return replace(repeated, rows=min(most, _rows(single.bytes / n, 0.0, probe)))
     fixed = enumeration.values[-1]
     with Allocations() as several:
-        trace = repeated.guide(probe, s, {}, fixed)
-        latents, log_q = repeated.posterior(trace, s)
-        expected = _total(*repeated.joint(repeated.model(probe, s, latents, fixed), s), log_q)
+        latents, log_posterior = repeated.posterior(repeated.guide(probe, s, {}, fixed), s)
+        expected = _total(repeated, probe, s, latents, log_posterior, fixed)
     bytes_per_row = (several.bytes - single.bytes) / (n * (s - 1))
     repeated = replace(repeated, rows=_rows(bytes_per_row, single.bytes - n * bytes_per_row, probe))
     plate = replace(repeated, plate_dim=-1 - _nesting(model_trace, guide_trace))
     repeated = replace(repeated, rows=min(most, repeated.rows))
     try:
-        _, log_q = plate.posterior(plate.guide(probe, s, latents, fixed), s)
-        actual = _total(*plate.joint(plate.model(probe, s, latents, fixed), s), log_q)
+        _, log_posterior = plate.posterior(plate.guide(probe, s, latents, fixed), s)
+        actual = _total(plate, probe, s, latents, log_posterior, fixed)
     except Exception:  # whatever the user's code raises in a form that it was not written for
         return repeated
     same = actual.shape == expected.shape and torch.allclose(actual, expected, rtol=1e-4, atol=1e-3, equal_nan=True)
@@ -300,6 +334,38 @@ def _check_chain(sampler: Sampler, probe: Batch, latents: dict[str, Latent], pla
     check_eliminated(plain, listed, names, sampler.enumeration.nesting)
 
 
+def _counted(site: Site) -> Tensor:
+    """Which elements count, of the shape of its value: the outer plate expands no site whose value is given."""
+    return torch.broadcast_tensors(site.counted(), site.value)[0]
+
+
+def _guide_density(sampler: Sampler, probe: Batch, model_trace: Trace, guide_trace: Trace) -> GuideDensity:
+    """What the density of the guide's draws takes; the draws that this needs leave the random numbers as they are."""
+
+    def draw() -> dict[str, Tensor]:
+        device = next(t.device for t in probe if t is not None)
+        rng = get_rng(device)
+        traces = [sampler.guide(probe, 1, {}, sampler.enumeration.values[-1]) for _ in range(PROBE_SAMPLES)]
+        set_rng(rng, device)
+        drawn = [sampler.posterior(trace, 1)[0] for trace in traces]
+        return {name: torch.cat([latents[name].value for latents in drawn]) for name in drawn[0]}
+
+    return GuideDensity.of(sampler.pair, sites(model_trace), sites(guide_trace), draw)
+
+
+def _check_other_size(sampler: Sampler, probe: Batch, *traces: Trace) -> None:
+    """Runs another number of data where another plate is as large as the batch: which of them is the data plate?"""
+    n = check_batch(probe)
+    probe, s = (take(probe, slice(0, n - 1)), 1) if n > 1 else (probe, 2)
+    plates = [plate for trace in traces for site in sites(trace).values() for plate in site.plates]
+    if any(plate.size == n and plate.dim != -1 for plate in plates):
+        device = next(t.device for t in probe if t is not None)
+        rng = get_rng(device)
+        latents, _ = sampler.posterior(sampler.guide(probe, s, {}, {}), s)
+        sampler.model(probe, s, latents, {})
+        set_rng(rng, device)
+
+
 def _check_given(sampler: Sampler, probe: Batch) -> None:
     """Checks that the sites to condition on are observed, leave something, and depend on no latent.
 
@@ -316,10 +382,7 @@ def _check_given(sampler: Sampler, probe: Batch) -> None:
             raise ValueError(f"given names {name!r}, which the model does not observe: it observes {observed}")
         log_p = torch.cat([sampler.log_prob(trace[name], PROBE_SAMPLES) for trace in traces])
         if not torch.allclose(log_p, log_p[:1].expand_as(log_p), rtol=1e-4, atol=1e-4, equal_nan=True):
-            raise ValueError(
-                f"given names {name!r}, whose density depends on latents, so that leaving it out is not to condition "
-                "on it: subtract an estimate of its own log-density instead"
-            )
+            raise ValueError(depends_on_latents(name))
     if set(observed) <= set(sampler.given):
         raise ValueError(f"given names every site that the model observes, {observed}: nothing is left to score")
 
@@ -344,9 +407,14 @@ def _rows(bytes_per_row: float, shared: float, probe: Batch) -> int:
     return max(1, min(most, affordable))
 
 
-def _total(log_likelihood: Tensor, log_prior: dict[str, Tensor], log_posterior: dict[str, Tensor]) -> Tensor:
-    """Every log-probability of one draw, side by side."""
-    return torch.stack([log_likelihood, *log_prior.values(), *log_posterior.values()])
+def _total(
+    sampler: Sampler, probe: Batch, s: int, latents: dict[str, Latent], log_posterior: dict[str, Tensor], fixed: Values
+) -> Tensor:
+    """Every log-probability of some draws, side by side."""
+    log_likelihood, log_prior = sampler.joint(sampler.model(probe, s, latents, fixed), s)
+    log_prior |= sampler.log_reverse(probe, s, latents, fixed)
+    log_q = sampler.log_q(probe, s, latents, log_posterior, fixed)
+    return torch.stack([log_likelihood, *log_prior.values(), *log_q.values()])
 
 
 def _repeat(tensor: Tensor | None, s: int) -> Tensor | None:

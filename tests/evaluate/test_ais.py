@@ -185,7 +185,7 @@ def test_one_temperature_is_importance_sampling(monkeypatch):
     reference = linear_gaussian()
     pair, (x,) = reference.pair, reference.data
     found = annealed(pair, x, num_temperatures=1)
-    (z,) = (u[..., 0] for u in draws)
+    (z,) = (u[..., 0] for u, _ in draws)
     with torch.no_grad():
         log_q = dist.Normal(pair.a * x + pair.b, pair.log_t.exp()).log_prob(z)
         log_p = dist.Normal(0.0, 1.0).log_prob(z) + dist.Normal(pair.c * z + pair.d, pair.log_s.exp()).log_prob(x)

@@ -50,7 +50,7 @@ def test_gradients_are_those_of_the_densities(make, start):
     pair, data = reference.pair, reference.data
     with posterior_sampler(pair, data, seed=1) as c:
         path = GeometricPath(c, start, compile=False)
-        u = path.draw(c, 3)
+        u, _ = path.draw(c, 3)
         direction = torch.randn_like(u)
         point, width = path(c, u), 1e-6 if u.dtype == torch.float64 else 1e-2
         above, below = path(c, u + width * direction), path(c, u - width * direction)
@@ -127,7 +127,7 @@ def test_densities_that_come_out_differently_run_eagerly(monkeypatch):
     with posterior_sampler(reference.pair, reference.data) as c:
         path = GeometricPath(c, "guide", compile=True)
         monkeypatch.setattr("torch._inductor.compile", lambda graph, *_: lambda *args: [t + 1 for t in graph(*args)])
-        u = path.draw(c, 3)
+        u, _ = path.draw(c, 3)
         first = path(c, u)
         with pytest.warns(UserWarning, match="runs eagerly: compiled, log of the start differs"):
             points = [path(c, u) for _ in range(4)]

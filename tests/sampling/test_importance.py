@@ -350,7 +350,11 @@ def broken(which):
         "no plate": (as_is(line, latent), (9,), "'z' of the guide lies in no plate"),
         "inner data plate": (as_is(inside_out), (9, 4), "'time' \\(size 4, dim -1\\)"),
         "inner, same size": (as_is(inside_out), (9, 5), "'time' \\(size 5, dim -1\\)"),
-        "wrong size": (as_is(line, sized), (9,), "on 5 data, site 'z' of the guide lies in 'data' \\(size 3"),
+        "wrong size": (
+            as_is(line, sized),
+            (9,),
+            "'z' of the guide lies in 'data' \\(size 3, dim -1\\). The plate 'data' takes 3 of 40",
+        ),
         "off the support": (plain(lambda x: pyro.sample("x", dist.Bernoulli(0.5), obs=x), nothing), (9,), "site 'x'"),
     }
     return pairs[which]

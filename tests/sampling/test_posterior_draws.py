@@ -10,8 +10,8 @@ from torch import nn
 
 import ppvae
 from ppvae.models import PPCA
+from ppvae.sampling.latent import Latent
 from ppvae.sampling.posterior_draws import posterior_sampler, simulate
-from ppvae.sampling.sampler import Latent
 from tests.reference import (
     concatenating,
     gamma_poisson,

@@ -1,0 +1,156 @@
+"""Whether the draws of a guide have a density that weights can be made of: point masses, codes, auxiliary variables.
+
+    w = p(x, z) / q(z|x)
+
+asks for q(z|x) itself. A `Delta` at a continuous latent has none; at a discrete one it has all of its mass at one
+value, and log w is a bound. A variable u that the guide draws and the model lacks leaves an integral,
+q(z|x) = ∫ q(u|x) q(z|u, x) du, which is known in three cases alone: a Delta makes the latents of u, one to one, and
+holds the change of volume; u is summed over; or a reverse model r(u|z, x) stands in for the posterior of u, so that
+p(x, z) r(u|z, x) / q(u, z|x) still has the expectation p(x) (Maaløe et al. 2016, "Auxiliary deep generative models",
+arXiv 1602.05473).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from pyro.distributions import Delta
+from torch import Tensor, nn
+from torch.distributions import biject_to
+
+from ppvae.sampling.enumeration import Enumeration
+from ppvae.traces import Site, latent_of, leaf
+
+
+@dataclass(frozen=True)
+class GuideDensity:
+    """What the weights of a pair's draws take besides the densities of the guide's sites.
+
+    Attributes:
+        summed: the auxiliary variables that q is summed over.
+        reversed: the auxiliary variables whose density given the latents the pair's `reverse` holds.
+        codes: discrete latents that the guide gives one value.
+        refusal: why there are no weights; empty where there are.
+        latents: of the model: what `reverse` is given.
+    """
+
+    summed: Enumeration = field(default_factory=Enumeration)
+    reversed: tuple[str, ...] = ()
+    codes: tuple[str, ...] = ()
+    refusal: str = ""
+    latents: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        pair: nn.Module,
+        model: Mapping[str, Site],
+        guide: Mapping[str, Site],
+        draw: Callable[[], dict[str, Tensor]],
+    ) -> GuideDensity:
+        """Looks at the sites of a pair.
+
+        Args:
+            pair: it may have a `reverse`.
+            model: its sites, run on a few data.
+            guide: the same, one draw of each datum.
+            draw: gives several draws of each datum from the guide, (s, ...) by site.
+        """
+        latents = {name: site for name, site in model.items() if site.is_drawn}
+        drawn = {name: site for name, site in guide.items() if site.is_drawn}
+        alone = {name: site for name, site in drawn.items() if name not in latents and not _is_delta(site)}
+        fixed = {
+            name: site
+            for name, site in drawn.items()
+            if name in latents and _is_delta(site) and not _is_delta(latents[name])
+        }
+        if not alone and not fixed:
+            return cls()
+        codes = tuple(name for name in fixed if _is_discrete(latents[name]))
+        maps = {name: site for name, site in fixed.items() if name not in codes}
+        summed = Enumeration.of_auxiliary({name: site for name, site in alone.items() if site.is_marked})
+        free = {name: site for name, site in alone.items() if not site.is_marked}
+        points, free = _unmapped(maps, free, latents, draw) if maps else ([], free)
+        if points:
+            return cls(refusal=_point_masses(points))
+        if free and not callable(getattr(pair, "reverse", None)):
+            return cls(refusal=_no_reverse(free))
+        return cls(summed, tuple(free), codes, latents=tuple(latents))
+
+    def check(self) -> None:
+        """Checks that there are weights.
+
+        Raises:
+            ValueError: naming the sites for which there are none, and what to do.
+        """
+        if self.refusal:
+            raise ValueError(self.refusal)
+
+
+def _is_delta(site: Site) -> bool:
+    return isinstance(leaf(site.fn), Delta)
+
+
+def _is_discrete(site: Site) -> bool:
+    try:
+        return bool(leaf(site.fn).support.is_discrete)
+    except (NotImplementedError, AttributeError):
+        return not site.value.is_floating_point()
+
+
+def _unmapped(
+    maps: dict[str, Site], free: dict[str, Site], latents: Mapping[str, Site], draw: Callable[[], dict[str, Tensor]]
+) -> tuple[list[str], dict[str, Site]]:
+    """The continuous latents that are point masses, and the auxiliary variables that make no latent.
+
+    Auxiliary variables make latents where these are not the same for all draws, and the ones have as many elements as
+    the others have coordinates, so that a map between them can be one to one. Without any a Delta may still hold a
+    density of its own, that of noise drawn outside of `pyro.sample`.
+    """
+    values, free = draw(), dict(free)
+    points = [name for name in maps if bool((values[name] == values[name][:1]).all())]
+    moving = {name: site for name, site in maps.items() if name not in points}
+    for name, site in list(free.items()):
+        z = latent_of(name, moving)
+        if z != name and _size(latents[z]) == _size(site):  # `z_unconstrained`, as autoguides name it
+            del moving[z], free[name]
+    makers = {name: site for name, site in free.items() if not _is_discrete(site)}
+    wanted, there = (sum(map(_size, of)) for of in ([latents[z] for z in moving], makers.values()))
+    if not makers:
+        points += [z for z, site in moving.items() if not bool((leaf(site.fn).log_density != 0).any())]
+    elif wanted == there:
+        free = {name: site for name, site in free.items() if name not in makers}
+    elif wanted > there:
+        points += moving
+    return points, free
+
+
+def _size(site: Site) -> int:
+    """How many coordinates without bounds its values have, in all data together."""
+    try:
+        return torch.Size(biject_to(leaf(site.fn).support).inverse_shape(site.value.shape)).numel()
+    except (NotImplementedError, AttributeError):
+        return site.value.numel()
+
+
+def _point_masses(names: list[str]) -> str:
+    return (
+        f"the guide gives the continuous latents {names} one value (a Delta: MAP, AutoDelta), and no density: "
+        "p(x, z) / q(z|x) is no importance weight, and log p(x, z) at one point is neither log p(x) nor a bound of it. "
+        "Use a guide that draws them (AutoNormal, a net for location and scale), or "
+        'log_marginal(..., method=Annealed(start="prior")), which needs no guide'
+    )
+
+
+def _no_reverse(sites: Mapping[str, Site]) -> str:
+    names = list(sites)
+    discrete = [name for name, site in sites.items() if _is_discrete(site)]
+    summed = f'mark {discrete} with infer={{"enumerate": "parallel"}} to sum q over them, or ' if discrete else ""
+    return (
+        f"the guide draws {names}, which the model does not have, so that q(z|x) is an integral over them, and their "
+        f"log q cannot be subtracted from log p(x, z): {summed}give the pair a reverse model r(u|z, x), a method "
+        "reverse(*batch, **latents) that samples them given the latents (Maaløe et al. 2016). Without either, they are "
+        "right only where a Delta makes latents of as many elements of them"
+    )
