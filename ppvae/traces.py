@@ -251,6 +251,8 @@ def shown_scale(scale: Scale) -> str:
 
 def may_be_masked(node: Mapping[str, Any]) -> bool:
     """Whether a mask may leave elements of the statement of one node of a trace out."""
+    if not _carries_density(node):
+        return False
     wrappers = _wrappers(node["fn"])
     return node["mask"] is not None or any(mask_of_distribution(wrapper) is not None for wrapper in wrappers)
 
