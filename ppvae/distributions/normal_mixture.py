@@ -30,7 +30,8 @@ class NormalMixture(dist.MixtureSameFamily):
 
     The three parts may be large where they cancel, hence float64 inside, whatever the dtype of the values. Where even
     that has too few digits (components of scale 1e-6 at distances of 100) the differences are taken before they are
-    squared, at the price of the tensor: each call decides by the size of the parts.
+    squared, at the price of the tensor: each call decides by the size of the parts. A training step on a GPU takes
+    the product whatever their size, so that it need not wait for the device.
 
     Args:
         logits: Of the weights, unnormalised, ``(K,)``.
@@ -84,7 +85,8 @@ def _exponents(z: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
     center = loc.mean(0).detach()  # the density is the same wherever the origin lies, and the sums are smaller
     moved, value = loc - center, z - center
     squares, constant = value.square(), (moved.square() * precision).sum(-1)
-    if _cancels(squares, constant, precision, center):
+    waits = z.is_cuda and torch.is_grad_enabled()  # a step would, for the answer
+    if not waits and _cancels(squares, constant, precision, center):
         return _explicit(z, loc, scale)
     return torch.cat([squares, value], -1) @ torch.cat([-0.5 * precision, moved * precision], -1).T - 0.5 * constant
 

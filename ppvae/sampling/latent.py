@@ -116,6 +116,8 @@ def _check_plates(msg: Any, latent: Latent, shape: torch.Size) -> None:
         ValueError: naming the latent, and its plates in both.
     """
     ours, wanted = own_plates(msg["cond_indep_stack"]), msg["fn"].shape()
+    depth = max((-frame.dim for frame in msg["cond_indep_stack"] if frame.vectorized), default=0)
+    wanted = wanted[max(0, len(wanted) - msg["fn"].event_dim - depth) :]  # values side by side lie left of all plates
     # A sampler's outer plate expands no site whose value is given.
     same = same_shape(shape, wanted) or same_shape(latent.value.shape[1:], wanted)
     dims = {plate.name: plate.dim for plate in ours}

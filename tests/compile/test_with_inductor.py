@@ -37,6 +37,6 @@ def test_a_block_of_a_likelihood():
 def test_the_densities_along_an_annealed_path():
     with posterior_sampler(make_vae(), (binary(9),)) as c:
         eager, compiled = (GeometricPath(c, "guide", compile=compile) for compile in (False, True))
-        u = eager.draw(c, 4) + 0.5
+        u = eager.draw(c, 4)[0] + 0.5
         for name, value in vars(eager(c, u)).items():
             torch.testing.assert_close(getattr(compiled(c, u), name), value, rtol=1e-4, atol=1e-4)

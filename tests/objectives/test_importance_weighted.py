@@ -340,7 +340,7 @@ def test_pairs_that_do_not_go_with_it_are_named(tmp_path):
     for kl_weight in (0.5, Linear(epochs=5, start=1.0, end=2.0)):
         with pytest.raises(ValueError, match=r"kl_weight does not go with the loss IWAE: .* has no KL term"):
             fit(small_vae(), binary(9), kl_weight=kl_weight)
-    with pytest.raises(ValueError, match="outermost plate must be the data plate"):
+    with pytest.raises(ValueError, match="site 'z' of the guide lies in no plate"):
         IWAE(2).loss(lambda x: _no_plate(x, x), lambda x: _no_plate(x, None), torch.randn(7))
     assert not (tmp_path / "run").exists()
 
