@@ -30,6 +30,9 @@ class GreyLevels(constraints.Constraint):
         self.num_levels = num_levels
         super().__init__()
 
+    def __repr__(self) -> str:  # torch's own drops the first letter
+        return f"k / {self.num_levels - 1} with k = 0, …, {self.num_levels - 1}"
+
     def check(self, value: Tensor) -> Tensor:
         """Returns whether each value is a level, up to a hundredth of the distance between two."""
         level = value * (self.num_levels - 1)

@@ -166,3 +166,7 @@ def test_conditional_has_its_location_and_scale(scale):
     x = dist.Bernoulli(0.5).sample((7, 1, 2, 2))
     reference = DiscretizedLogistic(loc, expected, 16).log_prob(x).sum((1, 2, 3))
     torch.testing.assert_close(p.log_prob(x), reference)
+
+
+def test_a_value_between_the_levels_is_told_which_there_are():
+    assert str(DiscretizedLogistic(torch.tensor(0.5), torch.tensor(1.0), 256).support) == "k / 255 with k = 0, …, 255"
