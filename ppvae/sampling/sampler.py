@@ -352,7 +352,10 @@ def _guide_density(sampler: Sampler, probe: Batch, model_trace: Trace, guide_tra
         drawn = [sampler.posterior(trace, 1)[0] for trace in traces]
         return {name: torch.cat([latents[name].value for latents in drawn]) for name in drawn[0]}
 
-    return GuideDensity.of(sampler.pair, sites(model_trace), sites(guide_trace), draw)
+    def run() -> Trace:
+        return sampler.guide(take(probe, slice(0, 1)), 1, {}, sampler.enumeration.values[-1])
+
+    return GuideDensity.of(sampler.pair, sites(model_trace), sites(guide_trace), draw, run)
 
 
 def _check_other_size(sampler: Sampler, probe: Batch, *traces: Trace) -> None:
