@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ppvae._internals import handlers
 from ppvae._validate import check_number
-from ppvae.traces import LOSS_TERM, Site, same_values, sites, values_outside
+from ppvae.traces import LOSS_TERM, Site, is_unsized, same_values, sites, values_outside, vectorized
 
 Batch = tuple[Any, ...]
 """Arguments of `model` and `guide`: tensors whose leading dim is the batch, or None."""
@@ -50,8 +50,8 @@ class Pair(nn.Module):
             saving reach them.
         reverse: r(u|z, x) of the variables u that the guide draws and the model does not have, a function
             `reverse(*batch, **latents)` that samples them given the latents by name. With it `elbo` and `log_marginal`
-            are right of such a guide (Maaløe et al. 2016, "Auxiliary deep generative models", arXiv 1602.05473); a pair
-            of your own has it as a method.
+            are right of such a guide, and `fit` trains it with the pair (Maaløe et al. 2016, "Auxiliary deep generative
+            models", arXiv 1602.05473); a pair of your own has it as a method.
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch
@@ -334,6 +334,12 @@ def _instead(site: Site, node: Any, n: int) -> str:
         return (
             f"The sequential plate {one_by_one[0]!r} (for ... in pyro.plate) draws one datum after the other: draw "
             f'them side by side, with pyro.plate("{one_by_one[0]}", len(x)) around'
+        )
+    if unsized := [frame for frame in vectorized(node["cond_indep_stack"]) if is_unsized(frame) and frame.dim == -1]:
+        size = next(plate.size for plate in site.plates if plate.dim == -1)
+        return (
+            f"The plate {unsized[0].name!r} is given no size and what lies in it has {size} element{'s'[: size != 1]}: "
+            f'draw as many as there are data, e.g. in pyro.plate("{unsized[0].name}", len(x))'
         )
     if not site.plates and site.role == "auxiliary":
         return (

@@ -37,7 +37,8 @@ class Site:
         role: "observed" (factors too), "latent", "auxiliary" (a draw that belongs to the guide alone), or "training": a
             term of the objective that is no part of p(x, z), from `ppvae.loss_term` or observed with
             `infer={"is_auxiliary": True}`.
-        plates: the vectorized plates that it lies in, each with `name`, `dim`, `size` and `full_size`.
+        plates: the vectorized plates that it lies in, each with `name`, `dim`, `size` and `full_size`; where they were
+            given none (`pyro.plate("data")`), these are what the shapes of `fn` and `value` say.
         mask: what `poutine.mask` and `obs_mask` leave of it; None is all.
         scale: what plates and `poutine.scale` multiply its log-probability with.
         infer: what the statement's `infer=` holds.
@@ -150,12 +151,13 @@ def sites(trace: Trace) -> dict[str, Site]:
 
 def site_of(node: Mapping[str, Any]) -> Site:
     """The site of one node of a trace, or of a handler's message."""
+    fn, plates = _sized(node["fn"], node["value"], vectorized(node["cond_indep_stack"]))
     return Site(
         name=node["name"],
         value=node["value"],
-        fn=node["fn"],
+        fn=fn,
         role=_role(node),
-        plates=tuple(frame for frame in node["cond_indep_stack"] if frame.vectorized),
+        plates=plates,
         mask=node["mask"],
         scale=node["scale"],
         infer=node["infer"],
@@ -164,6 +166,16 @@ def site_of(node: Mapping[str, Any]) -> Site:
         inner_share=_inner_share(node["cond_indep_stack"]),
         outside=node.get("outside"),
     )
+
+
+def vectorized(stack: Iterable[CondIndepStackFrame]) -> tuple[CondIndepStackFrame, ...]:
+    """The vectorized ones of the plates that a statement lies in."""
+    return tuple(frame for frame in stack if frame.vectorized)
+
+
+def is_unsized(plate: CondIndepStackFrame) -> bool:
+    """Whether a plate was given no size, `pyro.plate("data")`: it is as large as what lies in it."""
+    return plate.size == -1
 
 
 def leaf(fn: Any) -> Any:
@@ -268,6 +280,19 @@ def _is_reparameterized_away(node: Mapping[str, Any]) -> bool:
     if not node["is_observed"] or not isinstance(leaf(node["fn"]), Delta):
         return False
     return any(mask_of_distribution(wrapper) is False for wrapper in _wrappers(node["fn"]))
+
+
+def _sized(fn: Any, value: Any, plates: tuple[CondIndepStackFrame, ...]) -> tuple[Any, tuple[CondIndepStackFrame, ...]]:
+    """A statement's distribution and plates with the sizes that its shapes give those without one."""
+    if not any(map(is_unsized, plates)):
+        return fn, plates
+    shape = torch.broadcast_shapes(fn.batch_shape, value.shape[: value.dim() - fn.event_dim])
+
+    def sized(plate: CondIndepStackFrame) -> CondIndepStackFrame:
+        size = shape[plate.dim] if len(shape) >= -(plate.dim or 0) else 1
+        return CondIndepStackFrame(plate.name, plate.dim, size, plate.counter, size) if is_unsized(plate) else plate
+
+    return fn if fn.batch_shape == shape else fn.expand(shape), tuple(map(sized, plates))
 
 
 def _inner_share(plates: Iterable[CondIndepStackFrame]) -> float:

@@ -127,11 +127,7 @@ class GeometricPath:
     def _unconstrained(self, part: PosteriorSampler, at: Mapping[str, Site], s: int) -> Tensor:
         found = []
         for name in part.latents:
-            if carries_more(at[name].value):
-                raise ValueError(
-                    f"the values of the latent {name!r} carry more than their numbers, as straight-through relaxations "
-                    "do: their density is that of one tensor and the model sees another, which chains cannot move"
-                )
+            check_movable(name, at[name].value)
             transform = to_support(name, at[name].fn)
             in_reals = replace(at[name], value=transform.inv(at[name].value), fn=transform.domain)
             u = part.sampler.value(in_reals, s)
@@ -215,6 +211,19 @@ class _Constrain(Messenger):
             log_volume = transform.log_abs_det_jacobian(u, msg["value"])
             # Where a latent is masked its density counts for one, and so does the volume.
             self.log_volume[name] = scale_and_mask(log_volume, mask=mask_of_distribution(fn))
+
+
+def check_movable(name: str, value: Tensor) -> None:
+    """Checks that what chains move is all that the model sees of a latent, and its density too.
+
+    Raises:
+        ValueError: naming the site, where its value carries more than its numbers.
+    """
+    if carries_more(value):
+        raise ValueError(
+            f"the values of the latent {name!r} carry more than their numbers, as straight-through relaxations do: "
+            "their density is that of one tensor and the model sees another, which chains cannot move"
+        )
 
 
 def to_support(name: str, fn: Any) -> Transform:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppvae.pair import Running, same_shape, shown_plates
 from ppvae.sampling.support import within_support
-from ppvae.traces import carrying
+from ppvae.traces import carrying, vectorized
 
 SAMPLES = "_samples"
 """Name of the outer plate."""
@@ -116,7 +116,7 @@ def _check_plates(msg: Any, latent: Latent, shape: torch.Size) -> None:
         ValueError: naming the latent, and its plates in both.
     """
     ours, wanted = own_plates(msg["cond_indep_stack"]), msg["fn"].shape()
-    depth = max((-frame.dim for frame in msg["cond_indep_stack"] if frame.vectorized), default=0)
+    depth = max((-frame.dim for frame in vectorized(msg["cond_indep_stack"])), default=0)
     wanted = wanted[max(0, len(wanted) - msg["fn"].event_dim - depth) :]  # values side by side lie left of all plates
     # A sampler's outer plate expands no site whose value is given.
     same = same_shape(shape, wanted) or same_shape(latent.value.shape[1:], wanted)
@@ -132,6 +132,6 @@ def _check_plates(msg: Any, latent: Latent, shape: torch.Size) -> None:
         )
 
 
-def own_plates(stack: Sequence[CondIndepStackFrame]) -> tuple[CondIndepStackFrame, ...]:
+def own_plates(stack: Iterable[CondIndepStackFrame]) -> tuple[CondIndepStackFrame, ...]:
     """The plates of a pair's own, the vectorized ones."""
-    return tuple(frame for frame in stack if frame.vectorized and frame.name != SAMPLES)
+    return tuple(frame for frame in vectorized(stack) if frame.name != SAMPLES)
