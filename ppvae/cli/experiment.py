@@ -141,7 +141,7 @@ class Experiment:
             kl_weight=warmup_of(args, getattr(pair, "beta", 1.0)),
             kl_sites=self.kl_sites(args) if args.warmup else None,
             out=out,
-            resume=args.resume and RunFolder(out).config.is_file(),
+            resume=args.resume,
             config={"module": f"ppvae.examples.{self.name}", "args": to_json(args)},
             callbacks=[TensorBoard(out)] if args.tensorboard else [],
             **fit_options(args, device, args.epochs),
@@ -265,7 +265,9 @@ def _folder(name: str, args: ExperimentArgs) -> Path:
             folder.check_free()
         else:  # a run that was stopped in a training that comes first has only that one's folder
             parts = [RunFolder(path.parent) for path in args.out.glob("*/config.json")]
-            _check_same_experiment(folder if folder.config.is_file() or not parts else parts[0], args)
+            known = [run for run in (folder, *parts) if run.config.is_file()]
+            if known:
+                _check_same_experiment(known[0], args)
         return args.out
     number = 1
     while (out := Path("runs") / (name if number == 1 else f"{name}-{number}")).exists():
