@@ -23,6 +23,7 @@ from ppvae.compile.guards import Contents, Same, check_no_buffers, fingerprint, 
 from ppvae.compile.verification import Label
 from ppvae.infer.nonfinite import NonFiniteError, check_finite
 from ppvae.infer.optim import Held, OnGradients, OptimizerFactory, ParamGroups, Stepper
+from ppvae.isolation import check_trainable, one_at_a_time
 from ppvae.objectives.base import Evaluation, StepTerms, Traces, evaluate_objective, networks_of
 from ppvae.pair import Batch
 from ppvae.params import BASELINES, LocalParams, module_local, pyro_name
@@ -124,6 +125,7 @@ class SVI:
 
     def step(self, *args: Any, **kwargs: Any) -> float:
         """Takes one gradient step and returns the loss: summed over the batch, as Pyro's is."""
+        check_trainable("SVI.step")
         with self.running():
             return float(self._update(args, kwargs).loss)
 
@@ -135,11 +137,12 @@ class SVI:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Context in which the parameters of modules live on the modules; `update` must run inside."""
-        if not self._local:
-            yield
-            return
-        with module_local(), LocalParams(self._owners[0], attach=True):
-            yield
+        with one_at_a_time():
+            if not self._local:
+                yield
+                return
+            with module_local(), LocalParams(self._owners[0], attach=True):
+                yield
 
     def update(self, *args: Any, weight: float | None = None, check: bool = False) -> StepTerms:
         """Takes one gradient step; with `Trace_ELBO` and its like nothing is read back from the device.
@@ -248,10 +251,19 @@ class SVI:
         elif surrogate is None and weight is not None:
             for gradient in (p.grad for p in parameters if p.grad is not None):
                 gradient.mul_(weight)
+        if not self._steps and parameters and all(parameter.grad is None for parameter in parameters):
+            raise ValueError(self._reaches_nothing())
         terms = evaluation.terms()
         if check:
             self._check_finite(evaluation.all_traces(), terms)
         return terms
+
+    def _reaches_nothing(self) -> str:
+        return (
+            f"loss {type(self.loss).__name__} depends on none of the parameters "
+            f"{[name for name, _ in self.named_parameters()]}: "
+            "is it a constant, or is something detached, or computed under torch.no_grad(), on the way to it?"
+        )
 
     def _labels(self, layout: Any) -> list[Label]:
         """What the outputs of a compiled gradient are called."""

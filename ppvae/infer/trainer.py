@@ -23,6 +23,7 @@ from ppvae.infer.optim import OptimizerFactory, ParamGroups
 from ppvae.infer.preflight import check_fits, check_kl_sites, check_objective, default_objective, warn_of_marks
 from ppvae.infer.run_folder import Row, Run, RunFolder
 from ppvae.infer.svi import SVI
+from ppvae.isolation import isolated
 from ppvae.objectives.base import StepTerms, networks_of
 from ppvae.objectives.joint import JointELBO
 from ppvae.objectives.reverse import trained_model
@@ -65,6 +66,7 @@ class Trainer:
     autocast: torch.dtype | None
     callbacks: Sequence[Callback] = ()
 
+    @isolated()
     def prepare(self) -> None:
         """Runs the pair once on a minibatch: creates its parameters, checks it against the data.
 
@@ -136,7 +138,7 @@ class Trainer:
         ):
             while (stopped := self._finished(epochs, patience)) is None:
                 bar.set_description(f"epoch {self.progress.epoch + 1}/{epochs}", refresh=False)
-                with self._drawing(), self.svi.running(), validation(False):
+                with isolated(), self._drawing(), self.svi.running(), validation(False):
                     if not self._epoch(stop, bar):
                         stopped = "interrupted"
                         break
@@ -160,6 +162,7 @@ class Trainer:
             yield
             self.rng = self.random.get()
 
+    @isolated()
     def _called_back(self) -> bool:
         """Shows the finished epoch to the callbacks, outside all that training has set up; whether one asks to stop.
 
