@@ -86,6 +86,11 @@ def loss_of_particle(elbo: Any, model_trace: Trace, guide_trace: Trace) -> tuple
     return elbo._differentiable_loss_particle(model_trace, guide_trace)
 
 
+def refuses_constant(error: ValueError) -> bool:
+    """Whether `TraceEnum_ELBO` refused to differentiate a loss for having no gradient."""
+    return str(error).startswith("ELBO is cannot be differentiated")
+
+
 def announce(name: str, parameter: Tensor) -> None:
     """Lets the handlers around the caller see a parameter, as `pyro.param` does, without a place in Pyro's store."""
 
