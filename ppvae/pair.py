@@ -50,8 +50,8 @@ class Pair(nn.Module):
             saving reach them.
         reverse: r(u|z, x) of the variables u that the guide draws and the model does not have, a function
             `reverse(*batch, **latents)` that samples them given the latents by name. With it `elbo` and `log_marginal`
-            are right of such a guide (Maaløe et al. 2016, "Auxiliary deep generative models", arXiv 1602.05473); a pair
-            of your own has it as a method.
+            are right of such a guide, and `fit` trains it with the pair (Maaløe et al. 2016, "Auxiliary deep generative
+            models", arXiv 1602.05473); a pair of your own has it as a method.
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch

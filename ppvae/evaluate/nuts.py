@@ -21,7 +21,7 @@ from torch.distributions import Transform
 from ppvae._validate import check_count
 from ppvae.evaluate.psis import import_arviz
 from ppvae.evaluate.sites import Plates, by_datum, elements, in_blocks, inner_plates, mask_of, once
-from ppvae.sampling.annealed_path import to_support
+from ppvae.sampling.annealed_path import check_movable, to_support
 from ppvae.sampling.posterior_draws import Latents, PosteriorSampler, posterior_sampler
 
 MAX_R_HAT, MIN_ESS = 1.05, 100
@@ -156,6 +156,8 @@ class _Energy:
         discrete = [name for name in names if sites[name].fn.support.is_discrete]
         if discrete:
             raise ValueError(f"NUTS needs continuous latents, but {discrete} are discrete")
+        for name in names:
+            check_movable(name, sites[name].value)
         masked = [name for name in names if not bool(mask_of(sites[name], plates[name]).all())]
         if masked:
             raise ValueError(f"NUTS needs a density of every latent, but a mask leaves out some of {masked}")

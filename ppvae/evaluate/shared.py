@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions import Delta
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
@@ -33,8 +32,9 @@ from ppvae.pair import (
 )
 from ppvae.params import LocalParams
 from ppvae.sampling.eval_mode import evaluating, naming_nonfinite, validation
+from ppvae.sampling.guide_density import GuideDensity
 from ppvae.sampling.sampler import PROBE_DATA, ROW_BLOCK, Sampler
-from ppvae.traces import Site, leaf, same_values, sites
+from ppvae.traces import Site, same_values, sites
 
 Draws = dict[str, dict[str, Tensor]]
 """Values by site, in groups."""
@@ -178,7 +178,7 @@ def shared_posterior(
         check_sites(model_trace, guide_trace)
         _check_whole(of_model, plates)
         _check_shared(of_model, plates)
-        _check_guide(of_model, sites(guide_trace))
+        _check_guide(pair, data, of_model, sites(guide_trace))
         warn_of_factors(guide_trace)
         seen = [site for site in of_model.values() if site.role == "observed"]
         plate = next((name for site in seen for name in sorted(plates & _plates(site))), None)
@@ -226,13 +226,17 @@ def _looked_at(pair: Any, data: Batch) -> tuple[Trace, Trace, set[str]]:
 def _check_whole(of_model: dict[str, Site], plates: set[str]) -> None:
     """Checks that no plate takes a random part of what it is given; one with more data than are given is all right."""
     for site in of_model.values():
-        for plate in site.plates:
-            if plate.full_size not in (None, plate.size) and plate.name not in plates:
-                raise ValueError(
-                    f"the plate {plate.name!r} takes {plate.size} of {plate.full_size} elements, a random part, of "
-                    "which there is no log evidence: give it all of them outside of training, e.g. "
-                    "pyro.plate(name, size, subsample_size=m if self.training else None)"
-                )
+        parts = [
+            f"the plate {plate.name!r} takes {plate.size} of {plate.full_size}"
+            for plate in site.plates
+            if plate.full_size not in (None, plate.size) and plate.name not in plates
+        ]
+        if parts or site.inner_share != 1.0:  # the latter also of a sequential plate, which no site holds
+            raise ValueError(
+                f"{parts[0] if parts else f'a plate around {site.name!r} takes some of its'} elements, a random part, "
+                "of which there is no log evidence: give it all of them outside of training, e.g. "
+                "pyro.plate(name, size, subsample_size=m if self.training else None)"
+            )
 
 
 def _check_shared(of_model: dict[str, Site], plates: set[str]) -> None:
@@ -251,14 +255,27 @@ def _check_shared(of_model: dict[str, Site], plates: set[str]) -> None:
         )
 
 
-def _check_guide(of_model: dict[str, Site], of_guide: dict[str, Site]) -> None:
-    """Checks that the guide has a density over every latent."""
+def _check_guide(pair: nn.Module, data: Batch, of_model: dict[str, Site], of_guide: dict[str, Site]) -> None:
+    """Checks that the guide has a density over every latent, and draws nothing else."""
     if missing := [name for name, site in of_model.items() if site.is_drawn and name not in of_guide]:
         raise ValueError(f"the guide does not sample the latents {missing}, which all data share")
-    points = [name for name, site in of_guide.items() if isinstance(leaf(site.fn), Delta)]
-    if points and not any(site.role == "auxiliary" for site in of_guide.values()):
+
+    def draw_scored() -> Trace:
+        return _scored(pair.guide, data)
+
+    def draw() -> dict[str, Tensor]:
+        drawn = [sites(draw_scored()) for _ in range(2)]
+        return {name: torch.stack([of[name].value for of in drawn]) for name in of_guide}
+
+    alone = [name for name, site in of_guide.items() if site.is_marked and name not in of_model]
+    density = GuideDensity() if alone else GuideDensity.of(pair, of_model, of_guide, draw, draw_scored)
+    density.check()
+    if density.codes:
+        raise ValueError(f"the guide gives the latents {list(density.codes)}, which all data share, one value")
+    if alone := [*alone, *density.reversed]:
         raise ValueError(
-            f"the guide has a point mass at the latents {points} (MAP): it is no density, and so gives no weights"
+            f"the guide draws {alone}, which the model does not have: for latents that all data share they are neither "
+            "summed over nor is a reverse model asked for"
         )
 
 

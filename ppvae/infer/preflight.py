@@ -13,9 +13,12 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from ppvae.data import Source
+from ppvae.late_params import warn_of_waiting
 from ppvae.objectives.base import evaluate_objective
 from ppvae.objectives.joint import JointELBO
-from ppvae.pair import Batch, check_batch, check_data_plate, check_sites, failing_on, unequal_masks
+from ppvae.pair import Batch, check_batch, check_data_plate, check_sites, failing_on, take, unequal_masks
+from ppvae.sampling.importance import importance_draws
+from ppvae.sampling.sampler import PROBE_DATA
 from ppvae.traces import Site, same_scale, same_values, shown_scale, sites, values_outside
 
 
@@ -55,6 +58,7 @@ def _check_set(pair: nn.Module, data: Source, name: str) -> None:
     if name == "valid":  # an ELBO of each datum
         for where, trace in (("model", model_trace), ("guide", guide_trace)):
             check_data_plate(trace, check_batch(batch), where=where)
+        next(importance_draws(pair, take(batch, slice(0, PROBE_DATA)), num_samples=1))
     _warn_of_unequal_sites(model_trace, guide_trace)
     if data.is_cut:
         _warn_of_global_latents(model_trace, guide_trace, name)
@@ -68,6 +72,7 @@ def _check_runs(pair: nn.Module, batch: Batch, data: Source, name: str) -> tuple
     with failing_on(batch, pair, f"a minibatch of {name}", (RuntimeError, TypeError, ValueError)):
         guide_trace = poutine.trace(pair.guide).get_trace(*batch)
         model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(*batch)
+    warn_of_waiting(pair)
     check_sites(model_trace, guide_trace)
     _check_supports(model_trace, data, batch, name)
     with failing_on(batch, pair, f"a minibatch of {name}", (RuntimeError, TypeError, ValueError)):

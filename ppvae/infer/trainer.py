@@ -25,6 +25,7 @@ from ppvae.infer.run_folder import Row, Run, RunFolder
 from ppvae.infer.svi import SVI
 from ppvae.objectives.base import StepTerms, networks_of
 from ppvae.objectives.joint import JointELBO
+from ppvae.objectives.reverse import trained_model
 from ppvae.objectives.schedule import Schedule
 from ppvae.pair import Batch, KLWeight, check_batch, device_of
 from ppvae.params import restore_weights
@@ -94,6 +95,7 @@ class Trainer:
     def _choose_objective(self, batches: Sequence[Batch]) -> None:
         """Takes the default objective where none was given, and makes the SVI of it."""
         with self.random.kept():  # what is looked at changes nothing
+            model = trained_model(self.pair, batches[0])
             if self.loss is None:
                 loss = default_objective(self.pair, batches)
                 self.loss = loss if self.train.weights is None else JointELBO(loss, self.train.weights)
@@ -101,7 +103,7 @@ class Trainer:
                 warn_of_marks(self.loss, self.pair, batches)
         self.networks = nn.ModuleDict(networks_of(self.loss, beside=[self.pair]))
         self.svi = SVI(
-            self.pair.model,
+            model,
             self.pair.guide,
             self.optim,
             self.loss,

@@ -245,7 +245,8 @@ class Objective(ELBO):
         """The loss with its traces and what was recorded."""
         self._traces, self._columns = [], {}
         try:
-            loss = self.differentiable_loss(model, guide, *args, **kwargs)
+            with torch.enable_grad():  # what it is made of may be Pyro's, which refuses what has no gradient
+                loss = self.differentiable_loss(model, guide, *args, **kwargs)
             return Evaluation(loss.detach(), loss, self._traces, self.num_particles, self._columns)
         finally:
             self._traces, self._columns = [], {}  # nothing of a step stays on the objective
@@ -294,7 +295,8 @@ def _evaluated(
         function = objective.loss_and_grads if torch.is_grad_enabled() else objective.loss
         return _gradient_added(function(model, guide, *args, **kwargs))
     if not isinstance(objective, ELBO):
-        loss = torch.as_tensor(objective(model, guide, *args, **kwargs))
+        with torch.enable_grad():  # Pyro's `differentiable_loss`, of which it may be made, refuses what has no gradient
+            loss = torch.as_tensor(objective(model, guide, *args, **kwargs))
         return Evaluation(loss.detach(), loss)
     if isinstance(objective, Objective):
         return objective.evaluate(model, guide, args, kwargs)

@@ -127,11 +127,7 @@ class GeometricPath:
     def _unconstrained(self, part: PosteriorSampler, at: Mapping[str, Site], s: int) -> Tensor:
         found = []
         for name in part.latents:
-            if carries_more(at[name].value):
-                raise ValueError(
-                    f"the values of the latent {name!r} carry more than their numbers, as straight-through relaxations "
-                    "do: their density is that of one tensor and the model sees another, which chains cannot move"
-                )
+            check_movable(name, at[name].value)
             transform = to_support(name, at[name].fn)
             in_reals = replace(at[name], value=transform.inv(at[name].value), fn=transform.domain)
             u = part.sampler.value(in_reals, s)
@@ -153,6 +149,7 @@ class GeometricPath:
         if self._start == "guide":
             return {name: z for name, z in part.draw(s)[0].items() if name in part.latents}
         drawn = sites(part.sampler.model(part.data, s, {}, {}))
+        part.check_sites(drawn)
         return {name: part.sampler.value(drawn[name], s) for name in part.latents}
 
     def _compute(self, args: tuple[Any, ...]) -> tuple[Sequence[Tensor], Any]:
@@ -174,8 +171,9 @@ class GeometricPath:
         sampler, s = part.sampler, len(position)
         with _Constrain(self._values(position), sampler.plate_dim) as constrain:
             trace = sampler.model(part.data, s, {}, {})
-        log_likelihood, log_prior_of = sampler.joint(trace, s)
         at = sites(trace)
+        part.check_sites(at)
+        log_likelihood, log_prior_of = sampler.joint(trace, s)
         volume = _sum(sampler.log_prob(replace(at[z], log_prob=v), s) for z, v in constrain.log_volume.items())
         log_start = log_prior = _sum(log_prior_of.values())
         if self._start == "guide":
@@ -215,6 +213,19 @@ class _Constrain(Messenger):
             log_volume = transform.log_abs_det_jacobian(u, msg["value"])
             # Where a latent is masked its density counts for one, and so does the volume.
             self.log_volume[name] = scale_and_mask(log_volume, mask=mask_of_distribution(fn))
+
+
+def check_movable(name: str, value: Tensor) -> None:
+    """Checks that what chains move is all that the model sees of a latent, and its density too.
+
+    Raises:
+        ValueError: naming the site, where its value carries more than its numbers.
+    """
+    if carries_more(value):
+        raise ValueError(
+            f"the values of the latent {name!r} carry more than their numbers, as straight-through relaxations do: "
+            "their density is that of one tensor and the model sees another, which chains cannot move"
+        )
 
 
 def to_support(name: str, fn: Any) -> Transform:

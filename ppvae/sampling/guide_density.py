@@ -17,10 +17,12 @@ from dataclasses import dataclass, field
 
 import torch
 from pyro.distributions import Delta
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
 from ppvae.sampling.enumeration import Enumeration
+from ppvae.sampling.volume import wrong_volumes
 from ppvae.traces import Site, latent_of, leaf
 
 
@@ -49,6 +51,7 @@ class GuideDensity:
         model: Mapping[str, Site],
         guide: Mapping[str, Site],
         draw: Callable[[], dict[str, Tensor]],
+        run: Callable[[], Trace],
     ) -> GuideDensity:
         """Looks at the sites of a pair.
 
@@ -57,6 +60,7 @@ class GuideDensity:
             model: its sites, run on a few data.
             guide: the same, one draw of each datum.
             draw: gives several draws of each datum from the guide, (s, ...) by site.
+            run: gives a run of the guide on one datum.
         """
         latents = {name: site for name, site in model.items() if site.is_drawn}
         drawn = {name: site for name, site in guide.items() if site.is_drawn}
@@ -72,9 +76,12 @@ class GuideDensity:
         maps = {name: site for name, site in fixed.items() if name not in codes}
         summed = Enumeration.of_auxiliary({name: site for name, site in alone.items() if site.is_marked})
         free = {name: site for name, site in alone.items() if not site.is_marked}
-        points, free = _unmapped(maps, free, latents, draw) if maps else ([], free)
+        points, makers = _unmapped(maps, free, latents, draw) if maps else ([], {})
         if points:
             return cls(refusal=_point_masses(points))
+        if makers and (said := wrong_volumes(run, makers, maps, latents)):
+            return cls(refusal=said)
+        free = {name: site for name, site in free.items() if name not in makers}
         if free and not callable(getattr(pair, "reverse", None)):
             return cls(refusal=_no_reverse(free))
         return cls(summed, tuple(free), codes, latents=tuple(latents))
@@ -103,28 +110,25 @@ def _is_discrete(site: Site) -> bool:
 def _unmapped(
     maps: dict[str, Site], free: dict[str, Site], latents: Mapping[str, Site], draw: Callable[[], dict[str, Tensor]]
 ) -> tuple[list[str], dict[str, Site]]:
-    """The continuous latents that are point masses, and the auxiliary variables that make no latent.
+    """The continuous latents that are point masses, and the auxiliary variables that make the others.
 
     Auxiliary variables make latents where these are not the same for all draws, and the ones have as many elements as
     the others have coordinates, so that a map between them can be one to one. Without any a Delta may still hold a
     density of its own, that of noise drawn outside of `pyro.sample`.
     """
-    values, free = draw(), dict(free)
+    values = draw()
     points = [name for name in maps if bool((values[name] == values[name][:1]).all())]
     moving = {name: site for name, site in maps.items() if name not in points}
-    for name, site in list(free.items()):
-        z = latent_of(name, moving)
-        if z != name and _size(latents[z]) == _size(site):  # `z_unconstrained`, as autoguides name it
-            del moving[z], free[name]
-    makers = {name: site for name, site in free.items() if not _is_discrete(site)}
-    wanted, there = (sum(map(_size, of)) for of in ([latents[z] for z in moving], makers.values()))
-    if not makers:
+    continuous = {name: site for name, site in free.items() if not _is_discrete(site)}
+    named = {name: site for name, site in continuous.items() if latent_of(name, moving) != name}  # z_unconstrained
+    for makers in (named, continuous):
+        if sum(map(_size, makers.values())) == sum(_size(latents[z]) for z in moving):
+            return points, makers
+    if not continuous:
         points += [z for z, site in moving.items() if not bool((leaf(site.fn).log_density != 0).any())]
-    elif wanted == there:
-        free = {name: site for name, site in free.items() if name not in makers}
-    elif wanted > there:
+    elif sum(map(_size, continuous.values())) < sum(_size(latents[z]) for z in moving):
         points += moving
-    return points, free
+    return points, {}
 
 
 def _size(site: Site) -> int:
