@@ -71,7 +71,8 @@ class SVI(pyro.infer.SVI):
         owner: the module that parameters live on, where `model` or `guide` is no method of it.
 
     Example:
-        >>>         >>> import torch
+        >>> from functools import partial
+        >>> import torch
         >>> from pyro.infer import Trace_ELBO
         >>> from ppvae.infer import SVI
         >>> from ppvae.models import PPCA
