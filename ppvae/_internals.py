@@ -29,6 +29,7 @@ from torch.distributions.utils import _sum_rightmost
 from torch.fx import GraphModule
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import SequenceKey, keystr, tree_flatten, tree_flatten_with_path, tree_unflatten
 
 __all__ = ["TorchDispatchMode"]
 
@@ -196,6 +197,26 @@ def put_gradient(parameter: Tensor, gradient: Tensor) -> None:
     parameter.grad = gradient
     for hook in tuple((parameter._post_accumulate_grad_hooks or {}).values()):
         hook(parameter)
+
+
+# Containers
+
+
+def flatten(values: Any) -> tuple[list[Any], Any]:
+    """What some containers hold, those in them included, and what they are: compared by `==`, and hashable."""
+    return tree_flatten(values)
+
+
+def unflatten(leaves: Sequence[Any], structure: Any) -> Any:
+    """Containers like those of `structure` that hold these."""
+    return tree_unflatten(leaves, structure)
+
+
+def path_of_leaf(values: Any, leaf: int) -> tuple[int, str]:
+    """Where a leaf of a sequence lies: the place of its element, and the way from there."""
+    (place, *way), _ = tree_flatten_with_path(values)[0][leaf]
+    assert isinstance(place, SequenceKey)
+    return place.idx, keystr(tuple(way))
 
 
 # Transforms

@@ -30,8 +30,10 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
+from torch.nn.parameter import is_lazy
 
 from ppvae._internals import fresh_module_state
+from ppvae.late_params import give, makes_later, owner, waiting
 from ppvae.pair import check_pair, device_of
 from ppvae.storage import load_state, save_state
 
@@ -265,11 +267,13 @@ def save(pair: nn.Module, path: str | os.PathLike[str]) -> Path:
     """
     check_pair(pair)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    return save_state(path, dict(pair.state_dict()))
+    return save_state(path, {**pair.state_dict(), **waiting(pair)})
 
 
 def load(pair: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     """Reads weights that `save` wrote into `pair`, in place; a run folder stands for its `model.safetensors`.
+
+    What the pair makes at first use (an autoguide its parameters) has the file's values from then on.
 
     Args:
         pair: a pair built as the saved one was.
@@ -304,18 +308,18 @@ def restore_weights(pair: nn.Module, state: dict[str, Tensor], *, source: str) -
         raise ValueError(f"{source} holds no weights: it must hold tensors by name")
     own = pair.state_dict()
     declared = {k: v for k, v in state.items() if k.startswith("pyro_params.") and k not in own}
+    unknown = {k: v for k, v in state.items() if k not in own and k not in declared}
+    late = {k: v for k, v in unknown.items() if makes_later(owner(pair, k))}
     problems = [f"missing {key}" for key in own.keys() - state.keys()]
-    problems += [
-        f"unexpected {key} (what a pair makes at first use is there after it ran once on a batch)"
-        for key in state.keys() - own.keys() - declared.keys()
-    ]
+    problems += [f"unexpected {key}" for key in unknown.keys() - late.keys()]
     problems += [
         f"{key} of shape {tuple(state[key].shape)} where the pair has {tuple(own[key].shape)}"
         for key in own.keys() & state.keys()
-        if state[key].shape != own[key].shape
+        if not is_lazy(own[key]) and state[key].shape != own[key].shape
     ]
     if problems:
         raise ValueError(f"{source} does not fit this pair: " + "; ".join(sorted(problems)))
     if declared:
         attach_home(pair, {k.removeprefix("pyro_params."): v.to(device_of(pair)) for k, v in declared.items()})
-    pair.load_state_dict(state)
+    pair.load_state_dict({k: v for k, v in state.items() if k not in late})
+    give(pair, late)

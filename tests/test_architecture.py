@@ -20,6 +20,7 @@ ORDER = [
     "storage",
     "traces",
     "pair",
+    "late_params",
     "params",
     "nn",
     "data",

@@ -13,6 +13,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from ppvae.data import Source
+from ppvae.late_params import warn_of_waiting
 from ppvae.objectives.base import evaluate_objective
 from ppvae.objectives.joint import JointELBO
 from ppvae.pair import Batch, check_batch, check_data_plate, check_sites, failing_on, take, unequal_masks
@@ -71,6 +72,7 @@ def _check_runs(pair: nn.Module, batch: Batch, data: Source, name: str) -> tuple
     with failing_on(batch, pair, f"a minibatch of {name}", (RuntimeError, TypeError, ValueError)):
         guide_trace = poutine.trace(pair.guide).get_trace(*batch)
         model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(*batch)
+    warn_of_waiting(pair)
     check_sites(model_trace, guide_trace)
     _check_supports(model_trace, data, batch, name)
     with failing_on(batch, pair, f"a minibatch of {name}", (RuntimeError, TypeError, ValueError)):

@@ -110,6 +110,7 @@ class SVI:
             parameters=self.parameters,
             guarded=self._guarded,
             finish=_StepFromOutputs(self),
+            names=("weight", "args", "kwargs"),
             labels=self._labels,
             autocast=autocast is not None,
         )
@@ -212,8 +213,8 @@ class SVI:
     def _update(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], *, weight: float | None = None, check: bool = False
     ) -> StepTerms:
-        if self._compiles() and not kwargs and not check:
-            terms, (names, _) = self._compiled((weight, *args))
+        if self._compiles() and not check:
+            terms, (names, _) = self._compiled((weight, args, kwargs))
             self._steps += 1
             return StepTerms.of(dict(zip(names, terms, strict=True)))
         with nullcontext() if self._steps else modules_that_run(self._modules):
@@ -236,9 +237,9 @@ class SVI:
 
     def _gradient_as_outputs(self, args: tuple[Any, ...]) -> tuple[list[Any], Any]:
         """The gradient of a batch as a computation: the terms, and the gradients of the parameters that have one."""
-        weight, *batch = args
+        weight, batch, options = args
         with gradient_hooks_off(self.parameters()):  # they are called once for each step, when it is taken
-            terms = self._gradient(tuple(batch), weight).named()
+            terms = self._gradient(batch, weight, options).named()
         trained = [p for p in self.parameters() if p.grad is not None]
         return [*terms.values(), *(p.grad for p in trained)], (list(terms), trained)
 

@@ -21,6 +21,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from ppvae.compile.allocator import Allocations
+from ppvae.late_params import warn_of_waiting
 from ppvae.pair import (
     Batch,
     check_batch,
@@ -283,6 +284,7 @@ def choose_sampler(pair: nn.Module, probe: Batch, num_samples: int, given: Seque
         guide_trace = repeated.guide(probe, 1, {}, {})
         latents = repeated.posterior(guide_trace, 1)[0]
         model_trace = repeated.model(probe, 1, latents, {})
+    warn_of_waiting(pair)
     check_sites(model_trace, guide_trace)
     check_masks(model_trace, guide_trace)
     warn_of_factors(guide_trace)

@@ -323,10 +323,8 @@ def test_an_autoguide(tmp_path):
     assert pairs[0].guide_function.median()["loc"].item() == pytest.approx(exact, abs=0.02)
     assert same(state(pairs[0]), state(pairs[1]))
     assert not list(pyro.get_param_store().keys())
-    with pytest.raises(ValueError, match=r"unexpected guide_function.* there after it ran once on a batch"):
-        ppvae.load(pairs[2], tmp_path / "run")
-    fit(pairs[2], [x], epochs=1, lr=0.0)
     ppvae.load(pairs[2], tmp_path / "run")
+    fit(pairs[2], [x], epochs=1, lr=0.0)
     assert torch.equal(pairs[2].guide_function.median()["loc"], pairs[0].guide_function.median()["loc"])
 
 
