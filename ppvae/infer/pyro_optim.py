@@ -11,7 +11,7 @@ import operator
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from types import MethodType
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ class PyroOptimizers:
     def __init__(self, optim: PyroOptim) -> None:
         self._optim: Any = optim
         self._known: _Known = vars(optim).setdefault("_ppvae_known", _Known())
-        vars(optim).setdefault("get_state", MethodType(_named_state, optim))
+        vars(optim).setdefault("get_state", partial(_named_state, optim))
         self._joint: torch.optim.Optimizer | None = None
         self._options: list[dict[str, Any]] = []
         self._states: list[dict[str, Any]] = []
@@ -101,7 +101,7 @@ class _Known:
 
 def _named_state(optim: Any) -> dict[str, Any]:
     """What `PyroOptim.get_state` gives, also for parameters that are not in Pyro's store."""
-    with parameters_named(optim._ppvae_known.names):
+    with parameters_named(vars(optim)["_ppvae_known"].names):
         state: dict[str, Any] = type(optim).get_state(optim)
     return state
 
