@@ -43,7 +43,7 @@ def align(optimizer: torch.optim.Optimizer) -> None:
                 continue
             if parameter.grad.stride() != parameter.stride():
                 parameter.grad = torch.empty_like(parameter).copy_(parameter.grad)
-            state = optimizer.state[parameter]
+            shape, stride, state = parameter.shape, parameter.stride(), optimizer.state[parameter]
             for name, value in state.items():
-                if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                if isinstance(value, Tensor) and value.shape == shape and value.stride() != stride:
                     state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

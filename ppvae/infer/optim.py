@@ -125,7 +125,7 @@ class Stepper:
             parameter.grad = None  # what optimizer.zero_grad() does, without its bookkeeping
 
     def complete(self, parameters: Sequence[Tensor]) -> None:
-        """Gives parameters that were met without a gradient the one that they have in Pyro, where its object is used."""
+        """Gives parameters that were met without a gradient the one that they have in Pyro, if its object is used."""
         if self._pyro is not None:
             self._pyro.complete(parameters)
 
@@ -141,7 +141,8 @@ class Stepper:
         assert self.optimizer is not None
         for group, own in zip(state["param_groups"], self.optimizer.param_groups, strict=False):
             group |= {"fused": True} if own.get("fused") else {}  # its state then lies where the kernel wants it
-        on_gpu, records = all(p.is_cuda for group in self.optimizer.param_groups for p in group["params"]), self._records
+        on_gpu = all(p.is_cuda for group in self.optimizer.param_groups for p in group["params"])
+        records = self._records
         for group in state["param_groups"]:
             if "capturable" in group and group["capturable"] != records and (records or not on_gpu):
                 group |= {"capturable": records, "lr": float(group["lr"])}
@@ -254,4 +255,3 @@ class Held:
             and all(map(operator.is_, self.objects, other.objects))
             and self.options == other.options
         )
-

@@ -21,6 +21,7 @@ from torch import Tensor
 from ppvae._internals import hooked_steps, make_optimizer, note_step, parameters_named, steps_as_pyro_does
 from ppvae.infer.fused import fuses
 
+
 class PyroOptimizers:
     """The optimizers of a `pyro.optim` object.
 

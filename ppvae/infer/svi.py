@@ -42,9 +42,10 @@ class SVI:
     Args:
         model: the generative model.
         guide: the variational posterior.
-        optim: a function from parameters to a torch optimizer, or a `pyro.optim` object. A plain one becomes a
-            single torch optimizer, `svi.optimizer`, which then holds the state; one with schedules, clipping or
-            options by parameter name works as in Pyro.
+        optim: a function from parameters to a torch optimizer, or a `pyro.optim` object. torch's fused kernel is used
+            where there is one (Adam, AdamW, SGD, Adagrad) and nothing else was asked for. An object of Pyro's keeps its
+            options, states and schedules by parameter name (`get_state`, `save`, `optim_objs`): `svi.optimizer` then
+            steps all of its optimizers at once.
         loss: any Pyro ELBO object, or a function `(model, guide, *args) -> differentiable loss`.
         compile: whether to run the step as one compiled graph, see `ppvae.compile.compiled`. "auto" compiles where it
             repays itself: in 10,000 steps, `svi.planned_steps` or, where that is None, those taken.
@@ -122,7 +123,7 @@ class SVI:
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:
-        """The torch optimizer, once the first step or `setup` made it; None where Pyro's optimizer works as it is."""
+        """The torch optimizer, once the first step or `setup` made it; None where Pyro steps one by one."""
         return self.stepper.optimizer
 
     def step(self, *args: Any, **kwargs: Any) -> float:

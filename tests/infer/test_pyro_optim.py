@@ -163,7 +163,7 @@ def test_what_is_asked_for_is_done(options):
 
 def test_an_object_that_was_used_is_copied_and_pickled_as_before():
     optim = pyro.optim.Adam({"lr": 0.1})
-    _, svi, _ = trained(SVI, optim, steps=1)
+    trained(SVI, optim, steps=1)
     for copied in (copy.deepcopy(optim), pickle.loads(pickle.dumps(optim))):
         assert copied.get_state().keys() == optim.get_state().keys()
         assert copied.optim_objs.keys().isdisjoint(optim.optim_objs)
