@@ -204,7 +204,8 @@ class Objective(ELBO):
         """The loss with its traces and what was recorded."""
         self._traces, self._columns = [], {}
         try:
-            loss = self.differentiable_loss(model, guide, *args, **kwargs)
+            with torch.enable_grad():  # what it is made of may be Pyro's, which refuses what has no gradient
+                loss = self.differentiable_loss(model, guide, *args, **kwargs)
             return Evaluation(loss.detach(), loss, self._traces, self.num_particles, self._columns)
         finally:
             self._traces, self._columns = [], {}  # nothing of a step stays on the objective
@@ -250,7 +251,8 @@ def _evaluated(
     objective: Any, model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Evaluation:
     if not isinstance(objective, ELBO):
-        loss = torch.as_tensor(objective(model, guide, *args, **kwargs))
+        with torch.enable_grad():  # Pyro's `differentiable_loss`, of which it may be made, refuses what has no gradient
+            loss = torch.as_tensor(objective(model, guide, *args, **kwargs))
         return Evaluation(loss.detach(), loss)
     if isinstance(objective, Objective):
         return objective.evaluate(model, guide, args, kwargs)
