@@ -19,6 +19,7 @@ from pyro.optim import PyroOptim
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
+from ppvae._internals import gradient_hooks_off, has_gradient_hooks, put_gradient
 from ppvae.compile.compiled import Compile, Compiled, check_compile, repays
 from ppvae.compile.guards import Contents, Same, check_no_buffers, fingerprint, modules_that_run
 from ppvae.compile.verification import Label
@@ -51,9 +52,10 @@ class SVI(pyro.infer.SVI):
     Args:
         model: the generative model.
         guide: the variational posterior.
-        optim: a function from parameters to a torch optimizer, or a `pyro.optim` object. A plain one becomes a
-            single torch optimizer, `svi.optimizer`, which then holds the state; one with schedules, clipping or
-            options by parameter name works as in Pyro.
+        optim: a function from parameters to a torch optimizer, or a `pyro.optim` object. torch's fused kernel is used
+            where there is one (Adam, AdamW, SGD, Adagrad) and nothing else was asked for. An object of Pyro's keeps its
+            options, states and schedules by parameter name (`get_state`, `save`, `optim_objs`): `svi.optimizer` then
+            steps all of its optimizers at once.
         loss: any Pyro ELBO object, or a function `(model, guide, *args) -> differentiable loss`.
         loss_and_grads: of a function `loss`, what also adds the gradient to the parameters; an ELBO has its own.
         num_samples: how many traces `run` draws; deprecated in Pyro.
@@ -136,12 +138,13 @@ class SVI(pyro.infer.SVI):
         )
         self._steps = 0
         self._met: dict[int, tuple[str, Tensor]] = {}
+        self._met_now: set[int] = set()
         self._parameters: list[Tensor] = []
         self._tree: Contents | None = None
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:
-        """The torch optimizer, once the first step or `setup` made it; None where Pyro's optimizer works as it is."""
+        """The torch optimizer, once the first step or `setup` made it; None where Pyro steps one by one."""
         return self.stepper.optimizer
 
     @property
@@ -210,6 +213,11 @@ class SVI(pyro.infer.SVI):
         order = dict.fromkeys([*(id(p) for _, p in self._owned()), *self._met])
         return [named[key] for key in order if named[key][1].requires_grad]
 
+    def names_of_step(self) -> list[tuple[str, Tensor]]:
+        """The same with the names that the optimizer goes by: of one of Pyro's, those of Pyro statements."""
+        named = self.named_parameters()
+        return [self._met.get(id(p), (name, p)) for name, p in named] if isinstance(self.optim, PyroOptim) else named
+
     def _owned(self) -> Iterator[tuple[str, Tensor]]:
         """The parameters of modules; what several hold goes by its name in the first, the pair before the objective."""
         seen: set[int] = set()
@@ -232,7 +240,7 @@ class SVI(pyro.infer.SVI):
                 pyro.poutine.replay(self.model, trace=guide_trace)(*batch)
             self._remember(params.trace)
         self._parameters = []
-        self.stepper.prepare(self.named_parameters())
+        self.stepper.prepare(self.names_of_step())
         self.parameters()  # known from here on, so that the first step can run compiled
 
     def check_buffers(self) -> None:
@@ -250,7 +258,7 @@ class SVI(pyro.infer.SVI):
             result = self._gradient(args, weight, kwargs, check=check)
         self._steps += 1
         if self.parameters():
-            self.stepper.step(self.named_parameters, self.parameters())
+            self.stepper.step(self.names_of_step, self.parameters())
         return result
 
     def _compiles(self) -> bool:
@@ -268,7 +276,8 @@ class SVI(pyro.infer.SVI):
     def _gradient_as_outputs(self, args: tuple[Any, ...]) -> tuple[list[Any], Any]:
         """The gradient of a batch as a computation: the terms, and the gradients of the parameters that have one."""
         weight, batch, options = args
-        terms = self._gradient(batch, weight, options).named()
+        with gradient_hooks_off(self.parameters()):  # they are called once for each step, when it is taken
+            terms = self._gradient(batch, weight, options).named()
         trained = [p for p in self.parameters() if p.grad is not None]
         return [*terms.values(), *(p.grad for p in trained)], (list(terms), trained)
 
@@ -286,6 +295,8 @@ class SVI(pyro.infer.SVI):
         elif surrogate is None and weight is not None:
             for gradient in (p.grad for p in parameters if p.grad is not None):
                 gradient.mul_(weight)
+        # Pyro's statements name what a step trains; a module that announces none is trained whole.
+        self.stepper.complete([p for p in parameters if id(p) in self._met_now or id(p) not in self._met])
         terms = evaluation.terms()
         if check:
             self._check_finite(evaluation.all_traces(), terms)
@@ -314,11 +325,13 @@ class SVI(pyro.infer.SVI):
 
     def _remember(self, trace: Trace) -> None:
         """Notes the parameters that Pyro statements met; one met for the first time joins the optimizer."""
+        self._met_now.clear()
         for name, site in trace.nodes.items():
             if name.startswith(BASELINES):
                 continue
             value = site["value"]
             parameter = value.unconstrained() if hasattr(value, "unconstrained") else value
+            self._met_now.add(id(parameter))
             if parameter.requires_grad and parameter.is_leaf and id(parameter) not in self._met:
                 self._met[id(parameter)] = (name, parameter)
                 self._parameters = []
@@ -356,13 +369,13 @@ class _StepFromOutputs:
     def __call__(self, outputs: Sequence[Tensor], layout: Any) -> Sequence[Tensor]:
         names, trained = layout
         for parameter, gradient in zip(trained, outputs[len(names) :], strict=True):
-            parameter.grad = gradient
-        self.svi.stepper.step(self.svi.named_parameters, self.svi.parameters())
+            put_gradient(parameter, gradient)
+        self.svi.stepper.step(self.svi.names_of_step, self.svi.parameters())
         return outputs[: len(names)]
 
     def held(self, layout: Any) -> Held | None:
         _, trained = layout
-        return self.svi.stepper.held(trained)
+        return None if any(map(has_gradient_hooks, trained)) else self.svi.stepper.held(trained)
 
 
 def _owner(function: Callable[..., Any]) -> nn.Module | None:
