@@ -26,10 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from ppvae._internals import handlers
+from ppvae.compile.arguments import Arguments, UncompilableError
 from ppvae.compile.cuda_graph import Recording, recordable
-from ppvae.compile.guards import Contents, Kept, Same, fingerprint, is_plain_object, modules_that_run, state_unchanged
+from ppvae.compile.guards import Contents, Kept, fingerprint, modules_that_run, state_unchanged
 from ppvae.compile.inductor import build_headers, compile_graph
-from ppvae.compile.tracing import Computation, Traced, UncompilableError, check_same, tensors_of, trace
+from ppvae.compile.tracing import Computation, Traced, check_same, trace
 from ppvae.compile.verification import AUTOCAST, Label, first_difference, nudged
 from ppvae.params import baselines, baselines_kept
 
@@ -102,6 +103,7 @@ class Compiled:
         parameters: gives the tensors that it leaves gradients on.
         guarded: gives what else the computation depends on, hashable.
         finish: what is done with the outputs.
+        names: what the arguments are called, for the warning that names one.
         labels: from the layout of the outputs to what each is called, for the warning that names one.
         autocast: whether products are computed in half precision, which rounds more.
 
@@ -121,6 +123,7 @@ class Compiled:
         parameters: Callable[[], list[Tensor]] = list,
         guarded: Callable[[], Any] = tuple,
         finish: Finish | None = None,
+        names: Sequence[str] = (),
         labels: Callable[[Any], Sequence[Label]] = _places,
         autocast: bool = False,
     ) -> None:
@@ -129,6 +132,7 @@ class Compiled:
         self._parameters = parameters
         self._guarded = guarded
         self._finish = finish
+        self._names = names
         self._labels = labels
         self._tolerance = AUTOCAST if autocast else 1.0
         self._graphs: dict[Any, _Graph] = {}
@@ -136,11 +140,12 @@ class Compiled:
         self._misses = 0
         self._eager = False
 
-    def __call__(self, args: tuple[Any, ...]) -> tuple[Sequence[Tensor], Any]:
+    def __call__(self, values: tuple[Any, ...]) -> tuple[Sequence[Tensor], Any]:
         """What the computation gives, finished. It is the caller's: no later call writes over it."""
         graph, outputs = None, None
         if not self._eager:
             try:
+                args = Arguments(values, self._names)
                 graph = self._graph(args)
                 outputs = None if graph is None else self._run(graph, args)
             except _FailedEagerly as failed:
@@ -149,7 +154,7 @@ class Compiled:
                 self._eager = True
                 warnings.warn(f"not compiled, runs eagerly: {_first_line(error)}", stacklevel=4)
         if graph is None or outputs is None:
-            outputs, layout = self._compute(args)
+            outputs, layout = self._compute(values)
             return self._finished(outputs, layout), layout
         layout = graph.traced.layout
         finished = outputs if graph.finishes else self._finished(outputs, layout)
@@ -168,7 +173,7 @@ class Compiled:
     def _finished(self, outputs: Sequence[Tensor], layout: Any) -> Sequence[Tensor]:
         return outputs if self._finish is None else self._finish(outputs, layout)
 
-    def _run(self, graph: _Graph, args: tuple[Any, ...]) -> Sequence[Tensor] | None:
+    def _run(self, graph: _Graph, args: Arguments) -> Sequence[Tensor] | None:
         """Runs a graph, the first time beside the eager computation; None where that is to be taken in its place."""
         outputs = graph.run(args, self._finish) if graph.verified else self._verified(graph, args)
         if outputs is None:
@@ -177,7 +182,7 @@ class Compiled:
                 raise UncompilableError("the pair's Python code depends on values of tensors, which keep changing")
         return outputs
 
-    def _verified(self, graph: _Graph, args: tuple[Any, ...]) -> Sequence[Tensor] | None:
+    def _verified(self, graph: _Graph, args: Arguments) -> Sequence[Tensor] | None:
         """Compares the first run of a graph with the eager computation.
 
         Where they differ, what rounding alone can do to this computation is found out: its own of nudged parameters. A
@@ -189,7 +194,7 @@ class Compiled:
         """
         held = [(name, Kept(tensor)) for name, tensor in self._tensors_held()]
         with self._unchanged():
-            outputs, layout = self._compute(args)
+            outputs, layout = self._compute(args.values)
             written = [(name, kept.tensor) for name, kept in held if kept.is_written]
             graph.written = [tensor for _, tensor in written]
             expected = [t.detach().clone() for t in (*outputs, *graph.written)]
@@ -212,12 +217,12 @@ class Compiled:
         graph.contents = Contents(self._modules)  # what Python left on modules is bookkeeping, as it was while tracing
         return found
 
-    def _nudged(self, args: tuple[Any, ...], tensors: Sequence[Tensor]) -> list[Tensor]:
+    def _nudged(self, args: Arguments, tensors: Sequence[Tensor]) -> list[Tensor]:
         """What the eager computation gives, and leaves in tensors, of parameters that are rounded otherwise."""
         parameters = {id(p): p for p in self._parameters()}
         parameters |= {id(p): p for module in self._modules for p in module.parameters()}
         with nudged(list(parameters.values())), self._unchanged():
-            outputs, _ = self._compute(args)
+            outputs, _ = self._compute(args.values)
             return [t.detach().clone() for t in (*outputs, *tensors)]
 
     def _tensors_held(self) -> list[tuple[str, Tensor]]:
@@ -226,17 +231,17 @@ class Compiled:
         others = {id(t): ("a tensor that a module holds", t) for t in Contents(self._modules).tensors()}
         return [(name, tensor) for name, tensor in (others | buffers).values() if not tensor.is_inference()]
 
-    def _graph(self, args: tuple[Any, ...]) -> _Graph | None:
+    def _graph(self, args: Arguments) -> _Graph | None:
         """The compiled graph for this kind of arguments; None where there are too many kinds."""
         kind = self._kind(args)
         if kind not in self._graphs and len(self._graphs) >= MAX_GRAPHS:
             self._graphs.pop(next((k for k, graph in self._graphs.items() if not graph.trusted), None), None)
         if kind not in self._graphs and len(self._graphs) < MAX_GRAPHS:
-            if not any(tensor.is_cuda for tensor in tensors_of(args)):
+            if not any(tensor.is_cuda for tensor in args.tensors):
                 build_headers()
             with self._unchanged(), modules_that_run(self._modules):
                 try:
-                    self._compute(args)  # a first run may settle things, such as a guessed nesting of plates
+                    self._compute(args.values)  # a first run may settle things, such as a guessed nesting of plates
                 except Exception as error:
                     raise _FailedEagerly(error) from error
             kind = self._kind(args)
@@ -253,12 +258,12 @@ class Compiled:
         self._graphs[kind] = self._compile(args)
         return self._graphs[kind]
 
-    def _kind(self, args: tuple[Any, ...]) -> Any:
+    def _kind(self, args: Arguments) -> Any:
         """What a graph is made for: arguments, precision, the handlers around, and what the caller guards."""
         precision = [(d, torch.is_autocast_enabled(d) and torch.get_autocast_dtype(d)) for d in ("cpu", "cuda")]
-        return (_layout(args), *precision, tuple(map(fingerprint, handlers())), self._guarded())
+        return (args.kind(), *precision, tuple(map(fingerprint, handlers())), self._guarded())
 
-    def _trace(self, args: tuple[Any, ...]) -> Traced:
+    def _trace(self, args: Arguments) -> Traced:
         with self._unchanged():
             before = baselines()
             traced = trace(self._compute, args)
@@ -274,13 +279,13 @@ class Compiled:
         with baselines_kept(), state_unchanged(self._modules, self._parameters(), tensors):
             yield
 
-    def _compile(self, args: tuple[Any, ...]) -> _Graph:
+    def _compile(self, args: Arguments) -> _Graph:
         runs = [self._trace(args), self._trace(args)]
         check_same(*runs)  # what differs between two runs on the same arguments is no function of the tensors
         first, inputs = (run.lift_tensors() for run in runs)
         graph = _Graph(runs[-1], inputs, self._modules, Contents(self._modules))
         constants_apart = [b for a, b in zip(first, inputs, strict=True) if a is b]
-        graph.recordable = recordable([*tensors_of(args), *constants_apart])
+        graph.recordable = recordable([*args.tensors, *constants_apart])
         graph.compile(args)
         return graph
 
@@ -315,12 +320,12 @@ class _Graph:
         kinds = [(tensor.dtype, tensor.shape, tensor.stride(), tensor.device) for tensor in self.inputs]
         return f"{traced.module.graph}{kinds}"
 
-    def compile(self, args: tuple[Any, ...]) -> None:
+    def compile(self, args: Arguments) -> None:
         """Compiles for arguments like these."""
         self.code = self._code(self.traced)  # before the compiler works on it
-        self.function = compile_graph(self.traced.module, [*tensors_of(args), *self.inputs])
+        self.function = compile_graph(self.traced.module, [*args.tensors, *self.inputs])
 
-    def run(self, args: tuple[Any, ...], finish: Finish | None) -> Sequence[Tensor] | None:
+    def run(self, args: Arguments, finish: Finish | None) -> Sequence[Tensor] | None:
         """Runs the graph; where it `finishes` itself, also what comes after.
 
         Returns:
@@ -328,7 +333,7 @@ class _Graph:
             then changed, not even the random state.
         """
         assert self.function is not None
-        tensors, decisions = tensors_of(args), self.traced.decisions
+        tensors, decisions = args.tensors, self.traced.decisions
         self.runs += 1
         if not decisions:
             self._record(tensors, finish)
@@ -373,20 +378,6 @@ def _same_inputs(a: list[Tensor], b: list[Tensor]) -> bool:
     """Whether these are the same tensors, or constants of the same values."""
     return len(a) == len(b) and all(
         x is y or (x.dtype == y.dtype and x.device == y.device and torch.equal(x, y)) for x, y in zip(a, b, strict=True)
-    )
-
-
-def _layout(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What a graph takes for granted of a batch."""
-    return tuple(
-        (a.shape, a.stride(), a.dtype, a.device, a.requires_grad)
-        if isinstance(a, Tensor)
-        else _layout(a)
-        if isinstance(a, tuple)
-        else (Same(a), fingerprint(a))
-        if is_plain_object(a)
-        else a
-        for a in args
     )
 
 

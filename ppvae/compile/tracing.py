@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -16,14 +16,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
 from ppvae._internals import TorchDispatchMode, modes_off, scalar_read
+from ppvae.compile.arguments import Arguments, UncompilableError
 from ppvae.compile.decompositions import DECOMPOSITIONS
 
 Computation = Callable[[tuple[Any, ...]], tuple[Sequence[Tensor], Any]]
 """From arguments to tensors, and to whatever says what these are."""
-
-
-class UncompilableError(RuntimeError):
-    """What a pair computes depends on more than a graph can hold; the message says on what."""
 
 
 @dataclass
@@ -60,14 +57,14 @@ class Traced:
         return inputs
 
 
-def trace(compute: Computation, args: tuple[Any, ...]) -> Traced:
+def trace(compute: Computation, args: Arguments) -> Traced:
     """Runs a computation, without Pyro's validation, and writes down its tensor operations."""
     layout: list[Any] = []
     decisions: list[float] = []
 
     def traced(*tensors: Tensor) -> list[Tensor]:
         with _ItemsStay(), _Reads() as reads:
-            outputs, what = compute(_with_tensors(args, iter(tensors)))
+            outputs, what = compute(args.with_tensors(tensors))
         layout.append(what)
         decisions.extend(value for _, value in reads.decisions)
         return [*outputs, *(tensor for tensor, _ in reads.decisions)]
@@ -75,7 +72,7 @@ def trace(compute: Computation, args: tuple[Any, ...]) -> Traced:
     with pyro.validation_enabled(False):
         # New aliases: a tensor that is given twice, or that the pair refers to as well, is an argument of its own.
         module = make_fx(traced, decomposition_table=DECOMPOSITIONS)(
-            *(t if t.requires_grad else t.detach() for t in tensors_of(args))
+            *(t if t.requires_grad else t.detach() for t in args.tensors)
         )
     return Traced(module, layout[0], decisions)
 
@@ -151,23 +148,3 @@ def check_same(first: Traced, second: Traced) -> None:
             same = same and (a is b or (a.shape == b.shape and bool(torch.equal(a, b))))
     if not same:
         raise UncompilableError("two runs of the pair on one batch differ: it uses a state that is no tensor")
-
-
-def tensors_of(args: tuple[Any, ...]) -> list[Tensor]:
-    """The tensors among the arguments of a pair, or of several minibatches that are tuples of them."""
-    found: list[Tensor] = []
-    for a in args:
-        if isinstance(a, Tensor):
-            found.append(a)
-        elif isinstance(a, tuple):
-            found += tensors_of(a)
-    return found
-
-
-def _with_tensors(args: tuple[Any, ...], tensors: Iterator[Tensor]) -> tuple[Any, ...]:
-    """The arguments with other tensors in place of theirs."""
-
-    def replaced(a: Any) -> Any:
-        return _with_tensors(a, tensors) if isinstance(a, tuple) else next(tensors) if isinstance(a, Tensor) else a
-
-    return tuple(map(replaced, args))

@@ -129,6 +129,7 @@ class Trainer:
     def run(self, *, epochs: int, patience: int | None, progress: bool) -> Run:
         """Trains until `epochs` epochs are done, validation stops improving, a callback asks to stop, or Ctrl-C."""
         began = time.perf_counter()
+        self.svi.refuses_idle = True
         self.svi.planned_steps = (self.steps_per_epoch or 0) * epochs
         with (
             modes_kept(self.pair),

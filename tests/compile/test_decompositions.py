@@ -7,6 +7,7 @@ import torch
 from pyro.infer import Trace_ELBO
 from torch import Tensor
 
+from ppvae.compile.arguments import Arguments
 from ppvae.compile.decompositions import DECOMPOSITIONS
 from ppvae.compile.inductor import compile_graph
 from ppvae.compile.tracing import trace
@@ -18,7 +19,7 @@ STACKED = torch.randn(2, 4, 5, generator=RANDOM), torch.randn(2, 5, 3, generator
 
 
 def graph_of(function, *args):
-    return trace(lambda args: ([function(*args)], None), args).module
+    return trace(lambda args: ([function(*args)], None), Arguments(args)).module
 
 
 SUMS = {
@@ -95,7 +96,7 @@ def test_no_factor_is_lost_where_the_compiler_fuses_sums_into_products():
         return [*of_sums, *(form(m) for form in PRODUCTS.values())], None
 
     expected, _ = compute((M, A, B))
-    traced = trace(compute, (M, A, B))
+    traced = trace(compute, Arguments((M, A, B)))
     constants = traced.lift_tensors()
     found = compile_graph(traced.module, [M, A, B, *constants])(M, A, B, *constants)
     for name, one, other in zip([*SUMS, *PRODUCTS], found, expected, strict=True):
