@@ -135,6 +135,7 @@ class LocalParams(Messenger):
 
     def _keep(self, name: str, parameter: nn.Parameter) -> None:
         self.home.set_unconstrained(name, parameter)
+        self._owned.add(id(parameter))
         if self._attach_to is not None:
             self._attach_to.add_module(_HOME, self.home)
             self._attach_to = None

@@ -22,6 +22,7 @@ from ppvae.infer.optim import ParamGroups
 from ppvae.infer.run_config import describe, describe_groups, describe_pair, describe_source, versions
 from ppvae.infer.run_folder import Run, RunFolder
 from ppvae.infer.trainer import Trainer
+from ppvae.isolation import check_trainable, check_unhandled
 from ppvae.objectives.base import networks_of
 from ppvae.objectives.importance_weighted import ImportanceWeightedELBO
 from ppvae.objectives.joint import JointELBO
@@ -114,6 +115,7 @@ def fit(
         TypeError: where an argument is of the wrong kind.
         ValueError: naming the argument, data set or site that is wrong, before any training.
         FileExistsError: where `out` holds a run and `resume` is not set.
+        RuntimeError: where it runs inside of `torch.no_grad()`, or of a Pyro handler, which would do nothing in it.
         NonFiniteError: naming the first non-finite site or parameter, the epoch and the step; the pair then
             holds the weights before that step.
 
@@ -124,6 +126,8 @@ def fit(
         >>> [row["epoch"] for row in run.history]
         [1.0, 2.0]
     """
+    check_trainable("fit")
+    check_unhandled("fit")
     check_pair(pair)
     epochs, batch_size, seed = check_count("epochs", epochs), check_count("batch_size", batch_size), check_seed(seed)
     patience = None if patience is None else check_count("patience", patience)

@@ -23,6 +23,7 @@ from ppvae.infer.optim import OptimizerFactory, ParamGroups
 from ppvae.infer.preflight import check_fits, check_kl_sites, check_objective, default_objective, warn_of_marks
 from ppvae.infer.run_folder import Row, Run, RunFolder
 from ppvae.infer.svi import SVI
+from ppvae.isolation import isolated
 from ppvae.objectives.base import StepTerms, networks_of
 from ppvae.objectives.joint import JointELBO
 from ppvae.objectives.reverse import trained_model
@@ -65,6 +66,7 @@ class Trainer:
     autocast: torch.dtype | None
     callbacks: Sequence[Callback] = ()
 
+    @isolated()
     def prepare(self) -> None:
         """Runs the pair once on a minibatch: creates its parameters, checks it against the data.
 
@@ -129,6 +131,7 @@ class Trainer:
     def run(self, *, epochs: int, patience: int | None, progress: bool) -> Run:
         """Trains until `epochs` epochs are done, validation stops improving, a callback asks to stop, or Ctrl-C."""
         began = time.perf_counter()
+        self.svi.refuses_idle = True
         self.svi.planned_steps = (self.steps_per_epoch or 0) * epochs
         with (
             modes_kept(self.pair),
@@ -138,7 +141,7 @@ class Trainer:
         ):
             while (stopped := self._finished(epochs, patience)) is None:
                 bar.set_description(f"epoch {self.progress.epoch + 1}/{epochs}", refresh=False)
-                with self._drawing(), self.svi.running(), validation(False):
+                with isolated(), self._drawing(), self.svi.running(), validation(False):
                     if not self._epoch(stop, bar):
                         stopped = "interrupted"
                         break
@@ -162,6 +165,7 @@ class Trainer:
             yield
             self.rng = self.random.get()
 
+    @isolated()
     def _called_back(self) -> bool:
         """Shows the finished epoch to the callbacks, outside all that training has set up; whether one asks to stop.
 

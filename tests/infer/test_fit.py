@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 import ppvae
 from ppvae.data import Batches
 from ppvae.models import PPCA
-from ppvae.objectives import Cosine, Linear
+from ppvae.objectives import Cosine, Linear, Objective
 from tests.infer.pairs import D, Published, Scalar, Store, TwoLatents, binary, same, small_vae, state
 
 fit = partial(ppvae.fit, progress=False)
@@ -346,6 +346,14 @@ def test_a_frozen_part_stays_and_a_trained_part_moves():
     assert moved == {name for name in before if name.startswith("q_z_given_x")}
 
 
+class MadeOfPyros(Objective):
+    """Pyro's loss, and nothing else."""
+
+    def differentiable_loss(self, model, guide, *args, **kwargs):
+        elbo = TraceEnum_ELBO(strict_enumeration_warning=False)
+        return elbo.differentiable_loss(model, guide, *args, **kwargs)
+
+
 @pytest.mark.parametrize(
     ("loss", "terms"),
     [
@@ -355,6 +363,11 @@ def test_a_frozen_part_stays_and_a_trained_part_moves():
         (TraceGraph_ELBO(), True),
         (TraceEnum_ELBO(strict_enumeration_warning=False), True),
         (lambda model, guide, *args: Trace_ELBO().differentiable_loss(model, guide, *args), False),
+        (
+            TraceEnum_ELBO(strict_enumeration_warning=False).differentiable_loss,
+            False,
+        ),  # which refuses what has no gradient
+        (MadeOfPyros(), False),
     ],
 )
 def test_every_kind_of_loss_trains(loss, terms):
