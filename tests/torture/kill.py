@@ -1,4 +1,4 @@
-"""`python -m tests.torture.kill KIND FOLDER SEED`: trains, killed again and again, until the run is done; prints the kills.
+"""`python -m tests.torture.kill KIND FOLDER SEED`: trains, killed again and again, until it is done; prints the kills.
 
 Every process is a fork of this one and kills itself: at a step, or in the middle of a write.
 """

@@ -66,7 +66,7 @@ def equal(a, b):
     """Whether a forgery changed nothing."""
     try:
         return same(a, b)
-    except (TypeError, AttributeError, RuntimeError):
+    except (TypeError, AttributeError, RuntimeError, OverflowError):
         return False
 
 
@@ -82,13 +82,12 @@ def check_checkpoints(tmp_path, share, every):
         folder = tmp_path / "copy"
         shutil.copytree(whole, folder)
         save_state(RunFolder(folder).last, forgery)
+        said, may_differ = "", path[0] in ("progress", "rng") or path[:2] == ("optimizer", "param_groups")
         try:
             result("validated", folder)
         except (ValueError, OSError) as error:
-            refused += 1
-            assert str(folder) in str(error), (path, error)
-        else:
-            assert path[0] == "progress" or path[:2] == ("optimizer", "param_groups") or path[0] == "rng", path
+            refused, said = refused + 1, str(error)
+        assert str(folder) in said if said else may_differ, (path, said)
         shutil.rmtree(folder)
     return refused
 
