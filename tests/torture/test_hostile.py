@@ -71,7 +71,7 @@ def equal(a, b):
 
 
 def check_checkpoints(tmp_path, share, every):
-    """Numbers in the history, the sums and the moments may be others: they are of the right kind, and were signed."""
+    """What is of the right kind may be another number: whoever forges it has signed it."""
     whole = tmp_path / "whole"
     train("validated", whole)
     state = load_state(RunFolder(whole).last)
@@ -83,6 +83,7 @@ def check_checkpoints(tmp_path, share, every):
         shutil.copytree(whole, folder)
         save_state(RunFolder(folder).last, forgery)
         said, may_differ = "", path[0] in ("progress", "rng") or path[:2] == ("optimizer", "param_groups")
+        may_differ = may_differ or (path[:2] == ("optimizer", "state") and len(path) == 3)  # one without a gradient
         try:
             result("validated", folder)
         except (ValueError, OSError) as error:
