@@ -43,7 +43,7 @@ Draws = dict[str, dict[str, Tensor]]
 MAX_SHOWN = 6
 """The most names that a message lists."""
 
-_FAILURES = {False: (RuntimeError, TypeError), True: (RuntimeError, TypeError, ValueError)}
+_FAILURES = {False: (RuntimeError, TypeError, IndexError), True: (RuntimeError, TypeError, IndexError, ValueError)}
 """What a pair's code raises on all data, and on some of those that it took: there also what Pyro says of plates."""
 
 
