@@ -25,6 +25,7 @@ from ppvae.compile.guards import Contents, Same, check_no_buffers, fingerprint, 
 from ppvae.compile.verification import Label
 from ppvae.infer.nonfinite import NonFiniteError, check_finite
 from ppvae.infer.optim import Held, OnGradients, OptimizerFactory, ParamGroups, Stepper
+from ppvae.isolation import check_trainable, one_at_a_time
 from ppvae.loans import users_store
 from ppvae.objectives.base import (
     Evaluation,
@@ -115,6 +116,7 @@ class SVI(pyro.infer.SVI):
             self.objective = LossAndGrads(loss, loss_and_grads)
         self.compile = compile
         self.planned_steps: int | None = None
+        self.refuses_idle = False  # a first step that would change nothing, of which Pyro says no word
         self.autocast = autocast
         self.optim = optim
         self.stepper = Stepper(
@@ -166,6 +168,7 @@ class SVI(pyro.infer.SVI):
 
         Where an objective is several losses (`ReweightedWakeSleep`), all of them.
         """
+        check_trainable("SVI.step")
         with self.running():
             return as_number(self._update(args, kwargs))
 
@@ -177,15 +180,16 @@ class SVI(pyro.infer.SVI):
     @contextmanager
     def running(self) -> Iterator[None]:
         """Context in which the parameters of modules live on the modules; `update` must run inside."""
-        if not self._local:
-            with users_store():
-                yield
-            return
-        try:
-            with module_local(), LocalParams(self._owners[0], attach=True):
-                yield
-        finally:
-            lend_params(self._owners[0])
+        with one_at_a_time():
+            if not self._local:
+                with users_store():
+                    yield
+                return
+            try:
+                with module_local(), LocalParams(self._owners[0], attach=True):
+                    yield
+            finally:
+                lend_params(self._owners[0])
 
     def update(self, *args: Any, weight: float | None = None, check: bool = False) -> StepTerms:
         """Takes one gradient step; with `Trace_ELBO` and its like nothing is read back from the device.
@@ -302,12 +306,21 @@ class SVI(pyro.infer.SVI):
         elif surrogate is None and weight is not None:
             for gradient in (p.grad for p in parameters if p.grad is not None):
                 gradient.mul_(weight)
+        if self.refuses_idle and not self._steps and all(parameter.grad is None for parameter in parameters):
+            raise ValueError(self._reaches_nothing())
         # Pyro's statements name what a step trains; a module that announces none is trained whole.
         self.stepper.complete([p for p in parameters if id(p) in self._met_now or id(p) not in self._met])
         terms = evaluation.terms()
         if check:
             self._check_finite(evaluation.all_traces(), terms)
         return terms
+
+    def _reaches_nothing(self) -> str:
+        return (
+            f"loss {type(self.objective).__name__} depends on none of the parameters "
+            f"{[name for name, _ in self.named_parameters()]}: "
+            "is it a constant, or is something detached, or computed under torch.no_grad(), on the way to it?"
+        )
 
     def _labels(self, layout: Any) -> list[Label]:
         """What the outputs of a compiled gradient are called."""
