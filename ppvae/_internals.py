@@ -6,8 +6,9 @@ and `Transform` is meant to use of torch (`self._validate_sample`, `self._extend
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
@@ -23,6 +24,7 @@ from pyro.optim.optim import _load_state_dict
 from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK, effectful
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
+from torch.distributions.constraints import Constraint
 from torch.distributions.kl import _KL_REGISTRY
 from torch.distributions.transforms import _InverseTransform
 from torch.distributions.utils import _sum_rightmost
@@ -144,21 +146,68 @@ def steps_as_pyro_does(optim: PyroOptim) -> bool:
     return type(optim).__call__ in (PyroOptim.__call__, PyroLRScheduler.__call__)
 
 
+@dataclass
+class StoreContents:
+    """What Pyro's parameter store holds.
+
+    Attributes:
+        values: unconstrained, by name.
+        names: by value.
+        constraints: by name.
+    """
+
+    values: MutableMapping[str, Tensor]
+    names: MutableMapping[Tensor, str]
+    constraints: MutableMapping[str, Constraint]
+
+    @classmethod
+    def now(cls) -> StoreContents:
+        """Those of the moment, for reading and writing."""
+        store = pyro.get_param_store()
+        return cls(store._params, store._param_to_name, store._constraints)
+
+    @property
+    def is_users(self) -> bool:
+        """Whether these are what Pyro itself keeps, and not put there by `show`."""
+        return isinstance(self.values, dict)
+
+    def show(self) -> None:
+        """Puts these in the place of what the store holds."""
+        store: Any = pyro.get_param_store()
+        store._params, store._param_to_name, store._constraints = self.values, self.names, self.constraints
+
+    def put(self, name: str, value: Tensor, constraint: Constraint) -> None:
+        """Adds an unconstrained value."""
+        self.values[name], self.names[value], self.constraints[name] = value, name, constraint
+
+    def take(self, name: str) -> tuple[Tensor, Constraint]:
+        """Removes a value."""
+        value = self.values.pop(name)
+        self.names.pop(value, None)
+        return value, self.constraints.pop(name)
+
+
 @contextmanager
-def fresh_module_state() -> Iterator[None]:
-    """Gives every `PyroModule` the state that Pyro gives those built with `module_local_params` on."""
-    before = vars(_Context).get("param_state")
-    _Context.param_state = before or _FreshState()
+def modules_in_one_store() -> Iterator[None]:
+    """Runs every `PyroModule` in the parameter store that is there: with `module_local_params` each opens its own."""
+    contexts: Any = _Context
+    before = contexts.__enter__, contexts.__exit__
+    contexts.__enter__, contexts.__exit__ = _enter, _exit
     try:
         yield
     finally:
-        if before is None:
-            del _Context.param_state
+        contexts.__enter__, contexts.__exit__ = before
 
 
-class _FreshState:
-    def __get__(self, context: Any, owner: Any) -> dict[str, dict[str, Any]]:
-        return {"params": {}, "constraints": {}}
+def _enter(context: Any) -> None:
+    context.active += 1
+    context.used = True
+
+
+def _exit(context: Any, *error: Any) -> None:
+    context.active -= 1
+    if not context.active:
+        context.cache.clear()
 
 
 # Tensors, modules, optimizers
