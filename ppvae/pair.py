@@ -394,7 +394,10 @@ def naming_arguments(trace: Trace, batch: Batch) -> Iterator[None]:
 
 @contextmanager
 def failing_on(
-    batch: Batch, pair: nn.Module, what: str, errors: tuple[type[Exception], ...] = (RuntimeError, TypeError, IndexError)
+    batch: Batch,
+    pair: nn.Module,
+    what: str,
+    errors: tuple[type[Exception], ...] = (RuntimeError, TypeError, IndexError),
 ) -> Iterator[None]:
     """Says of the pair's own errors on which data they came.
 
