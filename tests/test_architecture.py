@@ -21,6 +21,7 @@ ORDER = [
     "storage",
     "traces",
     "pair",
+    "failures",
     "late_params",
     "loans",
     "params",
