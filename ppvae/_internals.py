@@ -6,20 +6,25 @@ and `Transform` is meant to use of torch (`self._validate_sample`, `self._extend
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
+import pyro
 import torch
 from pyro.distributions import MaskedDistribution
 from pyro.distributions.conditional import _ConditionalInverseTransformModule
 from pyro.infer import ELBO
 from pyro.nn.module import _Context
 from pyro.optim import PyroOptim
-from pyro.poutine.runtime import _PYRO_STACK, effectful
+from pyro.optim.lr_scheduler import PyroLRScheduler
+from pyro.optim.optim import _load_state_dict
+from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK, effectful
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
+from torch.distributions.constraints import Constraint
 from torch.distributions.kl import _KL_REGISTRY
 from torch.distributions.transforms import _InverseTransform
 from torch.distributions.utils import _sum_rightmost
@@ -36,6 +41,20 @@ __all__ = ["TorchDispatchMode"]
 def handlers() -> list[Any]:
     """The Pyro handlers around the caller, the outermost first."""
     return _PYRO_STACK
+
+
+@contextmanager
+def no_handlers() -> Iterator[None]:
+    """Runs without the Pyro handlers around the caller, the dims of their plates free."""
+    stacks = [_PYRO_STACK, _DIM_ALLOCATOR._stack]
+    around = [stack[:] for stack in stacks]
+    for stack in stacks:
+        stack.clear()
+    try:
+        yield
+    finally:
+        for stack, before in zip(stacks, around, strict=True):
+            stack[:] = before
 
 
 def is_subsampling(fn: Any) -> bool:
@@ -87,6 +106,11 @@ def loss_of_particle(elbo: Any, model_trace: Trace, guide_trace: Trace) -> tuple
     return elbo._differentiable_loss_particle(model_trace, guide_trace)
 
 
+def refuses_constant(error: ValueError) -> bool:
+    """Whether `TraceEnum_ELBO` refused to differentiate a loss for having no gradient."""
+    return str(error).startswith("ELBO is cannot be differentiated")
+
+
 def announce(name: str, parameter: Tensor) -> None:
     """Lets the handlers around the caller see a parameter, as `pyro.param` does, without a place in Pyro's store."""
 
@@ -100,26 +124,90 @@ def announce(name: str, parameter: Tensor) -> None:
     same(alias, name=name)
 
 
-def waits_for_state(optim: PyroOptim) -> bool:
-    """Whether a Pyro optimizer was given a state that its torch optimizers, which it has yet to make, will take."""
-    return bool(optim._state_waiting_to_be_consumed)
+@contextmanager
+def parameters_named(names: Mapping[Tensor, str]) -> Iterator[None]:
+    """Lets Pyro's store give these names for parameters, as a Pyro optimizer asks it to; of others its own."""
+    store = pyro.get_param_store()
+    with mock.patch.object(store, "param_name", lambda p: names.get(p) or type(store).param_name(store, p)):
+        yield
+
+
+def make_optimizer(optim: Any, parameter: Tensor, name: str) -> None:
+    """Lets a Pyro optimizer make what it needs for a parameter, as before its first step with it."""
+    with parameters_named({parameter: name}):
+        optim.optim_objs[parameter] = optim._get_optim(parameter)
+        optim.grad_clip[parameter] = optim._get_grad_clip(parameter)
+    if (state := optim._state_waiting_to_be_consumed.pop(name, None)) is not None:
+        _load_state_dict(optim.optim_objs[parameter], state)
+
+
+def steps_as_pyro_does(optim: PyroOptim) -> bool:
+    """Whether an object steps the optimizers of all parameters, one after the other, and does nothing else."""
+    return type(optim).__call__ in (PyroOptim.__call__, PyroLRScheduler.__call__)
+
+
+@dataclass
+class StoreContents:
+    """What Pyro's parameter store holds.
+
+    Attributes:
+        values: unconstrained, by name.
+        names: by value.
+        constraints: by name.
+    """
+
+    values: MutableMapping[str, Tensor]
+    names: MutableMapping[Tensor, str]
+    constraints: MutableMapping[str, Constraint]
+
+    @classmethod
+    def now(cls) -> StoreContents:
+        """Those of the moment, for reading and writing."""
+        store = pyro.get_param_store()
+        return cls(store._params, store._param_to_name, store._constraints)
+
+    @property
+    def is_users(self) -> bool:
+        """Whether these are what Pyro itself keeps, and not put there by `show`."""
+        return isinstance(self.values, dict)
+
+    def show(self) -> None:
+        """Puts these in the place of what the store holds."""
+        store: Any = pyro.get_param_store()
+        store._params, store._param_to_name, store._constraints = self.values, self.names, self.constraints
+
+    def put(self, name: str, value: Tensor, constraint: Constraint) -> None:
+        """Adds an unconstrained value."""
+        self.values[name], self.names[value], self.constraints[name] = value, name, constraint
+
+    def take(self, name: str) -> tuple[Tensor, Constraint]:
+        """Removes a value."""
+        value = self.values.pop(name)
+        self.names.pop(value, None)
+        return value, self.constraints.pop(name)
 
 
 @contextmanager
-def fresh_module_state() -> Iterator[None]:
-    """Gives every `PyroModule` the state that Pyro gives those built with `module_local_params` on."""
-    before = vars(_Context).get("param_state")
-    _Context.param_state = before or _FreshState()
+def modules_in_one_store() -> Iterator[None]:
+    """Runs every `PyroModule` in the parameter store that is there: with `module_local_params` each opens its own."""
+    contexts: Any = _Context
+    before = contexts.__enter__, contexts.__exit__
+    contexts.__enter__, contexts.__exit__ = _enter, _exit
     try:
         yield
     finally:
-        if before is None:
-            del _Context.param_state
+        contexts.__enter__, contexts.__exit__ = before
 
 
-class _FreshState:
-    def __get__(self, context: Any, owner: Any) -> dict[str, dict[str, Any]]:
-        return {"params": {}, "constraints": {}}
+def _enter(context: Any) -> None:
+    context.active += 1
+    context.used = True
+
+
+def _exit(context: Any, *error: Any) -> None:
+    context.active -= 1
+    if not context.active:
+        context.cache.clear()
 
 
 # Tensors, modules, optimizers
@@ -136,9 +224,47 @@ def persistent_buffers(module: nn.Module) -> set[str]:
 
 
 def hooked_steps(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether anything runs before or after a step of this optimizer."""
-    own = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
-    return bool(own or _global_optimizer_pre_hooks or _global_optimizer_post_hooks)
+    """Whether anything else is done where this optimizer steps: hooks, or a `step` that was put in place of its own."""
+    hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    replaced = "step" in vars(optimizer) and not hasattr(optimizer.step, "_wrapped_by_lr_sched")
+    return bool(hooks or replaced or _global_optimizer_pre_hooks or _global_optimizer_post_hooks)
+
+
+def note_step(optimizer: torch.optim.Optimizer) -> None:
+    """Lets torch's schedulers know of a step that was not taken by `optimizer.step`."""
+    vars(optimizer)["_opt_called"] = True
+
+
+def _gradient_hooks(tensor: Tensor) -> list[dict[int, Callable[..., Any]]]:
+    return [hooks for hooks in (tensor._backward_hooks, tensor._post_accumulate_grad_hooks) if hooks]
+
+
+def has_gradient_hooks(tensor: Tensor) -> bool:
+    """Whether anything is called with the gradient of a parameter."""
+    return bool(tensor._backward_hooks or tensor._post_accumulate_grad_hooks)
+
+
+@contextmanager
+def gradient_hooks_off(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Calls none of the hooks on the gradients of some parameters."""
+    emptied = [(hooks, dict(hooks)) for tensor in tensors for hooks in _gradient_hooks(tensor)]
+    for hooks, _ in emptied:
+        hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, before in emptied:
+            hooks.update(before)
+
+
+def put_gradient(parameter: Tensor, gradient: Tensor) -> None:
+    """Puts a gradient on a parameter that has none, through the hooks on both, as autograd does."""
+    for hook in tuple((parameter._backward_hooks or {}).values()):
+        changed = hook(gradient)
+        gradient = gradient if changed is None else changed
+    parameter.grad = gradient
+    for hook in tuple((parameter._post_accumulate_grad_hooks or {}).values()):
+        hook(parameter)
 
 
 # Containers

@@ -65,9 +65,8 @@ class Pair(nn.Module):
         ...         pyro.sample("z", dist.Normal(slope * x, 1.0))
         >>> pair = Pair(model, guide)
 
-    What `pyro.param` declares becomes a parameter of the pair when ppvae runs it, here `pair.pyro_params["slope"]`, and
-    stays out of Pyro's store. Pyro's own tools find it there through the handler
-    `local = ppvae.params.LocalParams(pair, attach=False)`: `Predictive(local(pair.model), guide=local(pair.guide))`.
+    What `pyro.param` declares becomes a parameter of the pair when ppvae trains it, here `pair.pyro_params["slope"]`.
+    Pyro's own tools find it in Pyro's store, until a pair of equal names is trained: see `ppvae.loans`.
     """
 
     def __init__(
@@ -395,7 +394,10 @@ def naming_arguments(trace: Trace, batch: Batch) -> Iterator[None]:
 
 @contextmanager
 def failing_on(
-    batch: Batch, pair: nn.Module, what: str, errors: tuple[type[Exception], ...] = (RuntimeError, TypeError)
+    batch: Batch,
+    pair: nn.Module,
+    what: str,
+    errors: tuple[type[Exception], ...] = (RuntimeError, TypeError, IndexError),
 ) -> Iterator[None]:
     """Says of the pair's own errors on which data they came.
 
@@ -426,7 +428,8 @@ def _failure(batch: Batch, pair: nn.Module, what: str, error: Exception) -> str:
     """What a pair failed on."""
     kinds = ", ".join(f"{t.dtype} {tuple(t.shape)}" for t in batch if isinstance(t, Tensor))
     dtypes = ", ".join(sorted({str(p.dtype) for p in pair.parameters()})) or "none"
-    return f"the pair fails on {what} ({kinds}; its parameters are {dtypes}): {error}"
+    said = re.split(r"\n *Trace Shapes:", str(error))[0]  # which Pyro adds, a line for each site
+    return f"the pair fails on {what} ({kinds}; its parameters are {dtypes}): {said}"
 
 
 def device_of(pair: nn.Module, data: Batch = ()) -> torch.device:

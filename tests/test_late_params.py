@@ -154,7 +154,7 @@ def test_a_file_of_another_pair_is_not_taken_silently(tmp_path):
     state = ppvae.save(ran, tmp_path / "more.safetensors")
     other = ppvae.Pair(shared, autoguide.AutoDiagonalNormal(shared))
     other.guide(X)
-    with pytest.raises(ValueError, match="unexpected guide_function.locs.loc"):
+    with pytest.raises(ValueError, match=r"unexpected guide_function\.locs\.loc"):
         ppvae.load(other, state)
 
 

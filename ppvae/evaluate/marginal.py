@@ -78,7 +78,8 @@ def elbo(
             blocks.append({name: _Moments() for name in terms})
         for name, value in terms.items():
             blocks[-1][name].add(value.double())
-    moments = {name: cat([block[name].mean for block in blocks]) for name in blocks[0]}
+    names = dict.fromkeys(name for block in blocks for name in block)  # a block of short series may have fewer latents
+    moments = {name: cat([_mean_in(block, name) for block in blocks]) for name in names}
     variance = cat([block["elbo"].variance() for block in blocks])
     outside = moments.pop("outside")
     return Elbo(
@@ -174,6 +175,11 @@ def estimator_of(method: str | Estimator, num_samples: int | None = None) -> Est
         raise ValueError(f"method must be one of {names} or an Estimator such as Annealed(), got {method!r}")
     kind = METHODS[method]
     return kind() if num_samples is None else kind.from_num_samples(num_samples)
+
+
+def _mean_in(block: dict[str, _Moments], name: str) -> Tensor:
+    """The mean of a term in one block of data, zero where it has no such term."""
+    return block[name].mean if name in block else torch.zeros_like(block["elbo"].mean)
 
 
 class _Moments:

@@ -1,19 +1,19 @@
-"""Between the gradient and the parameters: clipping, and one torch optimizer for all of them, or Pyro's as it is."""
+"""Between the gradient and the parameters: a hook, clipping, and one torch optimizer for all of them."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from functools import partial
 from typing import Any
 
-import pyro
 import torch
 from pyro.optim import PyroOptim
 from torch import Tensor
 
-from ppvae._internals import hooked_steps, waits_for_state
+from ppvae._internals import hooked_steps
+from ppvae.infer.fused import align, fuses
+from ppvae.infer.pyro_optim import PyroOptimizers
 from ppvae.objectives.schedule import Schedule, as_schedule
 
 OptimizerFactory = Callable[[Iterable[Any]], torch.optim.Optimizer]
@@ -36,8 +36,8 @@ class Stepper:
     Eager and compiled steps go through it, and so does what a CUDA graph records.
 
     Args:
-        optim: a function from parameters to a torch optimizer, or a `pyro.optim` object. A plain one of these becomes
-            one torch optimizer.
+        optim: a function from parameters to a torch optimizer, or a `pyro.optim` object, whose optimizers one torch
+            optimizer steps. Where torch has a fused kernel, and nothing else was asked for, it is used.
         clip_norm: the gradient is scaled down to this global norm where it is longer.
         param_groups: options by names of parameters; "lr" may be a schedule.
         on_gradients: is called before clipping: a collective among processes, gradients that are looked at.
@@ -66,12 +66,14 @@ class Stepper:
         self.param_groups = dict(param_groups or {})
         self.on_gradients = on_gradients
         self.optimizer: torch.optim.Optimizer | None = None
-        self._optim: Any = one_optimizer(optim)
-        if self.param_groups and isinstance(self._optim, PyroOptim):
+        self._optim: Any = optim
+        self._pyro = PyroOptimizers(optim) if isinstance(optim, PyroOptim) else None
+        if self.param_groups and self._pyro is not None:
             raise TypeError("param_groups go with torch optimizers: an object of pyro.optim takes a function of names")
         self._capturable = capturable
         self._own_rates: list[Schedule | None] = []
         self._rates: list[Tensor] = []
+        self._joined: Sequence[Tensor] = ()
 
     def prepare(self, named: Named) -> None:
         """Makes the optimizer.
@@ -80,7 +82,8 @@ class Stepper:
             TypeError: where `optim` gives no torch optimizer.
             ValueError: where there is nothing to train, or a pattern of `param_groups` matches no parameter.
         """
-        if isinstance(self._optim, PyroOptim):
+        if self._pyro is not None:
+            self._join(lambda: named, [parameter for _, parameter in named])
             return
         if not named:
             raise ValueError("there is nothing to train: the pair has no parameter that requires a gradient")
@@ -90,12 +93,11 @@ class Stepper:
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"optim must return a torch.optim.Optimizer, got {type(optimizer).__name__}")
         self.optimizer = optimizer
-        self._capturable = self._capturable and all(parameter.is_cuda for _, parameter in named)
         self._settle()
 
     def add(self, named: Named) -> None:
         """Adds the parameters that the optimizer does not have yet."""
-        if self.optimizer is not None:
+        if self.optimizer is not None and self._pyro is None:
             known = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
             if new := [(name, p) for name, p in named if id(p) not in known]:
                 for group in self._groups(new):
@@ -106,24 +108,26 @@ class Stepper:
         """Takes the step from the gradients on the parameters.
 
         Args:
-            named: gives the parameters with their names, where the optimizer is yet to be made.
+            named: gives the parameters with their names, where the optimizer is yet to be made: with those that they
+                have in Pyro where `optim` is an object of Pyro's.
             parameters: the same parameters.
         """
         if self.on_gradients is not None:
             self.on_gradients(parameters)
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
-        if isinstance(self._optim, PyroOptim):
-            self._optim(parameters)
-            pyro.infer.util.zero_grads(parameters)
-            return
-        if self.optimizer is None:
+        if self._pyro is not None:
+            self._join(named, parameters)
+        elif self.optimizer is None:
             self.prepare(named())
-        assert self.optimizer is not None
-        self._settle_rates()
-        self.optimizer.step()
+        self._take_step(parameters)
         for parameter in parameters:
             parameter.grad = None  # what optimizer.zero_grad() does, without its bookkeeping
+
+    def complete(self, parameters: Sequence[Tensor]) -> None:
+        """Gives parameters that were met without a gradient the one that they have in Pyro, if its object is used."""
+        if self._pyro is not None:
+            self._pyro.complete(parameters)
 
     def set_rates(self, epoch: float, schedule: Schedule | None) -> None:
         """Sets the learning rates of a time in epochs: of `schedule`, but for groups with an `lr` of their own."""
@@ -135,15 +139,20 @@ class Stepper:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Loads the optimizer's state, also one that was saved where another device trained."""
         assert self.optimizer is not None
+        for group, own in zip(state["param_groups"], self.optimizer.param_groups, strict=False):
+            group |= {"fused": True} if own.get("fused") else {}  # its state then lies where the kernel wants it
         on_gpu = all(p.is_cuda for group in self.optimizer.param_groups for p in group["params"])
+        records = self._records
         for group in state["param_groups"]:
-            if "capturable" in group and group["capturable"] != self._capturable and (self._capturable or not on_gpu):
-                group |= {"capturable": self._capturable, "lr": float(group["lr"])}
+            if "capturable" in group and group["capturable"] != records and (records or not on_gpu):
+                group |= {"capturable": records, "lr": float(group["lr"])}
         self.optimizer.load_state_dict(state)
         self._settle()
 
     def held(self, trained: Sequence[Tensor]) -> Held | None:
         """What a recorded step takes for granted; None where the step cannot be recorded."""
+        if self._pyro is not None and self.optimizer is not None:
+            self._join(list, self._joined)
         optimizer = self.optimizer
         if optimizer is None or hooked_steps(optimizer):
             return None
@@ -178,12 +187,42 @@ class Stepper:
                 names = [name for name, _ in named]
                 raise ValueError(f"param_groups[{pattern!r}] matches none of the parameters {names}")
 
-    def _settle(self) -> None:
-        """Lets a GPU's graph hold the step, where the optimizer can."""
+    def _join(self, named: Callable[[], Named], parameters: Sequence[Tensor]) -> None:
+        """Brings the optimizer that steps those of a `pyro.optim` object up to date with them."""
+        assert self._pyro is not None
+        joint = self._pyro.joint(parameters, named)
+        if joint is not self.optimizer:
+            self.optimizer, self._joined = joint, parameters
+            if joint is not None:
+                self._settle()
+
+    def _take_step(self, parameters: Sequence[Tensor]) -> None:
+        if self.optimizer is None:
+            assert self._pyro is not None
+            self._pyro.step(parameters)
+            return
+        if self._pyro is not None:
+            self._pyro.clip(parameters)
+        align(self.optimizer)
+        self._settle_rates()
+        self.optimizer.step()
+        if self._pyro is not None:
+            self._pyro.stepped(parameters)
+
+    @property
+    def _records(self) -> bool:
+        """Whether a GPU's graph is to hold the step."""
         assert self.optimizer is not None
+        return self._capturable and all(p.is_cuda for group in self.optimizer.param_groups for p in group["params"])
+
+    def _settle(self) -> None:
+        """Takes the fused kernel where there is one, and lets a GPU's graph hold the step where the optimizer can."""
+        assert self.optimizer is not None
+        records = self._records
+        fused = fuses(self.optimizer, [p for group in self.optimizer.param_groups for p in group["params"]])
         for group in self.optimizer.param_groups:
-            if self._capturable and "capturable" in group:
-                group["capturable"] = True
+            group |= {"fused": True} if fused else {}
+            group |= {"capturable": True} if records and "capturable" in group else {}
         self._settle_rates()
 
     def _settle_rates(self) -> None:
@@ -216,11 +255,3 @@ class Held:
             and all(map(operator.is_, self.objects, other.objects))
             and self.options == other.options
         )
-
-
-def one_optimizer(optim: Any) -> Any:
-    """A plain `pyro.optim` object as one torch optimizer; any other as it is."""
-    plain = type(optim) is PyroOptim and isinstance(optim.pt_optim_args, dict)
-    if plain and not optim.pt_clip_args and not waits_for_state(optim):
-        return partial(optim.pt_optim_constructor, **optim.pt_optim_args)
-    return optim

@@ -69,13 +69,13 @@ def _check_set(pair: nn.Module, data: Source, name: str) -> None:
 
 def _check_runs(pair: nn.Module, batch: Batch, data: Source, name: str) -> tuple[Trace, Trace]:
     """Runs the pair on a minibatch, under Pyro's validation; returns the traces of model and guide."""
-    with failing_on(batch, pair, f"a minibatch of {name}", (RuntimeError, TypeError, ValueError)):
+    with failing_on(batch, pair, f"a minibatch of {name}", (RuntimeError, TypeError, IndexError, ValueError)):
         guide_trace = poutine.trace(pair.guide).get_trace(*batch)
         model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(*batch)
     warn_of_waiting(pair)
     check_sites(model_trace, guide_trace)
     _check_supports(model_trace, data, batch, name)
-    with failing_on(batch, pair, f"a minibatch of {name}", (RuntimeError, TypeError, ValueError)):
+    with failing_on(batch, pair, f"a minibatch of {name}", (RuntimeError, TypeError, IndexError, ValueError)):
         guide_trace.compute_log_prob()
         model_trace.compute_log_prob()
     return model_trace, guide_trace

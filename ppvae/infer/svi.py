@@ -14,25 +14,38 @@ from typing import Any
 import pyro
 import torch
 from pyro.infer import ELBO
+from pyro.infer.abstract_infer import TracePosterior
 from pyro.optim import PyroOptim
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
+from ppvae._internals import StoreContents, gradient_hooks_off, has_gradient_hooks, put_gradient
 from ppvae.compile.compiled import Compile, Compiled, check_compile, repays
 from ppvae.compile.guards import Contents, Same, check_no_buffers, fingerprint, modules_that_run
 from ppvae.compile.verification import Label
 from ppvae.infer.nonfinite import NonFiniteError, check_finite
 from ppvae.infer.optim import Held, OnGradients, OptimizerFactory, ParamGroups, Stepper
-from ppvae.objectives.base import Evaluation, StepTerms, Traces, evaluate_objective, networks_of
+from ppvae.isolation import check_trainable, one_at_a_time
+from ppvae.loans import users_store
+from ppvae.objectives.base import (
+    Evaluation,
+    LossAndGrads,
+    StepTerms,
+    Traces,
+    as_number,
+    differentiated,
+    evaluate_objective,
+    networks_of,
+)
 from ppvae.pair import Batch
-from ppvae.params import BASELINES, LocalParams, module_local, pyro_name
+from ppvae.params import BASELINES, LocalParams, lend_params, module_local, owner_of, pyro_name
 
 SAVED = 1.0
 """Milliseconds that compiling saves at a step of a small model, roughly: it repays itself in 10,000 steps."""
 
 
-class SVI:
-    """Stochastic variational inference, a drop-in for `pyro.infer.SVI`.
+class SVI(pyro.infer.SVI):
+    """Stochastic variational inference, a drop-in for `pyro.infer.SVI`, of which it is one: `run` is Pyro's own.
 
     Trains the parameters of the modules that `model` and `guide` belong to (or are), and whatever `pyro.module`,
     `pyro.param` and lazily created guides register. All of it lives on those modules; where one of the two is a
@@ -41,10 +54,14 @@ class SVI:
     Args:
         model: the generative model.
         guide: the variational posterior.
-        optim: a function from parameters to a torch optimizer, or a `pyro.optim` object. A plain one becomes a
-            single torch optimizer, `svi.optimizer`, which then holds the state; one with schedules, clipping or
-            options by parameter name works as in Pyro.
+        optim: a function from parameters to a torch optimizer, or a `pyro.optim` object. torch's fused kernel is used
+            where there is one (Adam, AdamW, SGD, Adagrad) and nothing else was asked for. An object of Pyro's keeps its
+            options, states and schedules by parameter name (`get_state`, `save`, `optim_objs`): `svi.optimizer` then
+            steps all of its optimizers at once.
         loss: any Pyro ELBO object, or a function `(model, guide, *args) -> differentiable loss`.
+        loss_and_grads: of a function `loss`, what also adds the gradient to the parameters; an ELBO has its own.
+        num_samples: how many traces `run` draws; deprecated in Pyro.
+        num_steps: how many steps `run` takes; deprecated in Pyro.
         compile: whether to run the step as one compiled graph, see `ppvae.compile.compiled`. "auto" compiles where it
             repays itself: in 10,000 steps, `svi.planned_steps` or, where that is None, those taken.
         autocast: dtype of matrix products and convolutions (`torch.autocast`), e.g. `torch.bfloat16` for large nets on
@@ -73,7 +90,10 @@ class SVI:
         model: Callable[..., Any],
         guide: Callable[..., Any],
         optim: OptimizerFactory | PyroOptim,
-        loss: ELBO | Callable[..., Tensor],
+        loss: ELBO | Callable[..., Any],
+        loss_and_grads: Callable[..., Any] | None = None,
+        num_samples: int = 0,
+        num_steps: int = 0,
         *,
         compile: Compile = "auto",
         autocast: torch.dtype | None = None,
@@ -86,17 +106,23 @@ class SVI:
         if isinstance(loss, type) or not callable(loss):
             example = f", e.g. {loss.__name__}()" if isinstance(loss, type) else ""
             raise TypeError(f"loss must be a pyro.infer ELBO object or a function{example}, got {loss!r}")
+        TracePosterior.__init__(self)  # Pyro's SVI takes no optimizer but Pyro's
         self.model = model
         self.guide = guide
-        self.loss = loss
+        self.num_samples = num_samples
+        self.num_steps = num_steps
+        self.objective: Any = loss
+        if loss_and_grads is not None and not isinstance(loss, ELBO):
+            self.objective = LossAndGrads(loss, loss_and_grads)
         self.compile = compile
         self.planned_steps: int | None = None
+        self.refuses_idle = False  # a first step that would change nothing, of which Pyro says no word
         self.autocast = autocast
         self.optim = optim
         self.stepper = Stepper(
             optim, clip_norm, param_groups=param_groups, on_gradients=on_gradients, capturable=bool(compile)
         )
-        owners = [_owner(model), _owner(guide)]
+        owners = [owner_of(model), owner_of(guide)]
         self._local = owner is not None or None not in owners
         self._owners = list(dict.fromkeys(m for m in (owner, *owners) if m is not None))
         networks = networks_of(loss, beside=self._owners)
@@ -115,32 +141,55 @@ class SVI:
         )
         self._steps = 0
         self._met: dict[int, tuple[str, Tensor]] = {}
+        self._met_now: set[int] = set()
+        self._stored: dict[str, Tensor] = {}  # those of Pyro's store
         self._parameters: list[Tensor] = []
         self._tree: Contents | None = None
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:
-        """The torch optimizer, once the first step or `setup` made it; None where Pyro's optimizer works as it is."""
+        """The torch optimizer, once the first step or `setup` made it; None where Pyro steps one by one."""
         return self.stepper.optimizer
 
-    def step(self, *args: Any, **kwargs: Any) -> float:
-        """Takes one gradient step and returns the loss: summed over the batch, as Pyro's is."""
-        with self.running():
-            return float(self._update(args, kwargs).loss)
+    @property
+    def loss(self) -> Callable[..., Any]:
+        """The loss as a function of model, guide and their arguments, as Pyro has it; `objective` is what was given."""
+        return self.objective.loss if isinstance(self.objective, ELBO | LossAndGrads) else self.objective
 
-    def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
+    @property
+    def loss_and_grads(self) -> Callable[..., Any]:
+        """The same, and the gradient is added to the parameters."""
+        if isinstance(self.objective, ELBO | LossAndGrads):
+            return self.objective.loss_and_grads
+        return differentiated(self.objective)
+
+    def step(self, *args: Any, **kwargs: Any) -> float | tuple[float, ...]:
+        """Takes one gradient step and returns the loss: summed over the batch, as Pyro's is.
+
+        Where an objective is several losses (`ReweightedWakeSleep`), all of them.
+        """
+        check_trainable("SVI.step")
+        with self.running():
+            return as_number(self._update(args, kwargs))
+
+    def evaluate_loss(self, *args: Any, **kwargs: Any) -> float | tuple[float, ...]:
         """The loss on `args`, without a step."""
         with self.running(), torch.no_grad():
-            return float(self._evaluate(args, kwargs).loss)
+            return as_number(self._evaluate(args, kwargs))
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Context in which the parameters of modules live on the modules; `update` must run inside."""
-        if not self._local:
-            yield
-            return
-        with module_local(), LocalParams(self._owners[0], attach=True):
-            yield
+        with one_at_a_time():
+            if not self._local:
+                with users_store():
+                    yield
+                return
+            try:
+                with module_local(), LocalParams(self._owners[0], attach=True):
+                    yield
+            finally:
+                lend_params(self._owners[0])
 
     def update(self, *args: Any, weight: float | None = None, check: bool = False) -> StepTerms:
         """Takes one gradient step; with `Trace_ELBO` and its like nothing is read back from the device.
@@ -174,6 +223,11 @@ class SVI:
         order = dict.fromkeys([*(id(p) for _, p in self._owned()), *self._met])
         return [named[key] for key in order if named[key][1].requires_grad]
 
+    def names_of_step(self) -> list[tuple[str, Tensor]]:
+        """The same with the names that the optimizer goes by: of one of Pyro's, those of Pyro statements."""
+        named = self.named_parameters()
+        return [self._met.get(id(p), (name, p)) for name, p in named] if isinstance(self.optim, PyroOptim) else named
+
     def _owned(self) -> Iterator[tuple[str, Tensor]]:
         """The parameters of modules; what several hold goes by its name in the first, the pair before the objective."""
         seen: set[int] = set()
@@ -196,7 +250,7 @@ class SVI:
                 pyro.poutine.replay(self.model, trace=guide_trace)(*batch)
             self._remember(params.trace)
         self._parameters = []
-        self.stepper.prepare(self.named_parameters())
+        self.stepper.prepare(self.names_of_step())
         self.parameters()  # known from here on, so that the first step can run compiled
 
     def check_buffers(self) -> None:
@@ -206,6 +260,7 @@ class SVI:
     def _update(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], *, weight: float | None = None, check: bool = False
     ) -> StepTerms:
+        self._forget_cleared()
         if self._compiles() and not check:
             terms, (names, _) = self._compiled((weight, args, kwargs))
             self._steps += 1
@@ -213,7 +268,8 @@ class SVI:
         with nullcontext() if self._steps else modules_that_run(self._modules):
             result = self._gradient(args, weight, kwargs, check=check)
         self._steps += 1
-        self.stepper.step(self.named_parameters, self.parameters())
+        if self.parameters():
+            self.stepper.step(self.names_of_step, self.parameters())
         return result
 
     def _compiles(self) -> bool:
@@ -226,12 +282,13 @@ class SVI:
     def _guarded(self) -> Any:
         """What else a compiled gradient depends on: which parameters are trained, and what of."""
         trained = tuple((id(p), p.requires_grad) for p in self.parameters())
-        return (trained, Same(self.loss), fingerprint(self.loss), self.model, self.guide, self.autocast)
+        return (trained, Same(self.objective), fingerprint(self.objective), self.model, self.guide, self.autocast)
 
     def _gradient_as_outputs(self, args: tuple[Any, ...]) -> tuple[list[Any], Any]:
         """The gradient of a batch as a computation: the terms, and the gradients of the parameters that have one."""
         weight, batch, options = args
-        terms = self._gradient(batch, weight, options).named()
+        with gradient_hooks_off(self.parameters()):  # they are called once for each step, when it is taken
+            terms = self._gradient(batch, weight, options).named()
         trained = [p for p in self.parameters() if p.grad is not None]
         return [*terms.values(), *(p.grad for p in trained)], (list(terms), trained)
 
@@ -245,14 +302,25 @@ class SVI:
         parameters = self.parameters()
         if surrogate is not None and surrogate.requires_grad:
             surrogate = surrogate if weight is None else surrogate * weight
-            surrogate.backward(retain_graph=getattr(self.loss, "retain_graph", None))
+            surrogate.backward(retain_graph=getattr(self.objective, "retain_graph", None))
         elif surrogate is None and weight is not None:
             for gradient in (p.grad for p in parameters if p.grad is not None):
                 gradient.mul_(weight)
+        if self.refuses_idle and not self._steps and all(parameter.grad is None for parameter in parameters):
+            raise ValueError(self._reaches_nothing())
+        # Pyro's statements name what a step trains; a module that announces none is trained whole.
+        self.stepper.complete([p for p in parameters if id(p) in self._met_now or id(p) not in self._met])
         terms = evaluation.terms()
         if check:
             self._check_finite(evaluation.all_traces(), terms)
         return terms
+
+    def _reaches_nothing(self) -> str:
+        return (
+            f"loss {type(self.objective).__name__} depends on none of the parameters "
+            f"{[name for name, _ in self.named_parameters()]}: "
+            "is it a constant, or is something detached, or computed under torch.no_grad(), on the way to it?"
+        )
 
     def _labels(self, layout: Any) -> list[Label]:
         """What the outputs of a compiled gradient are called."""
@@ -264,7 +332,7 @@ class SVI:
     def _evaluate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Evaluation:
         """The objective on a minibatch, with the parameters that it met noted."""
         with pyro.poutine.trace(param_only=True) as params, self._precision():
-            result = evaluate_objective(self.loss, self.model, self.guide, args, kwargs)
+            result = evaluate_objective(self.objective, self.model, self.guide, args, kwargs)
         self._remember(params.trace)
         return result
 
@@ -277,15 +345,30 @@ class SVI:
 
     def _remember(self, trace: Trace) -> None:
         """Notes the parameters that Pyro statements met; one met for the first time joins the optimizer."""
+        self._met_now.clear()
         for name, site in trace.nodes.items():
             if name.startswith(BASELINES):
                 continue
             value = site["value"]
             parameter = value.unconstrained() if hasattr(value, "unconstrained") else value
+            self._met_now.add(id(parameter))
             if parameter.requires_grad and parameter.is_leaf and id(parameter) not in self._met:
                 self._met[id(parameter)] = (name, parameter)
                 self._parameters = []
                 self.stepper.add([(name, parameter)])
+                if StoreContents.now().values.get(name) is parameter and not self._local:
+                    self._stored |= {name: parameter}
+
+    def _forget_cleared(self) -> None:
+        """Forgets parameters that Pyro's store holds no more: after `pyro.clear_param_store()` training starts anew."""
+        if not self._stored:
+            return
+        values = StoreContents.now().values
+        if cleared := [(name, p) for name, p in self._stored.items() if values.get(name) is not p]:
+            for name, tensor in cleared:
+                del self._stored[name], self._met[id(tensor)]
+            self._parameters = []
+            self._compiled.distrust()  # their graphs make room for others
 
     def _find_new_parameters(self) -> None:
         """Notices parameters and modules that were put in place of others; their parameters join the optimizer."""
@@ -319,17 +402,10 @@ class _StepFromOutputs:
     def __call__(self, outputs: Sequence[Tensor], layout: Any) -> Sequence[Tensor]:
         names, trained = layout
         for parameter, gradient in zip(trained, outputs[len(names) :], strict=True):
-            parameter.grad = gradient
-        self.svi.stepper.step(self.svi.named_parameters, self.svi.parameters())
+            put_gradient(parameter, gradient)
+        self.svi.stepper.step(self.svi.names_of_step, self.svi.parameters())
         return outputs[: len(names)]
 
     def held(self, layout: Any) -> Held | None:
         _, trained = layout
-        return self.svi.stepper.held(trained)
-
-
-def _owner(function: Callable[..., Any]) -> nn.Module | None:
-    """The module that `function` is, or is a method of, also inside a handler such as `config_enumerate`."""
-    function = pyro.poutine.unwrap(function)
-    owner = function if isinstance(function, nn.Module) else getattr(function, "__self__", None)
-    return owner if isinstance(owner, nn.Module) else None
+        return None if any(map(has_gradient_hooks, trained)) else self.svi.stepper.held(trained)

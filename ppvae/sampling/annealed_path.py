@@ -149,6 +149,7 @@ class GeometricPath:
         if self._start == "guide":
             return {name: z for name, z in part.draw(s)[0].items() if name in part.latents}
         drawn = sites(part.sampler.model(part.data, s, {}, {}))
+        part.check_sites(drawn)
         return {name: part.sampler.value(drawn[name], s) for name in part.latents}
 
     def _compute(self, args: tuple[Any, ...]) -> tuple[Sequence[Tensor], Any]:
@@ -170,8 +171,9 @@ class GeometricPath:
         sampler, s = part.sampler, len(position)
         with _Constrain(self._values(position), sampler.plate_dim) as constrain:
             trace = sampler.model(part.data, s, {}, {})
-        log_likelihood, log_prior_of = sampler.joint(trace, s)
         at = sites(trace)
+        part.check_sites(at)
+        log_likelihood, log_prior_of = sampler.joint(trace, s)
         volume = _sum(sampler.log_prob(replace(at[z], log_prob=v), s) for z, v in constrain.log_volume.items())
         log_start = log_prior = _sum(log_prior_of.values())
         if self._start == "guide":

@@ -302,13 +302,34 @@ def _draw(sampler: Sampler, block: Batch, s: int, fixed: Values, batch_size: int
         masks = sampler.unequal_masks(trace, guide_trace, s, part)
         found = [] if outside is None else [outside]
         parts.append(_Found(*sampler.joint(trace, s), {}, found, masks, sampler.given_range(trace, s)))
-    whole = parts[0]
-    if len(parts) > 1:
-        joined = [torch.cat(tensors, 1) for tensors in zip(*(part.tensors() for part in parts), strict=True)]
-        whole = _Found.of(joined, whole.layout())
+    whole = _joined(parts)
     log_prior = whole.log_prior | sampler.log_reverse(block, s, latents, fixed)
     log_q = sampler.log_q(block, s, latents, log_posterior, fixed)
     return replace(whole, log_prior=log_prior, log_posterior=log_q)
+
+
+def _joined(parts: Sequence[_Found]) -> _Found:
+    """What was found in consecutive parts of a block; a part of short series may have fewer sites, which count zero."""
+
+    def joined(kind: str) -> dict[str, Tensor]:
+        every = [getattr(part, kind) for part in parts]
+        like = {name: found for of in every for name, found in of.items()}
+        missing = {name: torch.zeros_like(found[:, :1]) for name, found in like.items()}
+
+        def of_part(part: _Found, of: dict[str, Tensor], name: str) -> Tensor:
+            return of[name] if name in of else missing[name].expand(-1, part.log_likelihood.shape[1])
+
+        return {name: torch.cat([of_part(*both, name) for both in zip(parts, every, strict=True)], 1) for name in like}
+
+    outside = [part.outside[0] if part.outside else torch.zeros_like(part.log_likelihood).bool() for part in parts]
+    return _Found(
+        torch.cat([part.log_likelihood for part in parts], 1),
+        joined("log_prior"),
+        joined("log_posterior"),
+        [torch.cat(outside, 1)] if any(part.outside for part in parts) else [],
+        joined("masks"),
+        joined("given"),
+    )
 
 
 SAMPLE_BLOCK = 256

@@ -128,14 +128,32 @@ class PosteriorSampler:
 
     def model_trace(self, latents: Latents) -> Trace:
         """The model's trace at these latents."""
-        return self.sampler.model(self.data, num_samples(latents), latents, {})
+        trace = self.sampler.model(self.data, num_samples(latents), latents, {})
+        self.check_sites(sites(trace))
+        return trace
 
     def predict(self, latents: Latents) -> Latents:
         """Draws of the observed sites given these latents: x ~ p(x|z)."""
         s = num_samples(latents)
         with _Unobserved(self.observed):
             drawn = sites(self.sampler.model(self.data, s, latents, {}))
+        self.check_sites(drawn)
         return {name: self.sampler.value(drawn[name], s) for name in self.observed}
+
+    def check_sites(self, of_model: Mapping[str, Site]) -> None:
+        """Checks that the model has the same sites for these data as for those that it was looked at on.
+
+        Raises:
+            ValueError: naming the others: a latent that is not known here would be drawn from its prior in every run.
+        """
+        known = {*self.latents, *self.observed}
+        found = {name for name, site in of_model.items() if site.is_drawn or _is_data(site)}
+        if other := sorted(found ^ known):
+            raise ValueError(
+                f"the model has the sites {other} for some of the data and not for others, and what looks at latents "
+                "themselves needs the same ones for all: let their number be that of all data, not of a minibatch "
+                "(elbo, and log_marginal by importance sampling, take such pairs)"
+            )
 
     def parts(self, s: int) -> Iterator[tuple[slice, PosteriorSampler]]:
         """The data in blocks of which `s` samples each stay within the memory budget, with their places."""
@@ -195,7 +213,7 @@ def posterior_sampler(
             sampler,
             data,
             tuple(site.name for site in of_model if site.is_drawn),
-            tuple(site.name for site in of_model if site.role == "observed" and not site.is_factor),
+            tuple(site.name for site in of_model if _is_data(site)),
         )
         if sampler.given or any(site.is_masked for site in of_model):
             _check_agreement(posterior, device)
@@ -212,6 +230,11 @@ def _check_agreement(posterior: PosteriorSampler, device: torch.device) -> None:
         found.add(sampler.unequal_masks(trace, guide_trace, s, slice(None)), sampler.given_range(trace, s))
         found.check()
     set_rng(rng, device)
+
+
+def _is_data(site: Site) -> bool:
+    """Whether a site observes data, and is no factor and no term of training alone."""
+    return site.role == "observed" and not site.is_factor
 
 
 def num_samples(latents: Latents) -> int:
