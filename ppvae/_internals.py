@@ -327,6 +327,12 @@ def from_data() -> tuple[Any, ...]:
     return (torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor, Tensor.new, *sparse)
 
 
+def index_writes() -> tuple[Any, ...]:
+    """The operations that write where indices say."""
+    aten = torch.ops.aten
+    return aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default
+
+
 def returns_view(func: Any) -> list[bool]:
     """For each of the results of an operation, whether it is a view of an argument."""
     return [returned.alias_info is not None for returned in func._schema.returns]

@@ -19,6 +19,7 @@ from ppvae._internals import (
     TorchDispatchMode,
     flatten,
     from_data,
+    index_writes,
     modes_off,
     packed_functions,
     scalar_read,
@@ -153,7 +154,7 @@ class _Operations(TorchDispatchMode):
             return aten.index(values, list(self._places(mask).unbind(1)))
         if func is aten.index.Tensor and any(map(_is_mask, args[1])):
             return func(args[0], self._without_masks(args[1]))
-        if func in _WRITES and all(_is_mask(i) and self._is_known(i) for i in args[1]):
+        if func in index_writes() and all(_is_mask(i) and self._is_known(i) for i in args[1]):
             return func(args[0], self._without_masks(args[1]), *args[2:], **kwargs)
         depends = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output} & set(func.tags)
         if depends and func is not aten.index.Tensor:
@@ -179,10 +180,6 @@ class _Operations(TorchDispatchMode):
         for index in indices:
             found += self._places(index).unbind(1) if index is not None and _is_mask(index) else [index]
         return found
-
-
-_WRITES = (aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)
-"""What writes where a mask is true."""
 
 
 def _is_mask(index: Any) -> bool:

@@ -185,7 +185,7 @@ class Switching(Scaled):
 
 def test_a_buffer_that_is_read_before_it_is_written_to_is_compared_as_it_was_read():
     eager, _, _ = steps(Switching, [(X,)] * 12, False)
-    compiled, _, svi = steps(Switching, [(X,)] * 12, True)
+    compiled, _, _ = steps(Switching, [(X,)] * 12, True)
     assert compiled == pytest.approx(eager, rel=1e-6)
 
 
@@ -296,8 +296,8 @@ class Drawn(nn.Module):
 
 @pytest.mark.usefixtures("with_and_without_inductor")
 def test_a_mask_of_what_is_drawn_is_looked_at_after_the_graph():
-    with_warning = [(X,)] * 30
-    eager, _, _ = steps(Drawn, with_warning, False)
-    compiled, runs, svi = steps(Drawn, with_warning, True)
+    batches = [(X,)] * 30
+    eager, _, _ = steps(Drawn, batches, False)
+    compiled, runs, _ = steps(Drawn, batches, True)
     assert compiled == pytest.approx(eager, rel=1e-5)
     assert 0 in runs
