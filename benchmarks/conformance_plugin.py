@@ -37,6 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
         for name, value in list(vars(module).items()):
             if value is original:
                 setattr(module, name, replacement)
+    config.addinivalue_line("filterwarnings", "ignore:`torch.jit:FutureWarning")  # later than Pyro's tests are
     if which == "compiled":  # graphs run as they were traced: a compiler takes seconds for each
         ppvae.compile.compiled.compile_graph = lambda module, inputs: module
         ppvae.compile.compiled.build_headers = lambda: None
