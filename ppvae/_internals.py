@@ -313,9 +313,39 @@ def scalar_read() -> Any:
     return torch.ops.aten._local_scalar_dense.default
 
 
+def packed_functions() -> tuple[Any, ...]:
+    """The functions of torch that read integers inside (lengths, batch sizes, places), past every dispatch mode."""
+    recurrent = (torch._VF.gru, torch._VF.lstm, torch._VF.rnn_tanh, torch._VF.rnn_relu)
+    packing = (torch._VF._pack_padded_sequence, torch._VF._pad_packed_sequence)
+    losses = (torch.ctc_loss, nn.functional.ctc_loss)
+    return (*recurrent, *packing, torch.tensor_split, Tensor.tensor_split, *losses)
+
+
+def from_data() -> tuple[Any, ...]:
+    """The functions that make tensors of lists, which may hold tensors: these are read past every dispatch mode."""
+    sparse = (torch.sparse_coo_tensor, torch.sparse_csr_tensor)
+    return (torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor, Tensor.new, *sparse)
+
+
+def index_writes() -> tuple[Any, ...]:
+    """The operations that write where indices say."""
+    aten = torch.ops.aten
+    return aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default
+
+
 def returns_view(func: Any) -> list[bool]:
     """For each of the results of an operation, whether it is a view of an argument."""
     return [returned.alias_info is not None for returned in func._schema.returns]
+
+
+def argument_names(func: Any) -> list[str]:
+    """The names of an operation's arguments."""
+    return [argument.name for argument in func._schema.arguments]
+
+
+def written_arguments(func: Any) -> list[str]:
+    """The names of the arguments that an operation writes to."""
+    return [a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
 
 
 def modes_off() -> AbstractContextManager[Any]:

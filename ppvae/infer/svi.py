@@ -356,8 +356,8 @@ class SVI(pyro.infer.SVI):
                 self._met[id(parameter)] = (name, parameter)
                 self._parameters = []
                 self.stepper.add([(name, parameter)])
-                if StoreContents.now().values.get(name) is parameter and not self._local:
-                    self._stored |= {name: parameter}
+                if not self._local and (stored := StoreContents.now().values.get(name)) is parameter:
+                    self._stored[name] = stored
 
     def _forget_cleared(self) -> None:
         """Forgets parameters that Pyro's store holds no more: after `pyro.clear_param_store()` training starts anew."""

@@ -190,3 +190,30 @@ def test_parameters_created_late_join_the_optimizer():
         svi.step(x)
     assert pair.pyro_params["shift"].item() != 0.0
     assert len(svi.parameters()) == 2
+
+
+def test_a_name_of_the_user_s_that_only_a_module_s_parameter_has_is_not_shared():
+    """What Pyro left in the store when it ran the modules, under the names that they have there."""
+
+    class Model(PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.loc = nn.Parameter(torch.zeros(2))
+            self.scale = PyroParam(torch.ones(2), constraint=dist.constraints.positive)
+
+        def forward(self, x):
+            z = pyro.sample("z", dist.Normal(self.loc, self.scale).to_event(1))
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(z.sum(), 1.0), obs=x)
+
+    class Guide(Model):
+        def forward(self, x):
+            pyro.sample("z", dist.Normal(self.loc, self.scale).to_event(1))
+
+    model, guide, x = Model(), Guide(), torch.tensor([1.0, 3.0])
+    for module in (model, guide):
+        module(x)
+    assert list(pyro.get_param_store()) == ["loc", "scale"]
+    twenty_steps(SVI(model, guide, ADAM, Trace_ELBO()), x)
+    assert {name for name, _ in model.named_parameters()} == {"loc", "scale_unconstrained"}
+    assert not torch.equal(model.loc, guide.loc)
