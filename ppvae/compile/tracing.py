@@ -57,14 +57,25 @@ class Traced:
         return inputs
 
 
-def trace(compute: Computation, args: Arguments) -> Traced:
-    """Runs a computation, without Pyro's validation, and writes down its tensor operations."""
+def trace(
+    compute: Computation, args: Arguments, *, then: Callable[[Sequence[Tensor], Any], Any] | None = None
+) -> Traced:
+    """Runs a computation, without Pyro's validation, and writes down its tensor operations.
+
+    Args:
+        compute: the computation.
+        args: its arguments.
+        then: what is done with its outputs, from them and their layout to another layout. Not where Python asked for
+            values: a run in which they are others is undone.
+    """
     layout: list[Any] = []
     decisions: list[float] = []
 
     def traced(*tensors: Tensor) -> list[Tensor]:
         with _ItemsStay(), _Reads() as reads:
             outputs, what = compute(args.with_tensors(tensors))
+            if then is not None and not reads.decisions:
+                what = then(outputs, what)
         layout.append(what)
         decisions.extend(value for _, value in reads.decisions)
         return [*outputs, *(tensor for tensor, _ in reads.decisions)]
