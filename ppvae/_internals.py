@@ -20,7 +20,7 @@ from pyro.nn.module import _Context
 from pyro.optim import PyroOptim
 from pyro.optim.lr_scheduler import PyroLRScheduler
 from pyro.optim.optim import _load_state_dict
-from pyro.poutine.runtime import _PYRO_STACK, effectful
+from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK, effectful
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 from torch.distributions.kl import _KL_REGISTRY
@@ -39,6 +39,20 @@ __all__ = ["TorchDispatchMode"]
 def handlers() -> list[Any]:
     """The Pyro handlers around the caller, the outermost first."""
     return _PYRO_STACK
+
+
+@contextmanager
+def no_handlers() -> Iterator[None]:
+    """Runs without the Pyro handlers around the caller, the dims of their plates free."""
+    stacks = [_PYRO_STACK, _DIM_ALLOCATOR._stack]
+    around = [stack[:] for stack in stacks]
+    for stack in stacks:
+        stack.clear()
+    try:
+        yield
+    finally:
+        for stack, before in zip(stacks, around, strict=True):
+            stack[:] = before
 
 
 def is_subsampling(fn: Any) -> bool:
@@ -88,6 +102,11 @@ def traces_of(elbo: ELBO, *args: Any) -> Iterator[tuple[Trace, Trace]]:
 def loss_of_particle(elbo: Any, model_trace: Trace, guide_trace: Trace) -> tuple[Any, Any]:
     """The loss and the surrogate of one particle of a `Trace_ELBO`."""
     return elbo._differentiable_loss_particle(model_trace, guide_trace)
+
+
+def refuses_constant(error: ValueError) -> bool:
+    """Whether `TraceEnum_ELBO` refused to differentiate a loss for having no gradient."""
+    return str(error).startswith("ELBO is cannot be differentiated")
 
 
 def announce(name: str, parameter: Tensor) -> None:

@@ -426,7 +426,8 @@ def _failure(batch: Batch, pair: nn.Module, what: str, error: Exception) -> str:
     """What a pair failed on."""
     kinds = ", ".join(f"{t.dtype} {tuple(t.shape)}" for t in batch if isinstance(t, Tensor))
     dtypes = ", ".join(sorted({str(p.dtype) for p in pair.parameters()})) or "none"
-    return f"the pair fails on {what} ({kinds}; its parameters are {dtypes}): {error}"
+    said = re.split(r"\n *Trace Shapes:", str(error))[0]  # which Pyro adds, a line for each site
+    return f"the pair fails on {what} ({kinds}; its parameters are {dtypes}): {said}"
 
 
 def device_of(pair: nn.Module, data: Batch = ()) -> torch.device:

@@ -17,6 +17,7 @@ ORDER = [
     "_internals",
     "_validate",
     "rng",
+    "isolation",
     "storage",
     "traces",
     "pair",

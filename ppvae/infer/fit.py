@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -18,9 +19,10 @@ from ppvae.compile.compiled import Compile
 from ppvae.data import Batches, IterableSource, Source
 from ppvae.infer.callbacks import Callback, check_callbacks
 from ppvae.infer.optim import ParamGroups
-from ppvae.infer.run_config import describe, describe_groups, versions
+from ppvae.infer.run_config import describe, describe_groups, describe_pair, describe_source, versions
 from ppvae.infer.run_folder import Run, RunFolder
 from ppvae.infer.trainer import Trainer
+from ppvae.isolation import check_trainable, check_unhandled
 from ppvae.objectives.base import networks_of
 from ppvae.objectives.importance_weighted import ImportanceWeightedELBO
 from ppvae.objectives.joint import JointELBO
@@ -113,6 +115,7 @@ def fit(
         TypeError: where an argument is of the wrong kind.
         ValueError: naming the argument, data set or site that is wrong, before any training.
         FileExistsError: where `out` holds a run and `resume` is not set.
+        RuntimeError: where it runs inside of `torch.no_grad()`, or of a Pyro handler, which would do nothing in it.
         NonFiniteError: naming the first non-finite site or parameter, the epoch and the step; the pair then
             holds the weights before that step.
 
@@ -123,6 +126,8 @@ def fit(
         >>> [row["epoch"] for row in run.history]
         [1.0, 2.0]
     """
+    check_trainable("fit")
+    check_unhandled("fit")
     check_pair(pair)
     epochs, batch_size, seed = check_count("epochs", epochs), check_count("batch_size", batch_size), check_seed(seed)
     patience = None if patience is None else check_count("patience", patience)
@@ -153,7 +158,6 @@ def fit(
         "epochs": epochs,
         "train": train.shapes,
         "valid": None if valid is None else valid.shapes,
-        "train_digest": train.digest(),
         "batch_size": train.batch_size,
         "lr": describe(lr),
         "optim": describe(optim),
@@ -167,7 +171,10 @@ def fit(
         "device": str(where),
         "seed": seed,
     }
-    folder = _folder(out, resume, settings)
+    folder = None if out is None else RunFolder(out)
+    if folder is not None:
+        settings |= {"train_data": describe_source(train), "valid_data": describe_source(valid)}
+    resume = _resumes(folder, resume, settings)
     for network in networks_of(loss).values():
         network.to(where)
     trainer = Trainer(
@@ -188,16 +195,37 @@ def fit(
         callbacks=callbacks,
     )
     trainer.prepare()
-    settings["loss"] = describe(trainer.loss)
-    if folder is not None and resume:
-        folder.check_same(settings)  # with the loss that was chosen
-        trainer.resume()
-        if epochs < (behind := len(trainer.progress.history)):
-            raise ValueError(f"epochs must be at least {behind}, which the run in {folder.path} has had, got {epochs}")
-        folder.update_config(settings)
-    elif folder is not None:
-        folder.create({**versions(), "fit": settings, "experiment": config})
-    return trainer.run(epochs=epochs, patience=patience, progress=progress)
+    settings |= {"loss": describe(trainer.loss), "pair": describe_pair(pair)}  # with what is made at first use
+    with nullcontext() if folder is None else folder.locked():
+        if folder is not None and resume:
+            _resume(trainer, folder, settings)
+        elif folder is not None:
+            folder.create({**versions(), "fit": settings, "experiment": config})
+        return trainer.run(epochs=epochs, patience=patience, progress=progress)
+
+
+def _resumes(folder: RunFolder | None, resume: bool, settings: dict[str, Any]) -> bool:
+    """Whether there is a run to go on with; it is then this one, and the folder is free otherwise."""
+    if folder is None:
+        if resume:
+            raise ValueError("resume needs the folder of the run: out is None")
+        return False
+    if resume and folder.check_resumable():
+        chosen_later = {"loss"} if settings["loss"] is None else set()
+        folder.check_same({k: v for k, v in settings.items() if k not in chosen_later}, versions())
+        return True
+    folder.check_free()
+    return False
+
+
+def _resume(trainer: Trainer, folder: RunFolder, settings: dict[str, Any]) -> None:
+    """Puts a prepared training where the run in the folder stands."""
+    folder.check_same(settings)  # with the loss that was chosen, and the pair
+    trainer.resume()
+    epochs, behind = settings["epochs"], len(trainer.progress.history)
+    if epochs < behind:
+        raise ValueError(f"epochs must be at least {behind}, which the run in {folder.path} has had, got {epochs}")
+    folder.update_config(settings)
 
 
 def _check_kinds(optim: Any, autocast: Any, out: Any, config: Any) -> None:
@@ -236,18 +264,6 @@ def _objective(loss: Any, train: Source) -> Any:
         return JointELBO(loss, train.weights)
     except TypeError as error:
         raise TypeError(f"loss does not go with {type(train).__name__}: {error}") from error
-
-
-def _folder(out: str | os.PathLike[str] | None, resume: bool, settings: dict[str, Any]) -> RunFolder | None:
-    """The run folder, checked: it holds this run where it is to be resumed, and none otherwise."""
-    if out is None:
-        if resume:
-            raise ValueError("resume needs the folder of the run: out is None")
-        return None
-    folder = RunFolder(out)
-    known = {name: value for name, value in settings.items() if value is not None or name != "loss"}
-    folder.check_same(known) if resume else folder.check_free()
-    return folder
 
 
 def _source(name: str, data: Data, batch_size: int, seed: int, device: torch.device, *, shuffle: bool) -> Source:

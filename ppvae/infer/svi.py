@@ -13,6 +13,7 @@ from typing import Any
 import pyro
 import torch
 from pyro.infer import ELBO
+from pyro.infer.abstract_infer import TracePosterior
 from pyro.optim import PyroOptim
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
@@ -24,7 +25,17 @@ from ppvae.compile.verification import Label
 from ppvae.infer.compiled_step import StepFromOutputs
 from ppvae.infer.nonfinite import NonFiniteError, check_finite
 from ppvae.infer.optim import OnGradients, OptimizerFactory, ParamGroups, Stepper
-from ppvae.objectives.base import Evaluation, StepTerms, Traces, evaluate_objective, networks_of
+from ppvae.isolation import check_trainable, one_at_a_time
+from ppvae.objectives.base import (
+    Evaluation,
+    LossAndGrads,
+    StepTerms,
+    Traces,
+    as_number,
+    differentiated,
+    evaluate_objective,
+    networks_of,
+)
 from ppvae.pair import Batch
 from ppvae.params import BASELINES, LocalParams, module_local, pyro_name
 
@@ -32,8 +43,8 @@ SAVED = 1.0
 """Milliseconds that compiling saves at a step of a small model, roughly: it repays itself in 10,000 steps."""
 
 
-class SVI:
-    """Stochastic variational inference, a drop-in for `pyro.infer.SVI`.
+class SVI(pyro.infer.SVI):
+    """Stochastic variational inference, a drop-in for `pyro.infer.SVI`, of which it is one: `run` is Pyro's own.
 
     Trains the parameters of the modules that `model` and `guide` belong to (or are), and whatever `pyro.module`,
     `pyro.param` and lazily created guides register. All of it lives on those modules; where one of the two is a
@@ -47,6 +58,9 @@ class SVI:
             options, states and schedules by parameter name (`get_state`, `save`, `optim_objs`): `svi.optimizer` then
             steps all of its optimizers at once.
         loss: any Pyro ELBO object, or a function `(model, guide, *args) -> differentiable loss`.
+        loss_and_grads: of a function `loss`, what also adds the gradient to the parameters; an ELBO has its own.
+        num_samples: how many traces `run` draws; deprecated in Pyro.
+        num_steps: how many steps `run` takes; deprecated in Pyro.
         compile: whether to run the step as one compiled graph, see `ppvae.compile.compiled`. "auto" compiles where it
             repays itself: in 10,000 steps, `svi.planned_steps` or, where that is None, those taken.
         autocast: dtype of matrix products and convolutions (`torch.autocast`), e.g. `torch.bfloat16` for large nets on
@@ -75,7 +89,10 @@ class SVI:
         model: Callable[..., Any],
         guide: Callable[..., Any],
         optim: OptimizerFactory | PyroOptim,
-        loss: ELBO | Callable[..., Tensor],
+        loss: ELBO | Callable[..., Any],
+        loss_and_grads: Callable[..., Any] | None = None,
+        num_samples: int = 0,
+        num_steps: int = 0,
         *,
         compile: Compile = "auto",
         autocast: torch.dtype | None = None,
@@ -88,11 +105,17 @@ class SVI:
         if isinstance(loss, type) or not callable(loss):
             example = f", e.g. {loss.__name__}()" if isinstance(loss, type) else ""
             raise TypeError(f"loss must be a pyro.infer ELBO object or a function{example}, got {loss!r}")
+        TracePosterior.__init__(self)  # Pyro's SVI takes no optimizer but Pyro's
         self.model = model
         self.guide = guide
-        self.loss = loss
+        self.num_samples = num_samples
+        self.num_steps = num_steps
+        self.objective: Any = loss
+        if loss_and_grads is not None and not isinstance(loss, ELBO):
+            self.objective = LossAndGrads(loss, loss_and_grads)
         self.compile = compile
         self.planned_steps: int | None = None
+        self.refuses_idle = False  # a first step that would change nothing, of which Pyro says no word
         self.autocast = autocast
         self.optim = optim
         self.stepper = Stepper(
@@ -126,24 +149,41 @@ class SVI:
         """The torch optimizer, once the first step or `setup` made it; None where Pyro steps one by one."""
         return self.stepper.optimizer
 
-    def step(self, *args: Any, **kwargs: Any) -> float:
-        """Takes one gradient step and returns the loss: summed over the batch, as Pyro's is."""
-        with self.running():
-            return float(self._update(args, kwargs).loss)
+    @property
+    def loss(self) -> Callable[..., Any]:
+        """The loss as a function of model, guide and their arguments, as Pyro has it; `objective` is what was given."""
+        return self.objective.loss if isinstance(self.objective, ELBO | LossAndGrads) else self.objective
 
-    def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
+    @property
+    def loss_and_grads(self) -> Callable[..., Any]:
+        """The same, and the gradient is added to the parameters."""
+        if isinstance(self.objective, ELBO | LossAndGrads):
+            return self.objective.loss_and_grads
+        return differentiated(self.objective)
+
+    def step(self, *args: Any, **kwargs: Any) -> float | tuple[float, ...]:
+        """Takes one gradient step and returns the loss: summed over the batch, as Pyro's is.
+
+        Where an objective is several losses (`ReweightedWakeSleep`), all of them.
+        """
+        check_trainable("SVI.step")
+        with self.running():
+            return as_number(self._update(args, kwargs))
+
+    def evaluate_loss(self, *args: Any, **kwargs: Any) -> float | tuple[float, ...]:
         """The loss on `args`, without a step."""
         with self.running(), torch.no_grad():
-            return float(self._evaluate(args, kwargs).loss)
+            return as_number(self._evaluate(args, kwargs))
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Context in which the parameters of modules live on the modules; `update` must run inside."""
-        if not self._local:
-            yield
-            return
-        with module_local(), LocalParams(self._owners[0], attach=True):
-            yield
+        with one_at_a_time():
+            if not self._local:
+                yield
+                return
+            with module_local(), LocalParams(self._owners[0], attach=True):
+                yield
 
     def update(self, *args: Any, weight: float | None = None, check: bool = False) -> StepTerms:
         """Takes one gradient step; with `Trace_ELBO` and its like nothing is read back from the device.
@@ -221,7 +261,8 @@ class SVI:
         with nullcontext() if self._steps else modules_that_run(self._modules):
             result = self._gradient(args, weight, kwargs, check=check)
         self._steps += 1
-        self.stepper.step(self.names_of_step, self.parameters())
+        if self.parameters():
+            self.stepper.step(self.names_of_step, self.parameters())
         return result
 
     def _compiles(self) -> bool:
@@ -235,7 +276,7 @@ class SVI:
         """What else a compiled gradient depends on: which parameters are trained, and what of."""
         trained = tuple((id(p), p.requires_grad) for p in self.parameters())
         step = Same(self.stepper.settled(self.names_of_step, self.parameters()))
-        return (trained, Same(self.loss), fingerprint(self.loss), self.model, self.guide, self.autocast, step)
+        return (trained, Same(self.objective), fingerprint(self.objective), self.model, self.guide, self.autocast, step)
 
     def _gradient_as_outputs(self, args: tuple[Any, ...]) -> tuple[list[Any], Any]:
         """The gradient of a batch as a computation: the terms, and the gradients of the parameters that have one."""
@@ -255,16 +296,25 @@ class SVI:
         parameters = self.parameters()
         if surrogate is not None and surrogate.requires_grad:
             surrogate = surrogate if weight is None else surrogate * weight
-            surrogate.backward(retain_graph=getattr(self.loss, "retain_graph", None))
+            surrogate.backward(retain_graph=getattr(self.objective, "retain_graph", None))
         elif surrogate is None and weight is not None:
             for gradient in (p.grad for p in parameters if p.grad is not None):
                 gradient.mul_(weight)
+        if self.refuses_idle and not self._steps and all(parameter.grad is None for parameter in parameters):
+            raise ValueError(self._reaches_nothing())
         # Pyro's statements name what a step trains; a module that announces none is trained whole.
         self.stepper.complete([p for p in parameters if id(p) in self._met_now or id(p) not in self._met])
         terms = evaluation.terms()
         if check:
             self._check_finite(evaluation.all_traces(), terms)
         return terms
+
+    def _reaches_nothing(self) -> str:
+        return (
+            f"loss {type(self.objective).__name__} depends on none of the parameters "
+            f"{[name for name, _ in self.named_parameters()]}: "
+            "is it a constant, or is something detached, or computed under torch.no_grad(), on the way to it?"
+        )
 
     def _labels(self, layout: Any) -> list[Label]:
         """What the outputs of a compiled gradient are called."""
@@ -276,7 +326,7 @@ class SVI:
     def _evaluate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Evaluation:
         """The objective on a minibatch, with the parameters that it met noted."""
         with pyro.poutine.trace(param_only=True) as params, self._precision():
-            result = evaluate_objective(self.loss, self.model, self.guide, args, kwargs)
+            result = evaluate_objective(self.objective, self.model, self.guide, args, kwargs)
         self._remember(params.trace)
         return result
 

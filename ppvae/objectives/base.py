@@ -6,6 +6,7 @@ A step knows the traces behind its loss, and reads nothing from the device.
 from __future__ import annotations
 
 import copy
+import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,7 @@ from pyro.infer.enum import get_importance_trace
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from ppvae._internals import announce, loss_of_particle, traces_of
+from ppvae._internals import announce, loss_of_particle, refuses_constant, traces_of
 from ppvae.traces import LOSS_TERM, Site, latent_of, sites
 
 Traces = list[tuple[Trace, Trace]]
@@ -35,6 +36,8 @@ SitePair = tuple[dict[str, Site], dict[str, Site]]
 
 OWN_COLUMNS = frozenset({"epoch", "data", "loss", "elbo", "reconstruction", "valid_elbo", "kl_weight", "lr"})
 """Columns of the history that no term of a user's may be called."""
+
+_ONE_OF_SEVERAL = re.compile(r"loss_\d+")
 
 _COMPILED = (JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceGraph_ELBO, JitTraceMeanField_ELBO)
 
@@ -49,32 +52,38 @@ class StepTerms:
         kl: for each latent site, Σ E_q[log q(z|x) − log p(z)], by the samples that the step drew; auxiliary
             sites of the guide have no log p.
         columns: what `ppvae.loss_term` and `Objective.record` named.
+        losses: of an objective that is several (`ReweightedWakeSleep`: the model's, the guide's), each; `loss` is their
+            sum.
     """
 
     loss: Tensor
     reconstruction: Tensor | None
     kl: dict[str, Tensor]
     columns: dict[str, Tensor] = field(default_factory=dict)
+    losses: tuple[Tensor, ...] = ()
 
     def named(self) -> dict[str, Tensor]:
-        """The terms by column name: `loss`, `reconstruction`, `kl_<site>`, and those of the user.
+        """The terms by column name: `loss`, `loss_1` …, `reconstruction`, `kl_<site>`, and those of the user.
 
         Raises:
             ValueError: where one of these is called like a column of ours.
         """
-        if taken := [name for name in self.columns if name in OWN_COLUMNS or name.startswith("kl_")]:
-            raise ValueError(f"a term of the loss is called {taken[0]!r}, which is a column of the history already")
-        terms = {"loss": self.loss}
+        own = {"loss": self.loss} | {f"loss_{i}": value for i, value in enumerate(self.losses, start=1)}
         if self.reconstruction is not None:
-            terms["reconstruction"] = self.reconstruction
-        return terms | {f"kl_{site}": value for site, value in self.kl.items()} | self.columns
+            own["reconstruction"] = self.reconstruction
+        own |= {f"kl_{site}": value for site, value in self.kl.items()}
+        for name in self.columns:
+            if name in OWN_COLUMNS or name in own or name.startswith("kl_") or _ONE_OF_SEVERAL.fullmatch(name):
+                raise ValueError(f"a term of the loss is called {name!r}, which is a column of the history already")
+        return own | self.columns
 
     @classmethod
     def of(cls, named: dict[str, Tensor]) -> StepTerms:
         """The terms that have these names."""
         kl = {name.removeprefix("kl_"): value for name, value in named.items() if name.startswith("kl_")}
-        rest = {name: value for name, value in named.items() if not name.startswith("kl_")}
-        return cls(rest.pop("loss"), rest.pop("reconstruction", None), kl, rest)
+        losses = {name: value for name, value in named.items() if _ONE_OF_SEVERAL.fullmatch(name)}
+        rest = {name: value for name, value in named.items() if name not in losses and not name.startswith("kl_")}
+        return cls(rest.pop("loss"), rest.pop("reconstruction", None), kl, rest, tuple(losses.values()))
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,7 @@ class Evaluation:
         columns: what the objective itself recorded for the history.
         parts: of an objective over several data sets, the weight and the evaluation of each.
         num_data: how many data it was given; None where its arguments do not say.
+        losses: of an objective that is several, each.
     """
 
     loss: Tensor
@@ -98,6 +108,7 @@ class Evaluation:
     columns: dict[str, Tensor] = field(default_factory=dict)
     parts: list[tuple[float, Evaluation]] = field(default_factory=list)
     num_data: int | None = None
+    losses: tuple[Tensor, ...] = ()
 
     def terms(self) -> StepTerms:
         """The terms of the loss; of several data sets, those that the user named, weighted as they are in it.
@@ -116,11 +127,41 @@ class Evaluation:
         for weight, part in self.parts:
             for name, value in part.terms().columns.items():
                 columns[name] = columns.get(name, 0.0) + weight * value
-        return StepTerms(self.loss, *_elbo_terms(read, self.num_particles, self.num_data), columns)
+        return StepTerms(self.loss, *_elbo_terms(read, self.num_particles, self.num_data), columns, self.losses)
 
     def all_traces(self) -> Traces:
         """The traces of all data sets."""
         return [*self.traces, *(trace for _, part in self.parts for trace in part.all_traces())]
+
+
+@dataclass(frozen=True)
+class LossAndGrads:
+    """An objective as two functions of model, guide and their arguments, as `pyro.infer.SVI` takes it.
+
+    Attributes:
+        loss: its value.
+        loss_and_grads: the same; it adds the gradient to the parameters itself.
+    """
+
+    loss: Callable[..., Any]
+    loss_and_grads: Callable[..., Any]
+
+
+def differentiated(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """What a function `(model, guide, *args) -> differentiable loss` returns, its gradient added to the parameters."""
+
+    def loss_and_grads(*args: Any, **kwargs: Any) -> Any:
+        value = loss(*args, **kwargs)
+        if getattr(value, "requires_grad", False):
+            value.backward(retain_graph=True)
+        return value
+
+    return loss_and_grads
+
+
+def as_number(result: StepTerms | Evaluation) -> float | tuple[float, ...]:
+    """The loss as `pyro.infer.SVI` returns it: of an objective that is several, each."""
+    return tuple(map(float, result.losses)) or float(result.loss)
 
 
 class Objective(ELBO):
@@ -250,6 +291,9 @@ def evaluate_objective(
 def _evaluated(
     objective: Any, model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Evaluation:
+    if isinstance(objective, LossAndGrads):
+        function = objective.loss_and_grads if torch.is_grad_enabled() else objective.loss
+        return _gradient_added(function(model, guide, *args, **kwargs))
     if not isinstance(objective, ELBO):
         with torch.enable_grad():  # Pyro's `differentiable_loss`, of which it may be made, refuses what has no gradient
             loss = torch.as_tensor(objective(model, guide, *args, **kwargs))
@@ -261,11 +305,22 @@ def _evaluated(
     if getattr(type(recording), "differentiable_loss", None) is Trace_ELBO.differentiable_loss:
         return Evaluation(*_trace_elbo(recording, model, guide, args, kwargs), traces, particles)
     if not torch.is_grad_enabled():
-        return Evaluation(_as_tensor(recording.loss(model, guide, *args, **kwargs)), None, traces, particles)
+        return _gradient_added(recording.loss(model, guide, *args, **kwargs), traces, particles)
     if hasattr(recording, "differentiable_loss"):
-        loss = recording.differentiable_loss(model, guide, *args, **kwargs)
+        loss = _differentiable_loss(recording, traces, model, guide, args, kwargs)
         return Evaluation(loss.detach(), loss, traces, particles)
-    return Evaluation(_as_tensor(recording.loss_and_grads(model, guide, *args, **kwargs)), None, traces, particles)
+    return _gradient_added(recording.loss_and_grads(model, guide, *args, **kwargs), traces, particles)
+
+
+def _differentiable_loss(recording: Any, traces: Traces, model: Any, guide: Any, args: Any, kwargs: Any) -> Tensor:
+    """The loss of an ELBO of Pyro's; also one without a gradient, which `TraceEnum_ELBO` refuses and a step takes."""
+    try:
+        return torch.as_tensor(recording.differentiable_loss(model, guide, *args, **kwargs))
+    except ValueError as error:
+        if not refuses_constant(error):
+            raise
+        recording._get_traces = lambda *_: iter(traces)  # those that it was computed from
+        return torch.as_tensor(recording.loss(model, guide, *args, **kwargs))
 
 
 def networks_of(objective: Any, *, beside: Iterable[nn.Module] = ()) -> dict[str, nn.Module]:
@@ -280,10 +335,16 @@ def networks_of(objective: Any, *, beside: Iterable[nn.Module] = ()) -> dict[str
     return {name: network for name, network in networks.items() if id(network) not in known}
 
 
+def _gradient_added(loss: Any, traces: Traces | None = None, num_particles: int = 1) -> Evaluation:
+    """Of a loss as Pyro returns it when it has added the gradient; `ReweightedWakeSleep` returns several."""
+    losses = tuple(map(_as_tensor, loss)) if isinstance(loss, tuple) else ()
+    total = torch.stack(losses).sum() if losses else _as_tensor(loss)
+    return Evaluation(total, None, traces or [], num_particles, losses=losses)
+
+
 def _as_tensor(loss: Any) -> Tensor:
-    """A loss as Pyro returns it, in full precision; of several (ReweightedWakeSleep), their sum."""
-    total = sum(loss) if isinstance(loss, tuple) else loss
-    return total.detach() if isinstance(total, Tensor) else torch.tensor(total, dtype=torch.float64)
+    """A loss as Pyro returns it, in full precision."""
+    return loss.detach() if isinstance(loss, Tensor) else torch.tensor(loss, dtype=torch.float64)
 
 
 def _recording(objective: ELBO, traces: Traces) -> Any:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from ppvae.isolation import isolated
 from ppvae.pair import Batch, device_of
 from ppvae.params import LocalParams, module_local
 from ppvae.rng import forked_rng
@@ -28,7 +29,7 @@ def evaluating(
     """Runs `pair` in eval mode without gradients, its parameters its own, its randomness that of `seed`.
 
     Every module that runs inside is in eval mode, also one that plain functions use and the pair does not own.
-    Restores the modules' modes and the global random state.
+    Restores the modules' modes and the global random state. Handlers around the caller do not reach inside.
 
     Args:
         pair: any model/guide pair.
@@ -39,6 +40,7 @@ def evaluating(
     """
     device = device or device_of(pair)
     with (
+        isolated(),
         eval_mode(pair),
         forked_rng(device, seed),
         torch.no_grad(),

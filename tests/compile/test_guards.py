@@ -169,9 +169,9 @@ CHANGES = {
     "forward": lambda pair, svi: setattr(pair.p_x_given_z, "forward", lambda z: z.repeat(1, D // K)),
     "frozen": lambda pair, svi: pair.p_x_given_z.requires_grad_(False),
     "parameter": replace_weight,
-    "loss": lambda pair, svi: setattr(svi, "loss", TraceMeanField_ELBO()),
+    "objective": lambda pair, svi: setattr(svi, "objective", TraceMeanField_ELBO()),
     "model": lambda pair, svi: setattr(svi, "model", lambda x: pair.model(2 * x)),
-    "particles": lambda pair, svi: setattr(svi.loss, "num_particles", 4),
+    "particles": lambda pair, svi: setattr(svi.objective, "num_particles", 4),
     "state": lambda pair, svi: pair.load_state_dict({k: v + 0.1 for k, v in pair.state_dict().items()}),
 }
 
@@ -371,7 +371,7 @@ def test_an_objective_at_the_address_of_an_old_one_is_a_new_one():
     pair = Regression()
     svi = SVI(pair.model, pair.guide, partial(torch.optim.SGD, lr=0.0), scaled(1.0), compile=True)
     for factor in (1.0, 1.0, 10.0, 100.0, 1000.0):  # the addresses of functions without a name are used again at once
-        svi.loss = scaled(factor)
+        svi.objective = scaled(factor)
         torch.manual_seed(1)
         loss = svi.step(A, A)
         torch.manual_seed(1)

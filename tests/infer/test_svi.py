@@ -162,12 +162,12 @@ def test_compiled_elbos_give_the_losses_of_those_they_compile(compiled, eager, m
     assert losses[0] == losses[1]
 
 
-def test_wake_sleep_returns_the_sum_of_its_two_losses():
+def test_wake_sleep_returns_its_two_losses():
     pair, x = small_vae(), binary(8)
     twin, theirs = pyro_twin(pair, pyro.optim.Adam({"lr": 0.01}), ReweightedWakeSleep(num_particles=2))
     ours = SVI(pair.model, pair.guide, ADAM, ReweightedWakeSleep(num_particles=2))
-    expected = [sum(losses) for losses in twenty_steps(theirs, x)]
-    assert twenty_steps(ours, x) == pytest.approx(expected, rel=1e-5)
+    expected = torch.tensor(twenty_steps(theirs, x))
+    torch.testing.assert_close(torch.tensor(twenty_steps(ours, x)), expected, rtol=1e-5, atol=1e-5)
     for name, value in pair.state_dict().items():
         torch.testing.assert_close(value, twin.state_dict()[name], rtol=1e-5, atol=1e-6)
 
@@ -390,7 +390,7 @@ def test_bad_arguments():
         SVI(pair.model, pair.guide, list, Trace_ELBO()).step(binary(4))
     frozen = small_vae().requires_grad_(False)
     with pytest.raises(ValueError, match="nothing to train"):
-        SVI(frozen.model, frozen.guide, ADAM, Trace_ELBO()).step(binary(4))
+        SVI(frozen.model, frozen.guide, ADAM, Trace_ELBO()).setup((binary(4),))
 
 
 def test_averages_of_baselines_are_no_parameters():
