@@ -60,7 +60,7 @@ class StepFromOutputs:
         return [] if inside is None else [tensor for _, _, tensor in inside.written()]
 
     def differs(self, outputs: Sequence[Tensor], layout: Any, before: Sequence[Tensor]) -> str | None:
-        """Takes the step of a graph once more, from what was there before, by the optimizer itself.
+        """Takes the step of a graph once more, from what was there before, by the optimizer itself, to compare.
 
         Returns:
             The name of what changed otherwise than in the graph; None where all agree.
@@ -69,10 +69,9 @@ class StepFromOutputs:
         if inside is None:
             return None
         what = inside.written()
-        found = [tensor.detach() - value for (_, _, tensor), value in zip(what, before, strict=True)]
-        with torch.no_grad():
-            for (_, _, tensor), value in zip(what, before, strict=True):
-                tensor.copy_(value)
+        left = [tensor.detach().clone() for _, _, tensor in what]
+        found = [new - value for new, value in zip(left, before, strict=True)]
+        _put_back(what, before)
         self._step(trained, [gradient.clone() for gradient in outputs[len(names) :]])
         expected = [tensor.detach() - value for (_, _, tensor), value in zip(what, before, strict=True)]
         called = {id(parameter): name for name, parameter in self.named()}
@@ -83,6 +82,7 @@ class StepFromOutputs:
             # A change is rounded as much as the number that changes.
             nudged_once=[a + v.abs() * torch.finfo(v.dtype).eps for a, v in zip(expected, before, strict=True)],
         )
+        _put_back(what, left)  # the graph's own numbers, as at every other step: a resumed run has the same
         if difference is not None:
             self.stepper.distrust()
         return difference
@@ -91,3 +91,9 @@ class StepFromOutputs:
         for parameter, gradient in zip(trained, gradients, strict=True):
             put_gradient(parameter, gradient)
         self.stepper.step(self.named, self.parameters())
+
+
+@torch.no_grad()
+def _put_back(what: Sequence[tuple[str, Tensor, Tensor]], values: Sequence[Tensor]) -> None:
+    for (_, _, tensor), value in zip(what, values, strict=True):
+        tensor.copy_(value)
