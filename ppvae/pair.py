@@ -6,10 +6,8 @@ plate is the data plate: its size is the batch size, its dim is -1, its name is 
 
 from __future__ import annotations
 
-import re
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -24,13 +22,13 @@ from torch import Tensor, nn
 
 from ppvae._internals import handlers
 from ppvae._validate import check_number
-from ppvae.traces import LOSS_TERM, Site, is_unsized, same_values, sites, values_outside, vectorized
+from ppvae.traces import LOSS_TERM, Site, is_unsized, sites, vectorized
 
 Batch = tuple[Any, ...]
 """Arguments of `model` and `guide`: tensors whose leading dim is the batch, or None."""
 
 
-_NO_PART = (
+NO_PART = (
     "The others have no log p(x) then: give the pair minibatches, with pyro.plate(name, len(x)) or "
     "pyro.plate(name, N, subsample_size=len(x)), or let the plate take all of them outside of training"
 )
@@ -65,9 +63,8 @@ class Pair(nn.Module):
         ...         pyro.sample("z", dist.Normal(slope * x, 1.0))
         >>> pair = Pair(model, guide)
 
-    What `pyro.param` declares becomes a parameter of the pair when ppvae runs it, here `pair.pyro_params["slope"]`, and
-    stays out of Pyro's store. Pyro's own tools find it there through the handler
-    `local = ppvae.params.LocalParams(pair, attach=False)`: `Predictive(local(pair.model), guide=local(pair.guide))`.
+    What `pyro.param` declares becomes a parameter of the pair when ppvae trains it, here `pair.pyro_params["slope"]`.
+    Pyro's own tools find it in Pyro's store, until a pair of equal names is trained: see `ppvae.loans`.
     """
 
     def __init__(
@@ -313,7 +310,7 @@ def check_data_plate(trace: Trace, n: int, *, where: str) -> None:
             if plate.dim == -1 and plate.full_size == n:
                 raise ValueError(
                     f"the plate {plate.name!r} of the {where} takes {plate.size} of the {n} data that it is given. "
-                    f"{_NO_PART}"
+                    f"{NO_PART}"
                 )
         if site.is_drawn and site.role != "auxiliary" and not trace.nodes[name]["cond_indep_stack"]:
             raise ValueError(
@@ -371,63 +368,6 @@ def _instead(site: Site, node: Any, n: int) -> str:
 def shown_plates(plates: Sequence[CondIndepStackFrame]) -> str:
     """Plates as messages show them."""
     return ", ".join(f"{p.name!r} (size {p.size}, dim {p.dim})" for p in plates) or "no plate"
-
-
-@contextmanager
-def naming_arguments(trace: Trace, batch: Batch) -> Iterator[None]:
-    """Where Pyro's validation stops on what a model observes, says which argument holds it.
-
-    Args:
-        trace: of the model, which is scored inside.
-        batch: what it was run on.
-    """
-    try:
-        yield
-    except ValueError as error:
-        for site in sites(trace).values():
-            for i, tensor in enumerate(batch):
-                taken = site.role == "observed" and same_values(site.value, tensor) and bool(tensor.isfinite().all())
-                said = values_outside(site, tensor, f"data[{i}]") if taken else None
-                if said:
-                    raise ValueError(said) from error
-        raise
-
-
-@contextmanager
-def failing_on(
-    batch: Batch, pair: nn.Module, what: str, errors: tuple[type[Exception], ...] = (RuntimeError, TypeError)
-) -> Iterator[None]:
-    """Says of the pair's own errors on which data they came.
-
-    Args:
-        batch: what the pair is run on inside.
-        pair: a model/guide pair.
-        what: what the data are called, for the message.
-        errors: of what kinds.
-    """
-    try:
-        yield
-    except NotImplementedError:  # what a distribution cannot do, whatever the data
-        raise
-    except ValueError as error:
-        if found := re.match(r"subsample_size does not match len\(subsample\), (\d+)", str(error)):
-            raise ValueError(
-                f"a plate of the pair takes {found[1]} of the data that it is given. {_NO_PART}"
-            ) from error
-        if not isinstance(error, errors):
-            raise
-        raise ValueError(_failure(batch, pair, what, error)) from error
-    except errors as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(_failure(batch, pair, what, error)) from error
-
-
-def _failure(batch: Batch, pair: nn.Module, what: str, error: Exception) -> str:
-    """What a pair failed on."""
-    kinds = ", ".join(f"{t.dtype} {tuple(t.shape)}" for t in batch if isinstance(t, Tensor))
-    dtypes = ", ".join(sorted({str(p.dtype) for p in pair.parameters()})) or "none"
-    said = re.split(r"\n *Trace Shapes:", str(error))[0]  # which Pyro adds, a line for each site
-    return f"the pair fails on {what} ({kinds}; its parameters are {dtypes}): {said}"
 
 
 def device_of(pair: nn.Module, data: Batch = ()) -> torch.device:

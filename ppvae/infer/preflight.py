@@ -13,10 +13,11 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from ppvae.data import Source
+from ppvae.failures import FAILURES, failing_on
 from ppvae.late_params import warn_of_waiting
 from ppvae.objectives.base import evaluate_objective
 from ppvae.objectives.joint import JointELBO
-from ppvae.pair import Batch, check_batch, check_data_plate, check_sites, failing_on, take, unequal_masks
+from ppvae.pair import Batch, check_batch, check_data_plate, check_sites, take, unequal_masks
 from ppvae.sampling.importance import importance_draws
 from ppvae.sampling.sampler import PROBE_DATA
 from ppvae.traces import Site, same_scale, same_values, shown_scale, sites, values_outside
@@ -69,13 +70,13 @@ def _check_set(pair: nn.Module, data: Source, name: str) -> None:
 
 def _check_runs(pair: nn.Module, batch: Batch, data: Source, name: str) -> tuple[Trace, Trace]:
     """Runs the pair on a minibatch, under Pyro's validation; returns the traces of model and guide."""
-    with failing_on(batch, pair, f"a minibatch of {name}", (RuntimeError, TypeError, ValueError)):
+    with failing_on(batch, pair, f"a minibatch of {name}", (*FAILURES, ValueError)):
         guide_trace = poutine.trace(pair.guide).get_trace(*batch)
         model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(*batch)
     warn_of_waiting(pair)
     check_sites(model_trace, guide_trace)
     _check_supports(model_trace, data, batch, name)
-    with failing_on(batch, pair, f"a minibatch of {name}", (RuntimeError, TypeError, ValueError)):
+    with failing_on(batch, pair, f"a minibatch of {name}", (*FAILURES, ValueError)):
         guide_trace.compute_log_prob()
         model_trace.compute_log_prob()
     return model_trace, guide_trace

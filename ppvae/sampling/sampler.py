@@ -21,6 +21,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from ppvae.compile.allocator import Allocations
+from ppvae.failures import failing_on, naming_arguments
 from ppvae.late_params import warn_of_waiting
 from ppvae.pair import (
     Batch,
@@ -28,8 +29,6 @@ from ppvae.pair import (
     check_data_plate,
     check_masks,
     check_sites,
-    failing_on,
-    naming_arguments,
     take,
     warn_of_factors,
 )

@@ -29,7 +29,7 @@ CASES = pytest.mark.parametrize("name", OPTIMIZERS)
 
 def inside(svi):
     """Whether all the graphs of an SVI take the step themselves."""
-    return [graph.traced.layout[-1] is not None for graph in svi._compiled._graphs.values()]
+    return [graph.layout[-1] is not None for graph in svi._compiled._graphs]
 
 
 def gradients(shapes, steps=6):
