@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from pyro.poutine.replay_messenger import ReplayMessenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from ppvae._internals import handlers
+from ppvae._internals import handled, handlers
 from ppvae._validate import check_number
 from ppvae.traces import LOSS_TERM, Site, is_unsized, sites, vectorized
 
@@ -79,7 +80,7 @@ class Pair(nn.Module):
         for argument, function in (("model", model), ("guide", guide), ("reverse", reverse)):
             if not callable(function) and not (argument == "reverse" and function is None):
                 raise TypeError(f"{argument} must be callable, got {type(function).__name__}")
-        owners = [getattr(function, "__self__", None) for function in (model, guide, reverse)]
+        owners = [owner_of(f) for f in (model, guide, reverse) if not isinstance(f, nn.Module)]
         used = [module for module in (*owners, *modules) if isinstance(module, nn.Module)]
         self.modules_used = nn.ModuleList(dict.fromkeys(used))
         self.model_function = model
@@ -93,6 +94,26 @@ class Pair(nn.Module):
     def guide(self, *batch: Any) -> Any:
         """Runs the guide."""
         return self.guide_function(*batch)
+
+
+def owner_of(function: Any) -> nn.Module | None:
+    """The module that a function is, or is a method of, also inside handlers such as `config_enumerate`.
+
+    And inside what `functools.partial` and `functools.wraps` make of it.
+    """
+    owner = function if isinstance(function, nn.Module) else getattr(function, "__self__", None)
+    bound: Any = None
+    while not isinstance(owner, nn.Module):
+        if inside := handled(function):
+            function, bound = inside[0], next(iter(inside[1:]), bound)
+        else:
+            function = function.func if isinstance(function, partial) else getattr(function, "__wrapped__", None)
+        if function is None:
+            return None
+        owner = function if isinstance(function, nn.Module) else getattr(function, "__self__", None)
+        if isinstance(bound, nn.Module) and hasattr(type(bound), getattr(function, "__name__", "")):
+            owner = bound  # of a method that its class decorates
+    return owner
 
 
 class KLWeight(Messenger):

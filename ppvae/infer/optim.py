@@ -92,7 +92,10 @@ class Stepper:
             self._join(lambda: named, [parameter for _, parameter in named])
             return
         if not named:
-            raise ValueError("there is nothing to train: the pair has no parameter that requires a gradient")
+            raise ValueError(
+                "there is nothing to train: the pair has no parameter that requires a gradient (networks that plain "
+                "functions use are named by Pair(model, guide, modules=[net]))"
+            )
         self._check_patterns(named)
         groups = self._groups(named)
         optimizer = self._optim(groups if self.param_groups else [parameter for _, parameter in named])

@@ -37,8 +37,8 @@ from ppvae.objectives.base import (
     evaluate_objective,
     networks_of,
 )
-from ppvae.pair import Batch
-from ppvae.params import BASELINES, LocalParams, lend_params, module_local, owner_of, pyro_name
+from ppvae.pair import Batch, owner_of
+from ppvae.params import BASELINES, LocalParams, lend_params, module_local, pyro_name
 
 SAVED = 1.0
 """Milliseconds that compiling saves at a step of a small model, roughly: it repays itself in 10,000 steps."""
