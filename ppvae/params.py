@@ -33,6 +33,7 @@ from torch.distributions import constraints, transform_to
 from torch.nn.parameter import is_lazy
 
 from ppvae._internals import fresh_module_state
+from ppvae._validate import check_path, naming_path
 from ppvae.late_params import give, makes_later, owner, waiting
 from ppvae.pair import check_pair, device_of
 from ppvae.storage import load_state, save_state
@@ -267,8 +268,10 @@ def save(pair: nn.Module, path: str | os.PathLike[str]) -> Path:
         >>> pair = ppvae.load(PPCA(8, 2), path)
     """
     check_pair(pair)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    return save_state(path, {**pair.state_dict(), **waiting(pair)})
+    path = check_path("path", path)
+    with naming_path("path"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return save_state(path, {**pair.state_dict(), **waiting(pair)})
 
 
 def load(pair: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
@@ -294,8 +297,10 @@ def load(pair: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
         >>> pair = ppvae.load(PPCA(8, 2), path)
     """
     check_pair(pair)
-    path = Path(path)
-    restore_weights(pair, load_state(path / "model.safetensors" if path.is_dir() else path), source=str(path))
+    path = check_path("path", path)
+    with naming_path("path"):
+        state = load_state(path / "model.safetensors" if path.is_dir() else path)
+    restore_weights(pair, state, source=str(path))
     return pair
 
 

@@ -21,6 +21,7 @@ ORDER = [
     "storage",
     "traces",
     "pair",
+    "observed",
     "late_params",
     "params",
     "nn",

@@ -13,20 +13,21 @@ from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
-from ppvae._validate import check_count, check_number, check_seed, usable_device
+from ppvae._validate import check_count, check_flag, check_number, check_path, check_seed, naming_path, usable_device
 from ppvae.compile.compiled import Compile
 from ppvae.data import Batches, IterableSource, Source
 from ppvae.infer.callbacks import Callback, check_callbacks
-from ppvae.infer.optim import ParamGroups
+from ppvae.infer.optim import ParamGroups, check_groups
 from ppvae.infer.run_config import describe, describe_groups, versions
 from ppvae.infer.run_folder import Run, RunFolder
+from ppvae.infer.svi import check_autocast
 from ppvae.infer.trainer import Trainer
 from ppvae.isolation import check_trainable, check_unhandled
 from ppvae.objectives.base import networks_of
 from ppvae.objectives.importance_weighted import ImportanceWeightedELBO
 from ppvae.objectives.joint import JointELBO
 from ppvae.objectives.schedule import Schedule, as_schedule
-from ppvae.pair import check_batch, check_pair, device_of
+from ppvae.pair import check_batch, check_names, check_pair, device_of
 
 Data = Tensor | tuple[Tensor | None, ...] | Source | Iterable[Any]
 """A tensor, a tuple of tensors (or None), a `Source` such as `Batches`, or an iterable of these (a `DataLoader`)."""
@@ -132,6 +133,9 @@ def fit(
     patience = None if patience is None else check_count("patience", patience)
     if clip_norm is not None:
         check_number("clip_norm", clip_norm, above=0)
+    check_groups(param_groups)
+    check_flag("resume", resume)
+    check_flag("progress", progress)
     callbacks = check_callbacks(callbacks)
     _check_kinds(optim, autocast, out, config)
     if patience is not None and valid is None:
@@ -171,7 +175,8 @@ def fit(
         "device": str(where),
         "seed": seed,
     }
-    folder = _folder(out, resume, settings)
+    with naming_path("out"):
+        folder = _folder(out, resume, settings)
     for network in networks_of(loss).values():
         network.to(where)
     trainer = Trainer(
@@ -200,7 +205,8 @@ def fit(
             raise ValueError(f"epochs must be at least {behind}, which the run in {folder.path} has had, got {epochs}")
         folder.update_config(settings)
     elif folder is not None:
-        folder.create({**versions(), "fit": settings, "experiment": config})
+        with naming_path("out"):
+            folder.create({**versions(), "fit": settings, "experiment": config})
     return trainer.run(epochs=epochs, patience=patience, progress=progress)
 
 
@@ -211,14 +217,13 @@ def _check_kinds(optim: Any, autocast: Any, out: Any, config: Any) -> None:
             "optim must be called as optim(parameters, lr=lr), e.g. torch.optim.AdamW, got an object of "
             f"{type(optim).__module__}.{type(optim).__name__} (ppvae.SVI takes pyro.optim objects)"
         )
-    if autocast not in (None, torch.bfloat16, torch.float16):
-        raise ValueError(f"autocast must be torch.bfloat16, torch.float16 or None, got {autocast!r}")
-    if not (out is None or isinstance(out, str | os.PathLike)):
-        raise TypeError(f"out must be the path of a folder or None, got {out!r} of type {type(out).__name__}")
+    check_autocast(autocast)
+    if out is not None:
+        check_path("out", out)
     if not (config is None or isinstance(config, dict)):
         raise TypeError(f"config must be a dict or None, got {config!r} of type {type(config).__name__}")
     try:
-        json.dumps(config)
+        json.dumps(config, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise TypeError(f"config must hold what JSON can: {error}") from error
 
@@ -226,8 +231,7 @@ def _check_kinds(optim: Any, autocast: Any, out: Any, config: Any) -> None:
 def _check_kl_sites(sites: Any, weight: Any) -> None:
     if sites is None:
         return
-    if isinstance(sites, str) or not isinstance(sites, Sequence) or not all(isinstance(name, str) for name in sites):
-        raise TypeError(f"kl_sites must be a list of names of sites, got {sites!r}")
+    check_names("kl_sites", sites)
     if weight is None:
         raise ValueError("kl_sites needs kl_weight, the weight of their KL term")
 

@@ -24,6 +24,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ppvae._validate import check_path
 from ppvae.storage import load_state, save_state, write_atomically, write_json
 
 Row = dict[str, float]
@@ -52,7 +53,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = check_path("path", path)
         self.last = self.path / "checkpoints" / "last.safetensors"
         self.best = self.path / "checkpoints" / "best.safetensors"
         self.model = self.path / "model.safetensors"
