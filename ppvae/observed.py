@@ -24,14 +24,17 @@ def taken_as_given(trace: Trace, batch: Batch) -> Iterator[tuple[Site, int]]:
                 yield site, i
 
 
-def check_observed(trace: Trace, batch: Batch, whole: Batch | None, name: str = "data") -> None:
-    """Checks what a model observes as it is given: that it has a batch dim, and lies in the support.
+def check_observed(
+    trace: Trace, batch: Batch, whole: Batch | None, name: str = "data", *, masked: bool = False
+) -> None:
+    """Checks what a model observes as it is given: that it has a batch dim, is finite, and lies in the support.
 
     Args:
         trace: of the model.
         batch: what it was run on.
         whole: all data, of which that is a part; None where they are not known.
         name: of the argument.
+        masked: whether the values of sites with a mask, which may leave out some, are checked too.
 
     Raises:
         ValueError: naming the argument and the site.
@@ -47,7 +50,16 @@ def check_observed(trace: Trace, batch: Batch, whole: Batch | None, name: str = 
                 f"{name}[{i}] must have a leading batch dim: site {site.name!r} has {site.event_dim} event dims, and "
                 f"got shape {tuple(batch[i].shape)}, one datum; x[None] is a batch of one"
             )
-        if said := values_outside(site, batch[i] if whole is None else whole[i], f"{name}[{i}]"):
+        if site.is_masked and not masked:
+            continue
+        values = batch[i] if whole is None else whole[i]
+        if bool((bad := ~values.isfinite()).any()):
+            row = int(bad.reshape(len(values), -1).any(1).nonzero()[0])
+            raise ValueError(
+                f"{name}[{i}] holds NaN or infinite values, first in row {row}, and the pair observes them at site "
+                f"{site.name!r}"
+            )
+        if said := values_outside(site, values, f"{name}[{i}]"):
             raise ValueError(said)
 
 
@@ -117,4 +129,5 @@ def _failure(batch: Batch, pair: nn.Module, what: str, error: object) -> str:
     """What a pair failed on."""
     kinds = ", ".join(f"{t.dtype} {tuple(t.shape)}" for t in batch if isinstance(t, Tensor))
     dtypes = ", ".join(sorted({str(p.dtype) for p in pair.parameters()})) or "none"
-    return f"the pair fails on {what} ({kinds}; its parameters are {dtypes}): {error}"
+    said = re.split(r"\n *Trace Shapes:", str(error))[0]  # which Pyro adds, a line for each site
+    return f"the pair fails on {what} ({kinds}; its parameters are {dtypes}): {said}"

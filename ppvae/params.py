@@ -274,7 +274,7 @@ def save(pair: nn.Module, path: str | os.PathLike[str]) -> Path:
         return save_state(path, {**pair.state_dict(), **waiting(pair)})
 
 
-def load(pair: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
+def load(pair: nn.Module, path: str | os.PathLike[str], *, allow_nonfinite: bool = False) -> nn.Module:
     """Reads weights that `save` wrote into `pair`, in place; a run folder stands for its `model.safetensors`.
 
     What the pair makes at first use (an autoguide its parameters) has the file's values from then on.
@@ -282,13 +282,15 @@ def load(pair: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     Args:
         pair: a pair built as the saved one was.
         path: the file, or the folder that `fit` wrote.
+        allow_nonfinite: whether to take weights that are NaN or infinite, to look at what became of them.
 
     Returns:
         The pair.
 
     Raises:
         FileNotFoundError: where there is no such file.
-        ValueError: naming what is missing, unexpected or of another shape; the pair is then unchanged.
+        ValueError: where the file is damaged, or naming what is missing, unexpected, of another shape or dtype, or not
+            finite; the pair is then unchanged.
 
     Example:
         >>> import ppvae, tempfile
@@ -300,15 +302,23 @@ def load(pair: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     path = check_path("path", path)
     with naming_path("path"):
         state = load_state(path / "model.safetensors" if path.is_dir() else path)
-    restore_weights(pair, state, source=str(path))
+    restore_weights(pair, state, source=str(path), allow_nonfinite=allow_nonfinite)
     return pair
 
 
-def restore_weights(pair: nn.Module, state: dict[str, Tensor], *, source: str) -> None:
+def _is_finite_as(value: Tensor, own: Tensor | None) -> bool:
+    """Whether values are finite, or, as those of a mask, not finite where the pair's own are not."""
+    if bool(value.isfinite().all()):
+        return True
+    return own is not None and not is_lazy(own) and torch.equal(value, own.to(value.device))
+
+
+def restore_weights(pair: nn.Module, state: dict[str, Tensor], *, source: str, allow_nonfinite: bool = True) -> None:
     """Copies the state dict `state` into `pair`, all of it or nothing.
 
     Raises:
-        ValueError: naming what is missing, unexpected or of another shape; the pair is then unchanged.
+        ValueError: naming what is missing, unexpected, of another shape or dtype, or not finite where that is not
+            allowed; the pair is then unchanged.
     """
     if not (isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())):
         raise ValueError(f"{source} holds no weights: it must hold tensors by name")
@@ -323,6 +333,18 @@ def restore_weights(pair: nn.Module, state: dict[str, Tensor], *, source: str) -
         for key in own.keys() & state.keys()
         if not is_lazy(own[key]) and state[key].shape != own[key].shape
     ]
+    problems += [
+        f"{key} of {state[key].dtype} where the pair has {own[key].dtype}"
+        for key in own.keys() & state.keys()
+        if state[key].dtype != own[key].dtype
+    ]
+    problems += [f"{key} of {v.dtype}, no parameter's" for key, v in declared.items() if not v.is_floating_point()]
+    if not allow_nonfinite:
+        problems += [
+            f"{key} not finite in {int((~value.isfinite()).sum())} of {value.numel()} elements"
+            for key, value in state.items()
+            if value.is_floating_point() and not _is_finite_as(value, own.get(key))
+        ]
     if problems:
         raise ValueError(f"{source} does not fit this pair: " + "; ".join(sorted(problems)))
     if declared:

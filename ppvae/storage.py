@@ -1,9 +1,16 @@
-"""Files: atomic writes, and nested state as JSON or safetensors. Nothing here runs code that it reads."""
+"""Files: atomic writes, and nested state as JSON or safetensors. Nothing here runs code that it reads.
+
+Every file holds a digest of its contents: a flipped bit, or a part that is missing, is an error that names the file.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
+import re
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,28 +23,76 @@ from torch import Tensor
 _TENSOR, _TUPLE, _ITEMS = "__tensor__", "__tuple__", "__items__"
 """What stands in the JSON of a state: the name of a tensor, the items of a tuple, those of a dict."""
 
+DIGEST = "sha256"
+"""The name of the digest, in the metadata of a tensor file and among the entries of a JSON file."""
+
+_TEMPORARY = re.compile(r"\.[^/]+\.[0-9a-f]{16}\.tmp")
+"""The names of files that are being written."""
+
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> Path:
     """Lets `write` fill a temporary file beside `path`, then moves it into place in one step.
 
-    A reader, or a run that is killed, sees the old file or the new one, never a part of either.
+    A reader, or a run that is killed, sees the old file or the new one, never a part of either. The temporary file is
+    new, under a name that nobody can foresee; the file's mode is what the umask makes of it.
+
+    Raises:
+        OSError: naming `path`, where it cannot be written; the old file is then as it was.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
         write(temporary)
+        temporary.chmod(mode)  # what writes the file may have made another in its place
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write: {error.strerror or error}", str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return path
 
 
+def remove_temporary(folder: Path) -> None:
+    """Removes what a killed process was writing in a folder, and in those inside; nobody else may write there now."""
+    for path in folder.rglob(".*.tmp"):
+        if _TEMPORARY.fullmatch(path.name) and not path.is_dir():
+            path.unlink(missing_ok=True)
+
+
 def write_json(path: str | os.PathLike[str], content: Any) -> Path:
-    """Writes `content` as indented JSON, atomically."""
+    """Writes `content` as indented JSON, atomically; a dict with its digest as the last entry."""
+    if isinstance(content, dict):
+        own = {name: value for name, value in content.items() if name != DIGEST}
+        content = {**own, DIGEST: _digest_of_json(own)}
     text = json.dumps(content, indent=2) + "\n"
     return write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads what `write_json` made of a dict, without the digest; one without a digest is of an older version.
+
+    Raises:
+        FileNotFoundError: where there is no such file.
+        ValueError: where it holds no JSON object, or another than was written.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: it is no JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    digest = content.pop(DIGEST, None)
+    if digest is not None and digest != _digest_of_json(content):
+        raise ValueError(
+            f"{path} is damaged, or was edited: its contents do not have the digest that it holds. Whoever edited it "
+            f"takes the entry {DIGEST!r} out"
+        )
+    return content
 
 
 def save_state(path: str | os.PathLike[str], state: Any) -> Path:
@@ -47,19 +102,29 @@ def save_state(path: str | os.PathLike[str], state: Any) -> Path:
 
     Raises:
         TypeError: where `state` holds anything else, naming the place.
+        OSError: where the file cannot be written.
     """
     tensors: dict[str, Tensor] = {}
     tree = _flatten(state, "", tensors)
-    metadata = {"state": json.dumps(tree)}
-    return write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
+    digest = _digest(json.dumps(tree), tensors)
+    metadata = {"state": json.dumps({DIGEST: digest, "tree": tree})}  # one entry: their order would be by chance
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(number[1]) if number else None, str(error)) from error
+
+    return write_atomically(path, write)
 
 
 def load_state(path: str | os.PathLike[str]) -> Any:
-    """Reads what `save_state` wrote; tensors arrive on the CPU.
+    """Reads what `save_state` wrote; tensors arrive on the CPU. A file without a digest is of an older version.
 
     Raises:
         FileNotFoundError: where there is no such file.
-        ValueError: where the file is no safetensors file of ours.
+        ValueError: where the file is no safetensors file of ours, or not what was written.
     """
     path = Path(path)
     if not path.is_file():
@@ -68,14 +133,41 @@ def load_state(path: str | os.PathLike[str]) -> Any:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-    except SafetensorError as error:
+    except (SafetensorError, TypeError, UnicodeDecodeError) as error:  # the latter two of a type that torch has not
         raise ValueError(f"{path} is not a complete safetensors file: {error}") from error
     if "state" not in metadata:
         raise ValueError(f"{path} was not written by ppvae: it has no 'state' in its metadata")
     try:
-        return _unflatten(json.loads(metadata["state"]), tensors)
+        tree = json.loads(metadata["state"])
+        digest = None
+        if isinstance(tree, dict) and DIGEST in tree:
+            digest, tree = tree[DIGEST], tree["tree"]
+        state = _unflatten(tree, tensors)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} was not written by ppvae: its 'state' does not describe its tensors") from error
+    if digest is not None and digest != _digest(json.dumps(tree), tensors):
+        raise ValueError(f"{path} is damaged: its contents do not have the digest that it holds")
+    return state
+
+
+def digest_of(*tensors: Tensor | None) -> str:
+    """A hash of all values of some tensors, with their dtypes and shapes."""
+    return _digest("", {str(i): tensor for i, tensor in enumerate(tensors) if tensor is not None})
+
+
+def _digest(text: str, tensors: dict[str, Tensor]) -> str:
+    found = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach()
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        for rows in tensor.reshape(-1).split(2**24):  # little beside the data, which may lie on a GPU
+            found.update(rows.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def _digest_of_json(content: dict[str, Any]) -> str:
+    as_read = json.loads(json.dumps(content))  # keys are strings there, which sorts them otherwise
+    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
 
 
 def _flatten(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:

@@ -1,4 +1,3 @@
-import json
 import pickle
 
 import pyro
@@ -9,7 +8,7 @@ from torch import nn
 
 import ppvae
 from ppvae.models import PPCA
-from ppvae.storage import load_state, save_state, write_atomically, write_json
+from ppvae.storage import load_state, read_json, save_state, write_atomically, write_json
 from tests.infer.pairs import Store, same, state
 
 
@@ -104,7 +103,7 @@ def test_failed_writes_leave_the_old_file_and_nothing_else(tmp_path):
         write_atomically(path, fails)
     with pytest.raises(TypeError):
         write_json(path, {"new": object()})
-    assert json.loads(path.read_text()) == {"old": 1}
+    assert read_json(path) == {"old": 1}
     assert list(tmp_path.iterdir()) == [path]
 
 

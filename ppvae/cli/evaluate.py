@@ -70,6 +70,8 @@ class Args:
     """Run on a CUDA GPU."""
     data_root: Path | None = None
     """Where the data set lies, if not where the runs found it."""
+    download: bool = False
+    """Fetch the data set where it is missing."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -118,7 +120,7 @@ def _restored(args: Args) -> dict[str, Trained]:
         raise ValueError(f"name at least one run folder, and none twice: got {[str(path) for path in args.runs]}")
     runs: dict[str, Trained] = {}
     for path in args.runs:
-        run = restore(path, device="cuda" if args.cuda else "cpu", data_root=args.data_root)
+        run = restore(path, device="cuda" if args.cuda else "cpu", data_root=args.data_root, download=args.download)
         run = replace(run, test=first(run.test, args.limit), labels=run.labels[: args.limit])
         base = next(iter(runs.values()), run)
         same = run.symbol == base.symbol and len(run.test) == len(base.test)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,7 @@ class Experiment:
             kl_weight=warmup_of(args, getattr(pair, "beta", 1.0)),
             kl_sites=self.kl_sites(args) if args.warmup else None,
             out=out,
-            resume=args.resume and RunFolder(out).config.is_file(),
+            resume=args.resume,
             config={"module": f"ppvae.examples.{self.name}", "args": to_json(args)},
             callbacks=[TensorBoard(out)] if args.tensorboard else [],
             **fit_options(args, device, args.epochs),
@@ -229,30 +230,66 @@ class Trained:
     symbol: str
 
 
-def restore(folder: Path, *, device: str, data_root: Path | None) -> Trained:
+def restore(folder: Path, *, device: str, data_root: Path | None, download: bool = False) -> Trained:
     """The trained pair of an example's run folder, and its test data.
 
     Raises:
         FileNotFoundError: where the folder holds no run, or the data are not found.
-        ValueError: where the run was not made by an example: its config then does not say how to build the pair.
+        ValueError: where the run was not made by an example, so that its config does not say how to build the pair, or
+            the folder is damaged.
     """
     run = RunFolder(folder)
-    config = run.read_config().get("experiment") or {}
-    module = config.get("module", "")
-    if not module.startswith("ppvae.examples."):
-        raise ValueError(
-            f"{folder} was not made by an example, so its pair cannot be rebuilt from its config; in Python: "
-            "ppvae.load(pair, folder) and then ppvae.log_marginal(pair, x)"
-        )
-    experiment: Experiment = importlib.import_module(module).EXPERIMENT
-    args = from_json(experiment.args, config["args"])
+    experiment, args = _experiment_of(run)
     if data_root is not None:
-        args = from_json(experiment.args, {**config["args"], "data_root": str(data_root)})
-    data = load_images(args)
-    pair = experiment.build(args, data)
-    restore_weights(pair, run.weights(), source=str(folder))
+        args = replace(args, data_root=data_root)
+    weights = run.weights()
+    data = load_images(args, download=download)
+    try:
+        _check_sizes(experiment, args, data, weights)
+        pair = experiment.build(args, data)
+    except RuntimeError as error:
+        raise ValueError(f"{run.config} describes no pair that can be built: {error}") from error
+    restore_weights(pair, weights, source=str(folder), allow_nonfinite=False)
     test = experiment.arguments(args, *data.test)
     return Trained(pair.to(usable_device(device)), test, data.test[1], experiment.symbol)
+
+
+def _experiment_of(run: RunFolder) -> tuple[Experiment, Any]:
+    """The example that made a run, and its flags.
+
+    Raises:
+        FileNotFoundError: where there is no run.
+        ValueError: where there is no such example, or its flags are not those of the example.
+    """
+    of_run = run.read_config().get("experiment") or {}
+    name = of_run.get("module", "") if isinstance(of_run, dict) else ""
+    try:
+        known = isinstance(name, str) and re.fullmatch(r"ppvae\.examples\.[a-z_]+", name)
+        experiment = getattr(importlib.import_module(name), "EXPERIMENT", None) if known else None
+    except ModuleNotFoundError:
+        experiment = None
+    if experiment is None:
+        raise ValueError(
+            f"{run.path} was not made by an example, so its pair cannot be rebuilt from its config; in Python: "
+            "ppvae.load(pair, folder) and then ppvae.log_marginal(pair, x)"
+        )
+    try:
+        return experiment, from_json(experiment.args, of_run.get("args"))
+    except ValueError as error:
+        raise ValueError(f"{run.config}: {error}") from error
+
+
+def _check_sizes(experiment: Experiment, args: Any, data: ImageData, weights: Mapping[str, Tensor]) -> None:
+    """Checks that the pair would be of the size of its weights, before memory is taken for it."""
+    with torch.device("meta"):
+        try:
+            shapes = {name: tuple(value.shape) for name, value in experiment.build(args, data).state_dict().items()}
+        except (RuntimeError, NotImplementedError):  # what is computed of the data has no place there
+            return
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    for name in shapes.keys() & found.keys():
+        if shapes[name] != found[name]:
+            raise ValueError(f"config.json describes {name} of shape {shapes[name]}, the weights hold {found[name]}")
 
 
 def _folder(name: str, args: ExperimentArgs) -> Path:
@@ -265,7 +302,9 @@ def _folder(name: str, args: ExperimentArgs) -> Path:
             folder.check_free()
         else:  # a run that was stopped in a training that comes first has only that one's folder
             parts = [RunFolder(path.parent) for path in args.out.glob("*/config.json")]
-            _check_same_experiment(folder if folder.config.is_file() or not parts else parts[0], args)
+            known = [run for run in (folder, *parts) if run.config.is_file()]
+            if known:
+                _check_same_experiment(known[0], args)
         return args.out
     number = 1
     while (out := Path("runs") / (name if number == 1 else f"{name}-{number}")).exists():
@@ -274,7 +313,8 @@ def _folder(name: str, args: ExperimentArgs) -> Path:
 
 
 def _check_same_experiment(folder: RunFolder, args: ExperimentArgs) -> None:
-    started = (folder.read_config().get("experiment") or {}).get("args", {})
+    of_run = folder.read_config().get("experiment") or {}
+    started = of_run.get("args", {}) if isinstance(of_run, dict) else {}
     free = {"epochs", "cuda", "out", "resume", "tensorboard", "data_root", "num_samples", "num_eval"}
     changed = [
         f"{flag(key)} was {started[key]!r}, is {value!r}"

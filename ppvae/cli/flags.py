@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from types import UnionType
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
-from ppvae._validate import check_count, check_number
+from ppvae._validate import check_count, check_number, check_seed
+from ppvae.nn import as_shape
 
 Likelihood = Literal["bernoulli", "gaussian", "categorical", "continuous-bernoulli", "discretized-logistic"]
 
@@ -70,6 +72,10 @@ class ExperimentArgs:
 
     def resolved(self) -> Self:
         """These arguments with every default that depends on another filled in."""
+        check_seed(self.seed, name="--seed")
+        for name, value in vars(self).items():
+            if name.endswith(("_dim", "_dims")) and value is not None:
+                as_shape(value, flag(name))
         if self.epochs is not None:
             check_count("--epochs", self.epochs)
         check_count("--num-samples", self.num_samples)
@@ -128,14 +134,37 @@ def to_json(args: ExperimentArgs) -> dict[str, Any]:
     return {key: plain(value) for key, value in asdict(args).items()}
 
 
-def from_json(arguments: type[ExperimentArgs], values: dict[str, Any]) -> ExperimentArgs:
-    """The flags that `to_json` wrote; those that a later version added have their defaults."""
+def from_json(arguments: type[ExperimentArgs], values: Any) -> ExperimentArgs:
+    """The flags that `to_json` wrote; those that a later version added have their defaults.
 
-    def typed(name: str, value: Any) -> Any:
-        if name in ("data_root", "out") and value is not None:
-            return Path(value)
-        return tuple(value) if isinstance(value, list) else value
-
-    known = {field.name for field in fields(arguments)}
-    flags: Any = {name: typed(name, value) for name, value in values.items() if name in known}
+    Raises:
+        ValueError: naming a flag whose value is of another type than the flag.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"the flags must be a JSON object, got {values!r:.80}")
+    hints = get_type_hints(arguments)
+    flags: dict[str, Any] = {}
+    for name in (field.name for field in fields(arguments) if field.name in values):
+        value = values[name]
+        value = Path(value) if Path in (hints[name], *get_args(hints[name])) and isinstance(value, str) else value
+        flags[name] = tuple(value) if isinstance(value, list) else value
+        if not _is_of(flags[name], hints[name]):
+            raise ValueError(f"{flag(name)} must be of type {hints[name]}, got {value!r:.80}")
     return arguments(**flags)
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Whether a value is of a flag's type."""
+    kind, options = get_origin(hint), get_args(hint)
+    if kind is Literal:
+        return any(value is option or (value == option and type(value) is type(option)) for option in options)
+    if kind is Annotated:
+        return _is_of(value, options[0])
+    if kind in (Union, UnionType):
+        return any(_is_of(value, option) for option in options)
+    if kind is tuple:
+        of_each = options[:1] * len(value) if isinstance(value, tuple) and options[-1] is ... else options
+        return isinstance(value, tuple) and len(value) == len(of_each) and all(map(_is_of, value, of_each))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is hint or (hint is Path and isinstance(value, Path)) or (hint is type(None) and value is None)

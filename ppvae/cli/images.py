@@ -41,9 +41,14 @@ class ImageData:
     event_shape: tuple[int, ...]
 
 
-def load_images(args: ExperimentArgs) -> ImageData:
-    """The data set of `args`, in the form that its likelihood is defined on."""
-    data: DataSet = load(args.dataset, args.data_root, num_valid=args.num_valid, seed=0)
+def load_images(args: ExperimentArgs, *, download: bool = True) -> ImageData:
+    """The data set of `args`, in the form that its likelihood is defined on.
+
+    Args:
+        args: the flags.
+        download: whether files that are missing may be fetched.
+    """
+    data: DataSet = load(args.dataset, args.data_root, num_valid=args.num_valid, seed=0, download=download)
     keep = 256 if args.smoke else None
     discrete = args.likelihood == "categorical"
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,9 +15,7 @@ from ppvae.data.source import Source
 from ppvae.data.transforms import Transform
 from ppvae.pair import usable
 from ppvae.rng import stream
-
-DIGEST_ROWS = 1000
-"""Rows of the data, evenly spaced, that the digest of a source is of."""
+from ppvae.storage import digest_of
 
 
 class Batches(Source):
@@ -144,8 +142,13 @@ class Batches(Source):
         return moved
 
     def digest(self) -> str:
-        """A hash of rows of the tensors, before the transform."""
-        return _digest([self])
+        """A hash of all of the tensors, before the transform."""
+        return digest_of(*self.tensors)
+
+    def settings(self) -> dict[str, Any]:
+        """What the minibatches of an epoch are a function of."""
+        names = ("batch_size", "seed", "shuffle", "drop_last", "transform")
+        return {name: getattr(self, name) for name in names}
 
     def _rows(self, generator: torch.Generator) -> Iterator[tuple[Tensor | None, ...]]:
         """Yield the minibatches before the transform."""
@@ -264,10 +267,6 @@ class JointBatches(Source):
         self.num_data: int = sum(part.num_data for part in sets)
         self._next_epoch = 0
 
-    def digest(self) -> str:
-        """A hash of rows of all sets."""
-        return _digest(self.sets)
-
     def __len__(self) -> int:
         return max(len(part) for part in self.sets)
 
@@ -308,14 +307,3 @@ def _steps(part: Batches, start: int, stop: int) -> Iterator[tuple[Tensor | None
             if i >= skip and step < stop:
                 step += 1
                 yield batch
-
-
-def _digest(sets: Sequence[Batches]) -> str:
-    """A hash of rows of the tensors of some sets."""
-    found = hashlib.sha256()
-    for part in sets:
-        rows = slice(None, None, -(-part.num_data // DIGEST_ROWS))
-        for tensor in part.tensors:
-            if tensor is not None:
-                found.update(tensor[rows].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]

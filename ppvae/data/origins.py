@@ -97,6 +97,7 @@ class Torchvision(Origin):
         files: their names.
         url: where they come from.
         fault: what is wrong with a file, or "", given torchvision's class and the path.
+        part: images and labels, given torchvision's class, the root and whether to read the training set.
     """
 
     dataset: str
@@ -104,6 +105,7 @@ class Torchvision(Origin):
     files: tuple[str, ...]
     url: str
     fault: Callable[[Any, Path], str]
+    part: Callable[[Any, Path, bool], tuple[Any, Any]]
 
     def read(self, root: Path, *, download: bool) -> tuple[Split, Split]:
         """Read torchvision's files, fetching them if some are missing; see `Origin.read`."""
@@ -139,8 +141,7 @@ class Torchvision(Origin):
 
     def _split(self, dataset: Any, root: Path, *, train: bool) -> Split:
         """Turn one of torchvision's sets into tensors."""
-        part = dataset(root, train=train)
-        x, y = torch.as_tensor(part.data), torch.as_tensor(part.targets)
+        x, y = map(torch.as_tensor, self.part(dataset, root, train))
         channels, height, width = self.shape
         where = f"{self.dataset}: the {'training' if train else 'test'} set in {root / self.folder}"
         if x.shape[1:3] != (height, width) or x.shape[:1] != y.shape or len(y) == 0:
@@ -179,6 +180,19 @@ def _md5_fault(dataset: Any, path: Path) -> str:
     return "" if check_integrity(path, checksums[path.name]) else "does not have the published md5 checksum"
 
 
+def _idx_part(dataset: Any, root: Path, train: bool) -> tuple[Any, Any]:
+    """The files that were checked: torchvision's class would take a `processed/training.pt` in their place."""
+    from torchvision.datasets.mnist import read_image_file, read_label_file
+
+    stem = str(root / dataset.__name__ / "raw" / ("train" if train else "t10k"))
+    return read_image_file(f"{stem}-images-idx3-ubyte"), read_label_file(f"{stem}-labels-idx1-ubyte")
+
+
+def _pickled_part(dataset: Any, root: Path, train: bool) -> tuple[Any, Any]:
+    part = dataset(root, train=train)
+    return part.data, part.targets
+
+
 def _mnist_like(dataset: str, url: str) -> Torchvision:
     """Describe a data set that comes in MNIST's four files."""
     files = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
@@ -189,6 +203,7 @@ def _mnist_like(dataset: str, url: str) -> Torchvision:
         files=tuple(f"{name}-ubyte" for name in files),
         url=url,
         fault=_idx_fault,
+        part=_idx_part,
     )
 
 
@@ -204,6 +219,7 @@ DATASETS: dict[str, Origin] = {
         files=(*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"),
         url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
         fault=_md5_fault,
+        part=_pickled_part,
     ),
 }
 """The data sets that `load` knows."""

@@ -12,6 +12,8 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader
 
 from ppvae.pair import Batch, usable
+from ppvae.rng import RandomState, forked_rng
+from ppvae.storage import digest_of
 
 
 class Source(ABC):
@@ -81,8 +83,12 @@ class Source(ABC):
         return moved
 
     def digest(self) -> str | None:
-        """A hash of the data, by which a resumed run knows them."""
+        """A hash of the data, by which a resumed run knows them; None where they cannot be known."""
         return None
+
+    def settings(self) -> dict[str, Any]:
+        """How minibatches are made of the data, by name: what a resumed run is held to besides."""
+        return {}
 
 
 class IterableSource(Source):
@@ -122,6 +128,23 @@ class IterableSource(Source):
                     f"{self.name} must give minibatches that are tensors or tuples of them, got {type(item).__name__}"
                 )
             yield tuple(usable(t.to(self.device, non_blocking=True)) if isinstance(t, Tensor) else t for t in batch)
+
+    def digest(self) -> str | None:
+        """A hash of the first minibatch; None where that is another every time, by randomness that torch has not."""
+        first, second = self._digest_of_first(), self._digest_of_first()
+        return first if first == second else None
+
+    def settings(self) -> dict[str, Any]:
+        """What a `DataLoader` was made with."""
+        loader = self.data if isinstance(self.data, DataLoader) else None
+        options = {name: getattr(loader, name) for name in ("batch_size", "num_workers", "drop_last") if loader}
+        sampler = type(loader.sampler).__name__ if loader else None
+        return {"of": type(self.data).__name__, "num_batches": self.num_batches, "sampler": sampler, **options}
+
+    def _digest_of_first(self) -> str:
+        with RandomState(torch.device("cpu"), self.generators).kept(), forked_rng(torch.device("cpu"), 0):
+            batch = next(iter(self.data), ())
+        return digest_of(*(t for t in ([batch] if isinstance(batch, Tensor) else batch) if isinstance(t, Tensor)))
 
 
 def _length(data: Any) -> int | None:

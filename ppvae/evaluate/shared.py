@@ -22,6 +22,7 @@ from ppvae.evaluate.sites import inner_plates_of, observed_value
 from ppvae.observed import check_observed, failing_on, naming_arguments
 from ppvae.pair import Batch, blocks, check_batch, check_data, check_pair, check_sites, device_of, take, warn_of_factors
 from ppvae.params import LocalParams
+from ppvae.rng import get_rng, set_rng
 from ppvae.sampling.eval_mode import evaluating, naming_nonfinite, validation
 from ppvae.sampling.guide_density import GuideDensity
 from ppvae.sampling.sampler import PROBE_DATA, ROW_BLOCK, Sampler
@@ -29,6 +30,12 @@ from ppvae.traces import Site, same_values, sites
 
 Draws = dict[str, dict[str, Tensor]]
 """Values by site, in groups."""
+
+MAX_SHOWN = 6
+"""The most names that a message lists."""
+
+_FAILURES = {False: (RuntimeError, TypeError), True: (RuntimeError, TypeError, ValueError)}
+"""What a pair's code raises on all data, and on some of those that it took: there also what Pyro says of plates."""
 
 
 @dataclass(frozen=True)
@@ -163,8 +170,8 @@ def shared_posterior(
     everything = slice(None)
     data = take(data, everything, device)
     with evaluating(pair, seed, device=device, params=LocalParams(pair, attach=False)), naming_nonfinite(data):
-        with failing_on(data, pair, "data"):
-            model_trace, guide_trace, plates = _looked_at(pair, data)
+        rng = get_rng(device)
+        model_trace, guide_trace, plates = _looked_at(pair, data)
         of_model = sites(model_trace)
         check_sites(model_trace, guide_trace)
         check_observed(model_trace, data, None)
@@ -176,6 +183,7 @@ def shared_posterior(
         plate = next((name for site in seen for name in sorted(plates & _plates(site))), None)
         latents = tuple(name for name, site in of_model.items() if site.is_drawn)
         observed = tuple(site.name for site in seen if not site.is_factor)
+        set_rng(rng, device)  # the draws are the same whether or not the pair had made what it makes at first use
         with validation(False):
             yield SharedPosterior(pair, data, latents, observed, plate, size if plate else n)
 
@@ -205,13 +213,16 @@ def _scored(function: Any, data: Batch) -> Trace:
 def _looked_at(pair: Any, data: Batch) -> tuple[Trace, Trace, set[str]]:
     """Traces of model and guide, and the plates at dim -1 that hold all data and, of fewer, all of these."""
     n = check_data(data)
-    found = []
-    for few in {n, max(1, min(n, PROBE_DATA) - 1)}:
-        part = take(data, slice(0, few))
-        guide_trace = _scored(pair.guide, part)
-        model_trace = _scored(poutine.replay(pair.model, trace=guide_trace), part)
+    few, found = max(1, min(n, PROBE_DATA) - 1), []
+    for size in sorted({few, n}, reverse=True):
+        part = take(data, slice(0, size))
+        with failing_on(
+            part, pair, f"{few} of the {n} data, all of which it takes" if size < n else "data", _FAILURES[size < n]
+        ):
+            guide_trace = _scored(pair.guide, part)
+            model_trace = _scored(poutine.replay(pair.model, trace=guide_trace), part)
         frames = [plate for trace in (model_trace, guide_trace) for s in sites(trace).values() for plate in s.plates]
-        found.append((few, model_trace, guide_trace, {p.name for p in frames if p.dim == -1 and p.size == few}))
+        found.append((size, model_trace, guide_trace, {p.name for p in frames if p.dim == -1 and p.size == size}))
     _, model_trace, guide_trace, _ = max(found, key=lambda run: run[0])
     return model_trace, guide_trace, set.intersection(*(plates for *_, plates in found))
 
@@ -251,7 +262,10 @@ def _check_shared(of_model: dict[str, Site], plates: set[str]) -> None:
 def _check_guide(pair: nn.Module, data: Batch, of_model: dict[str, Site], of_guide: dict[str, Site]) -> None:
     """Checks that the guide has a density over every latent, and draws nothing else."""
     if missing := [name for name, site in of_model.items() if site.is_drawn and name not in of_guide]:
-        raise ValueError(f"the guide does not sample the latents {missing}, which all data share")
+        shown = (
+            f"{missing}" if len(missing) <= MAX_SHOWN else f"{missing[:MAX_SHOWN]} and {len(missing) - MAX_SHOWN} more"
+        )
+        raise ValueError(f"the guide does not sample the latents {shown}: all are drawn here, and none is summed over")
 
     def draw_scored() -> Trace:
         return _scored(pair.guide, data)

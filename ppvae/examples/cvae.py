@@ -31,7 +31,7 @@ from ppvae.evaluate.estimates import standard_error
 from ppvae.evaluate.marginal import log_marginal
 from ppvae.examples.figures import write_completion_figures, write_label_figures
 from ppvae.examples.quadrants import Baseline, BinarizeAndSplit, Completion, Quadrants, completions
-from ppvae.infer import Run, RunFolder, fit
+from ppvae.infer import Run, fit
 from ppvae.models import CVAE
 from ppvae.nn import MLP, ConditionalMLP, ConditionalSequential, OneHot, Rescale, Reshape
 from ppvae.pair import Batch
@@ -167,7 +167,7 @@ def train_baseline(pair: CVAE | Completion, args: Args, data: ImageData, device:
         loss=elbo_of_flag(args),
         patience=args.patience,
         out=folder,
-        resume=args.resume and RunFolder(folder).config.is_file(),
+        resume=args.resume,
         config={"args": to_json(args)},
         **fit_options(args, device, args.epochs),
     )

@@ -25,7 +25,7 @@ from ppvae.data import Batches, Binarize, JointBatches, split_labels
 from ppvae.distributions import ConditionalCategorical, ConditionalNormal, StandardNormal, UniformCategorical
 from ppvae.evaluate.classification import Reliability, error_rate, label_posterior, reliability
 from ppvae.examples.figures import write_figures, write_label_figures
-from ppvae.infer import Run, RunFolder, fit
+from ppvae.infer import Run, fit
 from ppvae.models import SSVAE, VAE, StackedSSVAE
 from ppvae.models.base import code_of
 from ppvae.nn import MLP, ConditionalMLP, ConditionalSequential, ConvEncoder, OneHot, Rescale
@@ -208,8 +208,7 @@ def train_first(pair: VAE | SSVAE | StackedSSVAE, args: Args, data: ImageData, d
 
 
 def _train_part(pair: nn.Module, args: Args, train: Batches, loss: ELBO, folder: Path, options: dict[str, Any]) -> None:
-    resume = args.resume and RunFolder(folder).config.is_file()
-    run = fit(pair, train, loss=loss, out=folder, resume=resume, config={"args": to_json(args)}, **options)
+    run = fit(pair, train, loss=loss, out=folder, resume=args.resume, config={"args": to_json(args)}, **options)
     if run.stopped == "interrupted":
         raise InterruptedTraining(f"stopped in {folder.name}; continue with --resume --out {folder.parent}")
 

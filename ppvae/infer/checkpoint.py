@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -40,9 +42,35 @@ class Progress:
         return self.epoch + (step / steps_per_epoch if steps_per_epoch else 0.0)
 
     @classmethod
-    def of(cls, state: dict[str, Any]) -> Progress:
-        """What a checkpoint holds of it; one of an older version holds no counts, since all terms were everywhere."""
-        return cls(**{"counts": dict.fromkeys(state["sums"], state["sums"].get("data", 0.0)), **state})
+    def of(cls, state: Any) -> Progress:
+        """What a checkpoint holds of it; one of an older version holds no counts, since all terms were everywhere.
+
+        Raises:
+            ValueError: naming what is none of a run's.
+        """
+        names = set(cls.__dataclass_fields__)
+        if not isinstance(state, dict) or not names - {"counts"} <= set(state) <= names:
+            raise ValueError(f"progress must hold {sorted(names)}")
+        counts = state.get("counts", dict.fromkeys(state["sums"], 1.0) if _is_table(state["sums"]) else {})
+        of = cls(**{**state, "counts": counts})
+        if "counts" not in state and _is_table(of.sums):
+            of.counts = dict.fromkeys(of.sums, of.sums.get("data", 0.0))
+        best = of.best_epoch
+        right = {
+            "epoch": _is_count(of.epoch),
+            "step": _is_count(of.step),
+            "sums": _is_table(of.sums) and all(map(math.isfinite, of.sums.values())),
+            "counts": _is_table(of.counts) and of.counts.keys() == of.sums.keys() and all(of.counts.values()),
+            "history": isinstance(of.history, list) and all(map(_is_table, of.history)),
+            "best": isinstance(of.best, float) and not math.isnan(of.best),
+            "best_epoch": best is None or (_is_count(best) and 1 <= best <= len(of.history)),
+            "epoch_rng": isinstance(of.epoch_rng, dict),
+        }
+        if wrong := [name for name, is_right in right.items() if not is_right]:
+            raise ValueError(f"progress.{wrong[0]} is none of a run's: {getattr(of, wrong[0])!r:.80}")
+        if of.epoch != len(of.history):
+            raise ValueError(f"progress.history has {len(of.history)} rows after {of.epoch} epochs")
+        return of
 
     def add_step(self, n: int, terms: dict[str, float]) -> None:
         """Adds the terms of a step on n data: one step at a time, so that an interruption changes no rounding."""
@@ -53,6 +81,88 @@ class Progress:
     def means(self) -> dict[str, float]:
         """The mean of each term over the data of the running epoch that have it."""
         return {name: total / self.counts[name] for name, total in self.sums.items() if name != "data"}
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+
+
+def _is_table(value: Any) -> bool:
+    """Whether these are numbers by name."""
+    return isinstance(value, dict) and all(isinstance(k, str) and isinstance(v, int | float) for k, v in value.items())
+
+
+def check_like(found: Any, expected: Any, name: str) -> None:
+    """Checks that nested state has the names, the kinds, and of tensors the dtypes and shapes, of another.
+
+    Raises:
+        ValueError: naming what has not.
+    """
+    if isinstance(expected, Tensor):
+        if not isinstance(found, Tensor) or (found.dtype, found.shape) != (expected.dtype, expected.shape):
+            raise ValueError(f"{name} must be {_kind(expected)}, got {_kind(found)}")
+    elif isinstance(expected, dict):
+        if not isinstance(found, dict) or found.keys() != expected.keys():
+            names = list(found) if isinstance(found, dict) else _kind(found)
+            raise ValueError(f"{name} must hold {list(expected)}, got {names!r:.200}")
+        for key, value in expected.items():
+            check_like(found[key], value, f"{name}.{key}")
+    elif isinstance(expected, list | tuple):
+        if not isinstance(found, list | tuple) or len(found) != len(expected):
+            raise ValueError(f"{name} must have {len(expected)} entries, got {found!r:.80}")
+        for i, value in enumerate(expected):
+            check_like(found[i], value, f"{name}[{i}]")
+    elif type(found) is not type(expected):
+        raise ValueError(f"{name} must be of type {type(expected).__name__}, got {found!r:.80}")
+
+
+def check_optimizer_state(state: Any, optimizer: torch.optim.Optimizer) -> None:
+    """Checks that a state is one that this optimizer makes: kernels trust its shapes.
+
+    What it makes is seen on a copy that takes a step of gradient zero.
+
+    Raises:
+        ValueError: naming what is another: an option, a parameter's moment.
+    """
+    twin = copy.deepcopy(optimizer)
+    for parameter in (p for group in twin.param_groups for p in group["params"]):
+        parameter.grad = torch.zeros_like(parameter)
+    twin.step()
+    made = twin.state_dict()
+    if not isinstance(state, dict) or state.keys() != made.keys():
+        raise ValueError(f"optimizer must hold {list(made)}")
+    free = {"lr", "initial_lr", *_DEVICES_OPTIONS}
+    held, own = ([{k: v for k, v in g.items() if k not in free} for g in of] for of in _groups(state, made))
+    check_like(held, own, "optimizer.param_groups")
+    if held != own:
+        raise ValueError(f"optimizer.param_groups has other options than the optimizer: {held} for {own}")
+    for i, group in enumerate(state["param_groups"]):
+        lr = group.get("lr")
+        lr = lr.item() if isinstance(lr, Tensor) and lr.numel() == 1 else lr
+        if not isinstance(lr, int | float) or not 0 <= lr < math.inf:
+            raise ValueError(f"optimizer.param_groups[{i}].lr must be a number >= 0, got {lr!r:.80}")
+    if not isinstance(state["state"], dict) or not state["state"].keys() <= made["state"].keys():
+        raise ValueError("optimizer.state must hold moments of the parameters, by their number")
+    for key, moments in state["state"].items():  # a parameter that never had a gradient has none
+        check_like(moments, made["state"][key], f"optimizer.state.{key}")
+
+
+_DEVICES_OPTIONS = ("capturable", "fused", "foreach")
+"""Options of an optimizer that another device sets otherwise."""
+
+
+def _groups(*states: Any) -> list[list[dict[str, Any]]]:
+    for state in states:
+        groups = state["param_groups"]
+        if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
+            raise ValueError("optimizer.param_groups must be a list of options by name")
+    return [state["param_groups"] for state in states]
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
+    return f"of type {type(value).__name__}"
 
 
 def progress_bar(progress: Progress, steps_per_epoch: int | None, epochs: int, *, show: bool) -> Any:

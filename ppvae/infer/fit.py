@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ from ppvae.compile.compiled import Compile
 from ppvae.data import Batches, IterableSource, Source
 from ppvae.infer.callbacks import Callback, check_callbacks
 from ppvae.infer.optim import ParamGroups, check_groups
-from ppvae.infer.run_config import describe, describe_groups, versions
+from ppvae.infer.run_config import describe, describe_groups, describe_pair, describe_source, versions
 from ppvae.infer.run_folder import Run, RunFolder
 from ppvae.infer.svi import check_autocast
 from ppvae.infer.trainer import Trainer
@@ -161,7 +162,6 @@ def fit(
         "epochs": epochs,
         "train": train.shapes,
         "valid": None if valid is None else valid.shapes,
-        "train_digest": train.digest(),
         "batch_size": train.batch_size,
         "lr": describe(lr),
         "optim": describe(optim),
@@ -175,8 +175,11 @@ def fit(
         "device": str(where),
         "seed": seed,
     }
+    folder = None if out is None else RunFolder(out)
+    if folder is not None:
+        settings |= {"train_data": describe_source(train), "valid_data": describe_source(valid)}
     with naming_path("out"):
-        folder = _folder(out, resume, settings)
+        resume = _resumes(folder, resume, settings)
     for network in networks_of(loss).values():
         network.to(where)
     trainer = Trainer(
@@ -197,17 +200,38 @@ def fit(
         callbacks=callbacks,
     )
     trainer.prepare()
-    settings["loss"] = describe(trainer.loss)
-    if folder is not None and resume:
-        folder.check_same(settings)  # with the loss that was chosen
-        trainer.resume()
-        if epochs < (behind := len(trainer.progress.history)):
-            raise ValueError(f"epochs must be at least {behind}, which the run in {folder.path} has had, got {epochs}")
-        folder.update_config(settings)
-    elif folder is not None:
+    settings |= {"loss": describe(trainer.loss), "pair": describe_pair(pair)}  # with what is made at first use
+    with nullcontext() if folder is None else folder.locked():
         with naming_path("out"):
-            folder.create({**versions(), "fit": settings, "experiment": config})
-    return trainer.run(epochs=epochs, patience=patience, progress=progress)
+            if folder is not None and resume:
+                _resume(trainer, folder, settings)
+            elif folder is not None:
+                folder.create({**versions(), "fit": settings, "experiment": config})
+        return trainer.run(epochs=epochs, patience=patience, progress=progress)
+
+
+def _resumes(folder: RunFolder | None, resume: bool, settings: dict[str, Any]) -> bool:
+    """Whether there is a run to go on with; it is then this one, and the folder is free otherwise."""
+    if folder is None:
+        if resume:
+            raise ValueError("resume needs the folder of the run: out is None")
+        return False
+    if resume and folder.check_resumable():
+        chosen_later = {"loss"} if settings["loss"] is None else set()
+        folder.check_same({k: v for k, v in settings.items() if k not in chosen_later}, versions())
+        return True
+    folder.check_free()
+    return False
+
+
+def _resume(trainer: Trainer, folder: RunFolder, settings: dict[str, Any]) -> None:
+    """Puts a prepared training where the run in the folder stands."""
+    folder.check_same(settings)  # with the loss that was chosen, and the pair
+    trainer.resume()
+    epochs, behind = settings["epochs"], len(trainer.progress.history)
+    if epochs < behind:
+        raise ValueError(f"epochs must be at least {behind}, which the run in {folder.path} has had, got {epochs}")
+    folder.update_config(settings)
 
 
 def _check_kinds(optim: Any, autocast: Any, out: Any, config: Any) -> None:
@@ -244,18 +268,6 @@ def _objective(loss: Any, train: Source) -> Any:
         return JointELBO(loss, train.weights)
     except TypeError as error:
         raise TypeError(f"loss does not go with {type(train).__name__}: {error}") from error
-
-
-def _folder(out: str | os.PathLike[str] | None, resume: bool, settings: dict[str, Any]) -> RunFolder | None:
-    """The run folder, checked: it holds this run where it is to be resumed, and none otherwise."""
-    if out is None:
-        if resume:
-            raise ValueError("resume needs the folder of the run: out is None")
-        return None
-    folder = RunFolder(out)
-    known = {name: value for name, value in settings.items() if value is not None or name != "loss"}
-    folder.check_same(known) if resume else folder.check_free()
-    return folder
 
 
 def _source(name: str, data: Data, batch_size: int, seed: int, device: torch.device, *, shuffle: bool) -> Source:

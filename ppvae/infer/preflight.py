@@ -84,7 +84,7 @@ def _check_runs(pair: nn.Module, batch: Batch, data: Source, name: str) -> tuple
         model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(*batch)
     warn_of_waiting(pair)
     check_sites(model_trace, guide_trace)
-    check_observed(model_trace, batch, data.whole, name)
+    check_observed(model_trace, batch, data.whole, name, masked=True)
     _warn_of_scales(model_trace, batch, data.whole, name)
     with failing_on(batch, pair, f"a minibatch of {name}", (RuntimeError, TypeError, ValueError)):
         guide_trace.compute_log_prob()

@@ -10,22 +10,29 @@ runs/vae/
   figures/*.png
 ```
 
-Every write is atomic. `checkpoints/last.safetensors` is the truth that a killed run resumes from.
+Every write is atomic, every file holds its digest, and one process at a time writes. `checkpoints/last.safetensors` is
+the truth that a killed run resumes from; `model.safetensors` is written before it, and never older.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from torch import Tensor
 
-from ppvae._validate import check_path
-from ppvae.storage import load_state, save_state, write_atomically, write_json
+from ppvae._validate import check_path, naming_path
+from ppvae.infer.run_config import differences
+from ppvae.storage import load_state, read_json, remove_temporary, save_state, write_atomically, write_json
 
 Row = dict[str, float]
 """One epoch of the history, by column."""
@@ -60,6 +67,32 @@ class RunFolder:
         self.history = self.path / "history.csv"
         self.config = self.path / "config.json"
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes, and other runs of this one, out of the folder, which it makes.
+
+        The kernel lets go of the lock where a process dies. What a killed one was writing is removed.
+
+        Raises:
+            RuntimeError: where another run writes there, saying which.
+        """
+        with naming_path("out"):
+            self.path.mkdir(parents=True, exist_ok=True)
+        holder = self.path / ".holder"
+        try:
+            with FileLock(self.path / ".lock", timeout=0):
+                remove_temporary(self.path)
+                holder.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+                try:
+                    yield
+                finally:
+                    holder.unlink(missing_ok=True)
+        except Timeout:
+            who = "another process"
+            with contextlib.suppress(OSError, UnicodeDecodeError):
+                who = holder.read_text(encoding="utf-8") or who
+            raise RuntimeError(f"{self.path} is being written by {who}: one run at a time writes to a folder") from None
+
     def create(self, config: dict[str, Any]) -> None:
         """Makes the folder and writes its config.
 
@@ -72,36 +105,55 @@ class RunFolder:
 
     def check_free(self) -> None:
         """Raises FileExistsError where the folder holds a run already."""
-        if self.config.exists():
+        if self.config.exists() or self.last.exists():
             raise FileExistsError(f"{self.path} holds a run already: resume it, or choose another folder")
+
+    def check_resumable(self) -> bool:
+        """Whether there is a run to go on with: a job that was stopped before it wrote anything starts.
+
+        Raises:
+            FileNotFoundError: where a run has lost its config or its checkpoint: it is never started anew.
+        """
+        if not self.config.exists():
+            if self.last.exists():
+                raise FileNotFoundError(f"{self.path} has a checkpoint and no config.json that says what it is of")
+            return False
+        done = [path.name for path in (self.history, self.path / "metrics.json") if path.exists()]
+        if done and not self.last.exists():
+            raise FileNotFoundError(
+                f"{self.path} cannot be resumed: it has {' and '.join(done)}, but {self.last} is missing. To train "
+                "anew choose another folder"
+            )
+        return True
 
     def read_config(self) -> dict[str, Any]:
         """The config.
 
         Raises:
             FileNotFoundError: where the folder is no run folder.
+            ValueError: where it is damaged.
         """
         if not self.config.is_file():
             raise FileNotFoundError(f"{self.path} is no run folder: it has no config.json")
-        return json.loads(self.config.read_text(encoding="utf-8"))
+        return read_json(self.config)
 
     def update_config(self, settings: dict[str, Any]) -> None:
         """Notes the settings that a run is resumed with."""
         write_json(self.config, {**self.read_config(), "fit": settings})
 
-    def check_same(self, settings: dict[str, Any]) -> None:
-        """Checks that a run is resumed with the settings that it was started with.
+    def check_same(self, settings: dict[str, Any], versions: dict[str, str] | None = None) -> None:
+        """Checks that a run is resumed as what it was started as.
 
         Raises:
-            ValueError: naming each setting that differs, with both values.
+            ValueError: naming each setting or version that differs, with both values.
         """
+        config = self.read_config()
+        started = config.get("fit", {})
+        if not isinstance(started, dict):
+            raise ValueError(f"{self.config} must hold the settings of fit by name, got {started!r}")
         # through JSON, so that a tuple here equals the list that the file holds
-        started, resumed = self.read_config().get("fit", {}), json.loads(json.dumps(settings))
-        changed = [
-            f"{name} was {started[name]!r}, is {resumed[name]!r}"
-            for name in sorted(started.keys() & resumed.keys())  # others are those of another version
-            if name not in RESUMABLE_CHANGES and started[name] != resumed[name]
-        ]
+        resumed = {k: v for k, v in json.loads(json.dumps(settings)).items() if k not in RESUMABLE_CHANGES}
+        changed = differences(started, resumed) + differences(config, versions or {})
         if changed:
             raise ValueError(f"cannot resume {self.path} with other settings: " + "; ".join(changed))
 
@@ -118,14 +170,38 @@ class RunFolder:
         write_atomically(self.history, write)
 
     def read_history(self) -> list[Row]:
-        """The rows of `history.csv`."""
-        with self.history.open(newline="", encoding="utf-8") as file:
-            return [{k: float(v) for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
+        """The rows of `history.csv`, as the checkpoint has them where there is one.
 
-    def write_checkpoint(self, state: dict[str, Any], best: dict[str, Tensor] | None) -> None:
-        """Writes the best weights, where they are new, and then the state to resume from."""
+        Raises:
+            ValueError: where the file is damaged.
+        """
+        try:
+            with self.history.open(newline="", encoding="utf-8") as file:
+                rows = [{k: float(v) for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
+        except (ValueError, TypeError, AttributeError, csv.Error) as error:
+            raise ValueError(f"{self.history} is damaged: it is no table of numbers ({error})") from error
+        if not self.last.is_file():
+            return rows
+        kept: list[Row] = self.read_checkpoint()["progress"]["history"]
+        if rows != kept[: len(rows)]:
+            raise ValueError(
+                f"{self.history} is damaged, or was edited: {self.last} holds other numbers. Deleted, it is written "
+                "again when the run is resumed"
+            )
+        return kept
+
+    def write_checkpoint(self, state: dict[str, Any], best: dict[str, Tensor] | None, *, validated: bool) -> None:
+        """Writes the weights to use, where they are new, and then the state to resume from.
+
+        Args:
+            state: what to resume from.
+            best: the weights, where they are the best so far.
+            validated: whether the best weights are the ones to use, or the last.
+        """
         if best is not None:
             save_state(self.best, best)
+        if best is not None or not validated:
+            save_state(self.model, state["model"] if best is None else best)
         save_state(self.last, state)
 
     def read_checkpoint(self) -> dict[str, Any]:

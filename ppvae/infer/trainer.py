@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ppvae.compile.compiled import Compile
 from ppvae.data import Source
 from ppvae.infer.callbacks import Callback
-from ppvae.infer.checkpoint import Progress, progress_bar, to_cpu
+from ppvae.infer.checkpoint import Progress, check_like, check_optimizer_state, progress_bar, to_cpu
 from ppvae.infer.interrupt import stop_requests, until
 from ppvae.infer.nonfinite import NonFiniteError, all_finite, check_finite_parameters, nonfinite_rows
 from ppvae.infer.optim import OptimizerFactory, ParamGroups
@@ -130,7 +130,9 @@ class Trainer:
         assert self.folder is not None
         if not self.folder.last.is_file():
             return  # stopped before its first checkpoint: start over
-        self.restore(self.folder.read_checkpoint(), source=str(self.folder.last))
+        state, source = self.folder.read_checkpoint(), str(self.folder.last)
+        self._check(state, source=source)
+        self.restore(state, source=source)
         if self.progress.best_epoch is not None:
             self.best_weights = load_state(self.folder.best)
         self.folder.write_history(self.progress.history)  # a kill may have come between the two files
@@ -347,12 +349,31 @@ class Trainer:
         self.rng = state["rng"]
         self.progress = Progress.of(to_cpu(state["progress"]))
 
+    def _check(self, state: Any, *, source: str) -> None:
+        """Checks that a checkpoint is one of this training, before anything is put back.
+
+        Raises:
+            ValueError: naming the file and what is none of it.
+        """
+        assert self.svi.optimizer is not None
+        expected = {"model", "optimizer", "rng", "progress", *(["objective"] if self.networks else [])}
+        try:
+            if not isinstance(state, dict) or state.keys() != expected:
+                raise ValueError(f"it must hold {sorted(expected)}")
+            now = self.random.get()
+            check_like(state["rng"], now | {"cuda": state["rng"]["cuda"]}, "rng")  # of the device that it was made on
+            check_optimizer_state(state["optimizer"], self.svi.optimizer)
+            if Progress.of(state["progress"]).step:
+                check_like(state["progress"]["epoch_rng"], state["rng"], "progress.epoch_rng")
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{source} is no checkpoint of this training: {error}") from error
+
     def _weights(self) -> dict[str, Tensor]:
         return to_cpu(dict(self.pair.state_dict()))
 
     def _write(self, best: dict[str, Tensor] | None) -> None:
         if self.folder is not None:
-            self.folder.write_checkpoint(self.capture(), best)
+            self.folder.write_checkpoint(self.capture(), best, validated=self.valid is not None)
             self.folder.write_history(self.progress.history)
 
     def _result(self, stopped: str, seconds: float) -> Run:

@@ -71,8 +71,8 @@ def check_input(net: nn.Module, x: object, in_shape: tuple[int, ...], name: str 
         name: What the net calls it, for the error.
 
     Raises:
-        TypeError: If ``x`` is no dense tensor, or of another dtype or device than the parameters.
-        ValueError: If it does not end in ``in_shape``.
+        TypeError: If ``x`` is no dense tensor.
+        ValueError: If it does not end in ``in_shape``, or is of another dtype or device than the parameters.
     """
     called = f"{name} of {type(net).__name__}"
     if not isinstance(x, Tensor):
@@ -83,7 +83,7 @@ def check_input(net: nn.Module, x: object, in_shape: tuple[int, ...], name: str 
     for parameter in net.parameters():
         for what, got, wanted in (("dtype", x.dtype, parameter.dtype), ("device", x.device, parameter.device)):
             if got != wanted:
-                raise TypeError(f"{called} must have the {what} of the parameters, {wanted}, got {got}")
+                raise InputError(f"{called} must have the {what} of the parameters, {wanted}, got {got}")
 
 
 class Net(nn.Sequential):

@@ -13,7 +13,7 @@ from ppvae.cli.flags import ExperimentArgs
 from ppvae.cli.images import load_images
 from ppvae.evaluate import METHODS, Importance, compare
 from ppvae.examples import cvae, ssvae, vae
-from ppvae.storage import load_state
+from ppvae.storage import load_state, read_json
 
 SMALL = ["--smoke", "--hidden-dims", "8"]
 
@@ -35,7 +35,7 @@ def runs(tmp_path_factory):
 
 
 def figures_of(run, name="evaluation"):
-    return json.loads((Path(run) / f"{name}.json").read_text())
+    return read_json(Path(run) / f"{name}.json")
 
 
 def test_one_run_leaves_table_values_and_figures(runs, capsys):

@@ -31,7 +31,8 @@ def test_a_source_of_ones_own_trains_and_resumes(tmp_path):
     train(tmp_path / "parts", 1)
     assert train(tmp_path / "parts", 3, resume=True).history == whole.history
     settings = RunFolder(tmp_path / "whole").read_config()["fit"]
-    assert [settings[key] for key in ("train", "train_digest", "batch_size")] == [None, None, None]
+    assert (settings["train"], settings["batch_size"]) == (None, None)
+    assert settings["train_data"] == {"kind": "Drawn", "sha256": None}
 
 
 def test_what_a_source_knows_goes_to_the_config(tmp_path):
@@ -49,8 +50,8 @@ def test_what_a_source_knows_goes_to_the_config(tmp_path):
     options = {"epochs": 1, "out": tmp_path / "run", "progress": False}
     ppvae.fit(small_vae(), Known("one"), **options)
     settings = RunFolder(tmp_path / "run").read_config()["fit"]
-    assert [settings[key] for key in ("train", "train_digest", "batch_size")] == [[[40, 6]], "one", 8]
-    with pytest.raises(ValueError, match="train_digest was 'one', is 'other'"):
+    assert (settings["train"], settings["train_data"]["sha256"], settings["batch_size"]) == ([[40, 6]], "one", 8)
+    with pytest.raises(ValueError, match=r"train_data\.sha256 was 'one', is 'other'"):
         ppvae.fit(small_vae(), Known("other"), resume=True, **options)
 
 
@@ -91,22 +92,44 @@ def test_what_batches_say_of_themselves():
     assert drawn.digest() == Batches(x, batch_size=2).digest() != batches.digest()
 
 
-def test_digests_are_those_of_version_0_1():
-    x, y = torch.arange(12.0).reshape(6, 2), torch.arange(6)
-    one, other = Batches(x, y, batch_size=2), Batches(x[:3], batch_size=1)
-    assert one.digest() == DIGESTS[0]
-    assert JointBatches(one, other).digest() == DIGESTS[1]
-    assert JointBatches(one, other).shapes == [[[6, 2], [6]], [[3, 2]]]
+@pytest.mark.parametrize("row", [0, 1, 2, 2500, 4999])
+def test_a_digest_is_of_all_the_data(row):
+    x, y = torch.zeros(5000, 2), torch.arange(5000)
+    one = Batches(x, y, batch_size=100)
+    changed = x.clone()
+    changed[row, 1] = 1e-38
+    assert Batches(changed, y, batch_size=10).digest() != one.digest() == Batches(x.clone(), y, batch_size=7).digest()
+    assert Batches(x, y.int(), batch_size=100).digest() != one.digest()
+    assert Batches(x.reshape(5000, 2, 1), y, batch_size=100).digest() != one.digest()
+    assert JointBatches(one, one).shapes == [one.shapes, one.shapes]
 
 
-DIGESTS = ("896cb2ee49c54c3f", "7038c8948bc10139")
+def test_the_digest_of_an_iterable_is_of_its_first_minibatch():
+    x = torch.randn(20, 3)
+
+    def digest(x, **options):
+        return IterableSource(DataLoader(TensorDataset(x), batch_size=4, **options)).digest()
+
+    state = torch.get_rng_state()
+    assert digest(x, shuffle=True) == digest(x, shuffle=True) != digest(x)
+    assert digest(x) != digest(x + 1)
+    assert torch.equal(torch.get_rng_state(), state)
+    generator = torch.Generator().manual_seed(3)
+    assert digest(x, shuffle=True, generator=generator) == digest(x, shuffle=True, generator=generator)
+    new_every_time = [(torch.full((2,), i),) for i in range(99)]
+
+    class Counting:
+        def __iter__(self):
+            return iter([new_every_time.pop()])
+
+    assert IterableSource(Counting()).digest() is None
 
 
 def test_an_iterable_as_a_source():
     x = torch.arange(12.0).reshape(6, 2)
     listed = IterableSource([x, (x, None), [x, x]])
     assert [len(batch) for batch in listed.epoch(7)] == [1, 2, 2]
-    assert (listed.num_batches, listed.is_cut, listed.batch_size, listed.digest()) == (3, False, None, None)
+    assert (listed.num_batches, listed.is_cut, listed.batch_size, listed.settings()["of"]) == (3, False, None, "list")
     loader = IterableSource(DataLoader(TensorDataset(x), batch_size=4))
     assert (loader.num_batches, loader.is_cut, loader.batch_size, loader.generators) == (2, True, 4, [])
     assert not IterableSource(DataLoader(TensorDataset(x), batch_size=6)).is_cut

@@ -132,6 +132,37 @@ def test_what_has_no_such_evidence_is_refused():
         log_evidence(ppvae.Pair(both, guide_of_both), x)
 
 
+def test_what_a_guide_makes_at_first_use_changes_no_draw(tmp_path):
+    """An autoguide draws where it begins, once."""
+    x, pair = torch.randn(N, 2), Location()
+    trained = ppvae.Pair(pair.model, AutoNormal(pair.model))
+    ppvae.fit(trained, x, epochs=1, progress=False)
+    loaded = ppvae.load(ppvae.Pair(pair.model, AutoNormal(pair.model)), ppvae.save(trained, tmp_path / "pair"))
+    expected, actual = (log_evidence(of, x, num_samples=5) for of in (trained, loaded))
+    assert (actual.value, actual.elbo) == (expected.value, expected.elbo)
+
+
+def test_a_pair_of_certain_data_says_so():
+    def model(x):
+        b = pyro.sample("b", dist.Normal(torch.zeros(2), 2.0).to_event(1))
+        with pyro.plate("data", N):
+            pyro.sample("x", dist.Normal(b, 1.0).to_event(1), obs=x)
+
+    with pytest.raises(ValueError, match="fails on 4 of the 23 data, all of which it takes") as caught:
+        log_evidence(ppvae.Pair(model, Location().guide), torch.randn(N, 2))
+    assert "Trace Shapes" not in str(caught.value)
+
+
+def test_latents_that_are_summed_over_are_counted():
+    def model(x):
+        for t in range(9):
+            pyro.sample(f"s_{t}", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+        Location().model(x)
+
+    with pytest.raises(ValueError, match=r"does not sample the latents \[.s_0., .*.s_5.\] and 3 more"):
+        log_evidence(ppvae.Pair(model, Location().guide), torch.randn(N, 2))
+
+
 class Regression(nn.Module):
     """Logistic regression of y on x, with an inner plate of three answers."""
 

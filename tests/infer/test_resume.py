@@ -192,6 +192,7 @@ def test_a_second_ctrl_c_interrupts_at_once(tmp_path, first):
             if self.count == 6 and torch.is_grad_enabled():
                 signal.raise_signal(signal.SIGINT)
 
+    Impatient.__name__ = "Interrupted"  # the same pair to whoever resumes it
     usual = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C
     try:
         before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
@@ -200,7 +201,7 @@ def test_a_second_ctrl_c_interrupts_at_once(tmp_path, first):
         assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     finally:
         signal.signal(signal.SIGINT, usual)
-    resumed = train(Interrupted(small_vae()), tensors, tmp_path / "run", resume=True)
+    resumed = train(Interrupted(small_vae(), (), first), tensors, tmp_path / "run", resume=True)
     assert resumed.history == train(Interrupted(small_vae()), tensors, tmp_path / "whole").history
 
 
@@ -239,7 +240,7 @@ def test_workers_that_die_of_the_same_ctrl_c(tmp_path, stopped):
         def __iter__(self):
             self.passes += 1
             for i, batch in enumerate(binary(N).split(BATCH)):
-                if self.passes == 4 and i == 2:  # two of them look at the data before training
+                if self.passes == 6 and i == 2:  # four of them look at the data before training
                     if stopped:
                         os.kill(os.getpid(), signal.SIGINT)
                     raise RuntimeError("DataLoader worker exited unexpectedly")
@@ -254,7 +255,9 @@ def test_workers_that_die_of_the_same_ctrl_c(tmp_path, stopped):
     assert (last["epoch"], last["step"]) == (1, 2)
 
     class Alive(Dying):
-        passes = 4
+        passes = 6
+
+    Alive.__name__ = "Dying"  # the same data to whoever resumes it
 
     resumed = train(Interrupted(small_vae()), Alive, tmp_path / "run", resume=True)
     assert resumed.history == train(Interrupted(small_vae()), Alive, tmp_path / "whole").history
@@ -272,6 +275,7 @@ KILLED = textwrap.dedent(
             if self.count == int(sys.argv[2]) and torch.is_grad_enabled():
                 os.kill(os.getpid(), signal.SIGKILL)
 
+    Killed.__name__ = "Interrupted"  # the same pair to whoever resumes it
     train(Killed(small_vae(dropout=0.2)), dynamic, sys.argv[1])
     """
 )

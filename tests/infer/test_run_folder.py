@@ -9,10 +9,10 @@ from pyro.infer import Trace_ELBO
 
 import ppvae
 from ppvae.infer import RunFolder
-from ppvae.infer.run_config import describe, describe_groups
+from ppvae.infer.run_config import describe, describe_groups, describe_pair
 from ppvae.models import PPCA
 from ppvae.objectives import BalancedELBO, Linear
-from ppvae.storage import load_state, save_state
+from ppvae.storage import load_state, read_json, save_state
 from tests.infer.pairs import binary, same, small_vae, state
 
 
@@ -26,7 +26,7 @@ def test_what_a_run_leaves(tmp_path):
     run = run_in(tmp_path / "a" / "run", pair, lr=Linear(3, 1e-2, 1e-3), kl_weight=0.5, config={"who": "me"})
     folder = RunFolder(run.folder)
     files = {str(path.relative_to(run.folder)) for path in run.folder.rglob("*") if path.is_file()}
-    assert files == {
+    assert files - {".lock"} == {
         "config.json",
         "model.safetensors",
         "history.csv",
@@ -36,7 +36,17 @@ def test_what_a_run_leaves(tmp_path):
     config = json.loads(folder.config.read_text())
     assert config["experiment"] == {"who": "me"}
     assert config["torch"] == torch.__version__
-    assert len(config["fit"].pop("train_digest")) == 16
+    of_train, of_valid = config["fit"].pop("train_data"), config["fit"].pop("valid_data")
+    assert of_train.pop("sha256") != of_valid.pop("sha256")
+    assert of_train == {
+        "kind": "Batches",
+        "batch_size": 16,
+        "seed": 0,
+        "shuffle": True,
+        "drop_last": False,
+        "transform": None,
+    }
+    assert config["fit"].pop("pair") == describe_pair(pair)
     assert config["fit"] == {
         "loss": "Trace_ELBO(ignore_jit_warnings=False, jit_options=None, num_particles=1, retain_graph=None, "
         "strict_enumeration_warning=True, tail_adaptive_beta=-1.0, vectorize_particles=False)",
@@ -201,7 +211,7 @@ def test_a_run_that_finished_no_epoch_starts_over(tmp_path):
 
 def test_another_pair_than_the_runs_is_refused(tmp_path):
     run_in(tmp_path / "run")
-    with pytest.raises(ValueError, match=r"last.safetensors does not fit this pair: .*unexpected"):
+    with pytest.raises(ValueError, match=r"pair.modules was .*Linear.*, is .*Dropout"):
         run_in(tmp_path / "run", small_vae(dropout=0.5), resume=True)
 
 
@@ -211,7 +221,7 @@ def test_columns_that_not_every_row_has(tmp_path):
     folder.write_history(rows)
     assert folder.read_history() == rows
     folder.write_metrics({"elbo": 1.5})
-    assert json.loads((tmp_path / "metrics.json").read_text()) == {"elbo": 1.5}
+    assert read_json(tmp_path / "metrics.json") == {"elbo": 1.5}
 
 
 def test_a_run_is_not_resumed_with_other_data_or_fewer_epochs(tmp_path):
@@ -220,7 +230,7 @@ def test_a_run_is_not_resumed_with_other_data_or_fewer_epochs(tmp_path):
     before = (tmp_path / "run" / "config.json").read_text()
     with pytest.raises(ValueError, match=r"train was \[\[20, 8\]\], is \[\[12, 8\]\]"):
         fit(PPCA(8, 2), x[:12], epochs=5, out=tmp_path / "run", resume=True, progress=False)
-    with pytest.raises(ValueError, match=r"train_digest was '.*', is '.*'"):
+    with pytest.raises(ValueError, match=r"train_data\.sha256 was '.*', is '.*'"):
         fit(PPCA(8, 2), -x, epochs=5, out=tmp_path / "run", resume=True, progress=False)
     with pytest.raises(ValueError, match="epochs must be at least 3"):
         fit(PPCA(8, 2), x, epochs=2, out=tmp_path / "run", resume=True, progress=False)
