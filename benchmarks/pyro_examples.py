@@ -128,6 +128,7 @@ def run(make: Make, args: Args) -> Row:
             with noting(notes, name):
                 times[name].append(contestants[name].milliseconds(args.seconds))
     ours = ("eager", "compiled")
+    notes += [contestant.example.differs for contestant in contestants.values() if contestant.example.differs]
     return Row(
         {name: difference(losses.get(name), losses.get("pyro")) for name in ours},
         {name: ratio(times.get("pyro"), times.get(name)) for name in ours},

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ppvae.infer.fit import fit
     from ppvae.infer.svi import SVI
     from ppvae.pair import KLWeight, Pair, loss_term
-    from ppvae.params import load, save
+    from ppvae.weights import load, save
 
 __version__ = "0.1.0"
 
@@ -26,8 +26,8 @@ _HOMES = {
     "KLWeight": "pair",
     "Pair": "pair",
     "loss_term": "pair",
-    "load": "params",
-    "save": "params",
+    "load": "weights",
+    "save": "weights",
     "elbo": "evaluate",
     "log_marginal": "evaluate",
 }
@@ -45,7 +45,7 @@ _SUBPACKAGES = {
     "plot",
     "sampling",
 }
-_MODULES = {"pair", "params", "storage", "traces"}
+_MODULES = {"pair", "params", "storage", "traces", "weights"}
 
 
 def __getattr__(name: str) -> Any:

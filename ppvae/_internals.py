@@ -6,8 +6,9 @@ and `Transform` is meant to use of torch (`self._validate_sample`, `self._extend
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
@@ -23,6 +24,7 @@ from pyro.optim.optim import _load_state_dict
 from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK, effectful
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
+from torch.distributions.constraints import Constraint
 from torch.distributions.kl import _KL_REGISTRY
 from torch.distributions.transforms import _InverseTransform
 from torch.distributions.utils import _sum_rightmost
@@ -144,21 +146,68 @@ def steps_as_pyro_does(optim: PyroOptim) -> bool:
     return type(optim).__call__ in (PyroOptim.__call__, PyroLRScheduler.__call__)
 
 
+@dataclass
+class StoreContents:
+    """What Pyro's parameter store holds.
+
+    Attributes:
+        values: unconstrained, by name.
+        names: by value.
+        constraints: by name.
+    """
+
+    values: MutableMapping[str, Tensor]
+    names: MutableMapping[Tensor, str]
+    constraints: MutableMapping[str, Constraint]
+
+    @classmethod
+    def now(cls) -> StoreContents:
+        """Those of the moment, for reading and writing."""
+        store = pyro.get_param_store()
+        return cls(store._params, store._param_to_name, store._constraints)
+
+    @property
+    def is_users(self) -> bool:
+        """Whether these are what Pyro itself keeps, and not put there by `show`."""
+        return isinstance(self.values, dict)
+
+    def show(self) -> None:
+        """Puts these in the place of what the store holds."""
+        store: Any = pyro.get_param_store()
+        store._params, store._param_to_name, store._constraints = self.values, self.names, self.constraints
+
+    def put(self, name: str, value: Tensor, constraint: Constraint) -> None:
+        """Adds an unconstrained value."""
+        self.values[name], self.names[value], self.constraints[name] = value, name, constraint
+
+    def take(self, name: str) -> tuple[Tensor, Constraint]:
+        """Removes a value."""
+        value = self.values.pop(name)
+        self.names.pop(value, None)
+        return value, self.constraints.pop(name)
+
+
 @contextmanager
-def fresh_module_state() -> Iterator[None]:
-    """Gives every `PyroModule` the state that Pyro gives those built with `module_local_params` on."""
-    before = vars(_Context).get("param_state")
-    _Context.param_state = before or _FreshState()
+def modules_in_one_store() -> Iterator[None]:
+    """Runs every `PyroModule` in the parameter store that is there: with `module_local_params` each opens its own."""
+    contexts: Any = _Context
+    before = contexts.__enter__, contexts.__exit__
+    contexts.__enter__, contexts.__exit__ = _enter, _exit
     try:
         yield
     finally:
-        if before is None:
-            del _Context.param_state
+        contexts.__enter__, contexts.__exit__ = before
 
 
-class _FreshState:
-    def __get__(self, context: Any, owner: Any) -> dict[str, dict[str, Any]]:
-        return {"params": {}, "constraints": {}}
+def _enter(context: Any) -> None:
+    context.active += 1
+    context.used = True
+
+
+def _exit(context: Any, *error: Any) -> None:
+    context.active -= 1
+    if not context.active:
+        context.cache.clear()
 
 
 # Tensors, modules, optimizers
@@ -264,9 +313,39 @@ def scalar_read() -> Any:
     return torch.ops.aten._local_scalar_dense.default
 
 
+def packed_functions() -> tuple[Any, ...]:
+    """The functions of torch that read integers inside (lengths, batch sizes, places), past every dispatch mode."""
+    recurrent = (torch._VF.gru, torch._VF.lstm, torch._VF.rnn_tanh, torch._VF.rnn_relu)
+    packing = (torch._VF._pack_padded_sequence, torch._VF._pad_packed_sequence)
+    losses = (torch.ctc_loss, nn.functional.ctc_loss)
+    return (*recurrent, *packing, torch.tensor_split, Tensor.tensor_split, *losses)
+
+
+def from_data() -> tuple[Any, ...]:
+    """The functions that make tensors of lists, which may hold tensors: these are read past every dispatch mode."""
+    sparse = (torch.sparse_coo_tensor, torch.sparse_csr_tensor)
+    return (torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor, Tensor.new, *sparse)
+
+
+def index_writes() -> tuple[Any, ...]:
+    """The operations that write where indices say."""
+    aten = torch.ops.aten
+    return aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default
+
+
 def returns_view(func: Any) -> list[bool]:
     """For each of the results of an operation, whether it is a view of an argument."""
     return [returned.alias_info is not None for returned in func._schema.returns]
+
+
+def argument_names(func: Any) -> list[str]:
+    """The names of an operation's arguments."""
+    return [argument.name for argument in func._schema.arguments]
+
+
+def written_arguments(func: Any) -> list[str]:
+    """The names of the arguments that an operation writes to."""
+    return [a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
 
 
 def modes_off() -> AbstractContextManager[Any]:

@@ -1,18 +1,15 @@
-"""What a model observes of its arguments, and what is said of data, or of a pair's code, that do not fit each other."""
+"""What a model observes of its arguments, and what is said of those that do not fit it."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from ppvae._validate import InputError
-from ppvae.pair import NO_PART, Batch
+from ppvae.pair import Batch
 from ppvae.traces import Site, same_values, sites, values_outside
 
 
@@ -40,12 +37,12 @@ def check_observed(
         ValueError: naming the argument and the site.
     """
     for site, i in taken_as_given(trace, batch):
-        if site.plates and batch[i].dim() > len(site.fn.shape()):
+        if site.plates and site.value.dim() > len(site.fn.shape()):
             raise ValueError(
                 f"{name}[{i}] must have the shape of what site {site.name!r} draws, {tuple(site.fn.shape())}, got "
-                f"{tuple(batch[i].shape)}: more dims than these"
+                f"{tuple(site.value.shape)}: more dims than these"
             )
-        if site.plates and batch[i].dim() <= site.event_dim:
+        if site.plates and site.value.dim() <= site.event_dim:
             raise ValueError(
                 f"{name}[{i}] must have a leading batch dim: site {site.name!r} has {site.event_dim} event dims, and "
                 f"got shape {tuple(batch[i].shape)}, one datum; x[None] is a batch of one"
@@ -72,62 +69,3 @@ class OnlyDistributions(Messenger):
                 f"pyro.sample({msg['name']!r}, ...) is given a {type(msg['fn']).__name__} in place of a distribution: "
                 "a piece such as p_x_given_z must return one, e.g. ConditionalNormal(net)"
             )
-
-
-@contextmanager
-def naming_arguments(trace: Trace, batch: Batch) -> Iterator[None]:
-    """Where Pyro's validation stops on what a model observes, says which argument holds it.
-
-    Args:
-        trace: of the model, which is scored inside.
-        batch: what it was run on.
-    """
-    try:
-        yield
-    except ValueError as error:
-        for site, i in taken_as_given(trace, batch):
-            if bool(batch[i].isfinite().all()) and (said := values_outside(site, batch[i], f"data[{i}]")):
-                raise ValueError(said) from error
-        raise
-
-
-@contextmanager
-def failing_on(
-    batch: Batch, pair: nn.Module, what: str, errors: tuple[type[Exception], ...] = (RuntimeError, TypeError)
-) -> Iterator[None]:
-    """Says of the pair's own errors on which data they came.
-
-    Args:
-        batch: what the pair is run on inside.
-        pair: a model/guide pair.
-        what: what the data are called, for the message.
-        errors: of what kinds.
-    """
-    try:
-        yield
-    except NotImplementedError:  # what a distribution cannot do, whatever the data
-        raise
-    except ValueError as error:
-        if found := re.match(r"subsample_size does not match len\(subsample\), (\d+)", str(error)):
-            raise ValueError(f"a plate of the pair takes {found[1]} of the data that it is given. {NO_PART}") from error
-        if found := re.match(r"Shape mismatch inside plate\('.*'\) at site (\w+) dim -1, (\d+) vs (\d+)", str(error)):
-            said = (
-                f"site {found[1]!r} gives {' and '.join(sorted({found[2], found[3]}))} values where there is one for "
-                "each datum: data are of shape (n, ...), and the dims of one datum are event dims, .to_event(...)"
-            )
-            raise ValueError(_failure(batch, pair, what, said)) from error
-        scored = str(error).startswith("Error while computing log_prob at site")
-        if not (scored or isinstance(error, (*errors, InputError))):
-            raise
-        raise ValueError(_failure(batch, pair, what, error)) from error
-    except errors as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(_failure(batch, pair, what, error)) from error
-
-
-def _failure(batch: Batch, pair: nn.Module, what: str, error: object) -> str:
-    """What a pair failed on."""
-    kinds = ", ".join(f"{t.dtype} {tuple(t.shape)}" for t in batch if isinstance(t, Tensor))
-    dtypes = ", ".join(sorted({str(p.dtype) for p in pair.parameters()})) or "none"
-    said = re.split(r"\n *Trace Shapes:", str(error))[0]  # which Pyro adds, a line for each site
-    return f"the pair fails on {what} ({kinds}; its parameters are {dtypes}): {said}"

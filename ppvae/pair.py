@@ -63,9 +63,8 @@ class Pair(nn.Module):
         ...         pyro.sample("z", dist.Normal(slope * x, 1.0))
         >>> pair = Pair(model, guide)
 
-    What `pyro.param` declares becomes a parameter of the pair when ppvae runs it, here `pair.pyro_params["slope"]`, and
-    stays out of Pyro's store. Pyro's own tools find it there through the handler
-    `local = ppvae.params.LocalParams(pair, attach=False)`: `Predictive(local(pair.model), guide=local(pair.guide))`.
+    What `pyro.param` declares becomes a parameter of the pair when ppvae trains it, here `pair.pyro_params["slope"]`.
+    Pyro's own tools find it in Pyro's store, until a pair of equal names is trained: see `ppvae.loans`.
     """
 
     def __init__(

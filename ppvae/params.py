@@ -1,44 +1,41 @@
-"""Where Pyro's parameters live: on the pair, never shared through a process-wide name; and how they get to disk.
+"""Where Pyro's parameters live: on the pair, never shared through a process-wide name.
 
 Pyro keeps what `pyro.param` and `pyro.module` declare in one global store, so two models that use the same
-names share their parameters. While ppvae runs a pair, `local_params` intercepts those statements:
+names share their parameters. While ppvae runs a pair, its own values stand in the store in place of what is there
+(`LocalParams`). Whatever asks the store is answered by the pair, also code behind `pyro.poutine.block`, where no
+handler hears of it: the run by which an ELBO guesses how plates nest, an autoguide's look at its model.
 
-- a module's own parameters (`pyro.module`, `PyroModule`) are used where they are, on the module;
+- A module's own parameters (`pyro.module`, `PyroModule`) are used where they are, on the module;
 - a value declared with `pyro.param` becomes an `nn.Parameter` of the pair, under `pair.pyro_params`;
 - a name that the user's Pyro store already holds is used in place: it shares its memory with the store, so
   that a pair trained with `pyro.infer.SVI` is evaluated with the values it was trained to, and trained on from there,
   with a warning, as every pair with that name shares it.
 
-Nothing is added to the store, and it is never cleared. One thing stays there: the running averages of
+When nothing runs, the store is the user's, and never cleared. Training adds to it what `ppvae.loans` says: the pair's
+values, for Pyro's own tools to find, which are no pair's but its own. And there are the running averages of
 `TraceGraph_ELBO`'s baselines, which Pyro writes into it by itself.
 
-`save` and `load` keep all of these, and the buffers of the modules, as one safetensors file.
+Where model and guide are plain functions and no module owns their parameters, `SVI` trains what is in the store.
 """
 
 from __future__ import annotations
 
-import os
 import warnings
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, Self
 
 import pyro
-import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
-from torch.nn.parameter import is_lazy
 
-from ppvae._internals import fresh_module_state
-from ppvae._validate import check_path, naming_path
-from ppvae.late_params import give, makes_later, owner, waiting
-from ppvae.pair import check_pair, device_of
-from ppvae.storage import load_state, save_state
+from ppvae._internals import StoreContents, modules_in_one_store
+from ppvae.loans import lend, users_store
 
-_HOME = "pyro_params"
+HOME = "pyro_params"
+"""The name under which a pair holds its `PyroParams`."""
 
 BASELINES = "__baseline_avg_downstream_cost_"
 """How the names of what `TraceGraph_ELBO` keeps in Pyro's store begin: averages, which are not trained."""
@@ -52,7 +49,13 @@ class PyroParams(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._constraints: dict[str, constraints.Constraint] = {}
+        self._constraints = _Constraints()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: not the weak references that Pyro leaves on parameters."""
+        for parameter in self.parameters():
+            vars(parameter).pop("unconstrained", None)
+        return vars(self)
 
     @staticmethod
     def key(name: str) -> str:
@@ -75,7 +78,7 @@ class PyroParams(nn.Module):
         """The trained tensor behind `name`."""
         parameter = self._parameters.get(self.key(name))
         if parameter is None:
-            raise KeyError(f"no pyro.param {name!r} here; the pair has declared {sorted(self._constraints)}")
+            raise KeyError(f"no pyro.param {name!r} here; the pair has declared {sorted(self)}")
         return parameter
 
     def __getitem__(self, name: str) -> Tensor:
@@ -106,15 +109,22 @@ class PyroParams(nn.Module):
 
 def pyro_name(name: str) -> str | None:
     """The name that a pair's parameter has in `pyro.param`, from the one that it has on the pair; None of others."""
-    return _decoded(name.removeprefix(f"{_HOME}.")) if name.startswith(f"{_HOME}.param:") else None
+    return _decoded(name.removeprefix(f"{HOME}.")) if name.startswith(f"{HOME}.param:") else None
 
 
 def _decoded(key: str) -> str:
     return key.removeprefix("param:").replace("%2E", ".").replace("%25", "%")
 
 
+class _Constraints(dict[str, constraints.Constraint]):
+    """Constraints of values by name; real for what none is known of, which Pyro keeps itself."""
+
+    def __missing__(self, name: str) -> constraints.Constraint:
+        return constraints.real
+
+
 class LocalParams(Messenger):
-    """Answers every `param` statement from the pair, and remembers what the pair's own modules do not hold.
+    """Puts the values of a pair in the place of Pyro's store, and keeps what the pair's own modules do not hold.
 
     Args:
         pair: the module whose `model` or `guide` runs inside.
@@ -123,7 +133,7 @@ class LocalParams(Messenger):
 
     def __init__(self, pair: nn.Module, *, attach: bool) -> None:
         super().__init__()
-        existing = pair._modules.get(_HOME)
+        existing = pair._modules.get(HOME)
         self._of_pair = existing if isinstance(existing, PyroParams) else PyroParams()
         self.home = self._of_pair if attach else self._of_pair.scratch()
         self._attach_to = pair if attach and existing is None else None
@@ -134,25 +144,38 @@ class LocalParams(Messenger):
         """Whether it holds parameters that are not on the pair, and end with it."""
         return self.home is not self._of_pair and len(self.home._parameters) > len(self._of_pair._parameters)
 
-    def _keep(self, name: str, parameter: nn.Parameter) -> None:
+    def __enter__(self) -> Self:
+        around = StoreContents.now()
+        with ExitStack() as stack:
+            # inside of another pair's run the user's store is what it had there
+            users = around.values.users if isinstance(around.values, _Values) else stack.enter_context(users_store())
+            self._values = _Values(self, users)
+            stack.callback(around.show)
+            StoreContents(self._values, self._values.names, self.home._constraints).show()
+            super().__enter__()
+            self._on_exit = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> bool | None:
+        self._values.forget_modules()
+        with self._on_exit:
+            return super().__exit__(*error)
+
+    def keep(self, name: str, parameter: nn.Parameter) -> None:
+        """Makes a parameter the pair's, under its name in Pyro."""
         self.home.set_unconstrained(name, parameter)
         self._owned.add(id(parameter))
         if self._attach_to is not None:
-            self._attach_to.add_module(_HOME, self.home)
+            self._attach_to.add_module(HOME, self.home)
             self._attach_to = None
 
     def _pyro_param(self, msg: Any) -> None:
-        if msg["value"] is not None:
-            return  # answered further in: by another pair that runs inside this one, or by the user
-        if msg["fn"] != pyro.get_param_store().get_param:
-            return  # a PyroModule's announcement of a parameter that it already holds
+        """Answers `pyro.module` with the module's own tensors, whatever the store holds of that name."""
+        if msg["value"] is not None or msg["fn"] != pyro.get_param_store().get_param:
+            return  # answered further in, or a PyroModule's announcement of a parameter that it already holds
         name, *init = msg["args"]
-        if name.startswith(BASELINES):
-            return
-        if init and isinstance(init[0], nn.Parameter) and "$$$" in name:
+        if "$$$" in name and init and isinstance(init[0], nn.Parameter):
             msg["value"] = self._module_parameter(name, init[0])
-        else:
-            msg["value"] = self._value(name, init[0] if init else None, msg["kwargs"]["constraint"])
 
     def _module_parameter(self, name: str, parameter: nn.Parameter) -> nn.Parameter:
         """A parameter of `pyro.module(...)`: the module's own tensor."""
@@ -161,40 +184,116 @@ class LocalParams(Messenger):
         if name in self.home and self.home.unconstrained(name) is not parameter:  # loaded from a file
             parameter.data.copy_(self.home.unconstrained(name).data)
             self._of_pair.set_unconstrained(name, parameter)  # from now on the module's value counts, not the file's
-        self._keep(name, parameter)
-        self._owned.add(id(parameter))
+        self.keep(name, parameter)
         return parameter
 
-    def _value(self, name: str, init: Any, constraint: constraints.Constraint) -> Tensor:
-        """A value of `pyro.param(...)`, in its constrained space."""
-        store = pyro.get_param_store()
-        if name in store:
-            self._share_with_store(name, store)
-        elif name not in self.home:
-            if init is None:
-                raise KeyError(f"pyro.param({name!r}) is read before any statement gives it an initial value")
-            value = init() if callable(init) else init
-            unconstrained = transform_to(constraint).inv(value.detach())
-            self._keep(name, nn.Parameter(unconstrained.clone()))
-        if init is not None:
-            self.home._constraints[name] = constraint
-        return self.home[name]
+    @property
+    def attaches(self) -> bool:
+        """Whether new values stay with the pair."""
+        return self.home is self._of_pair
 
-    def _share_with_store(self, name: str, store: Any) -> None:
-        stored = store[name].unconstrained()
-        if name not in self.home:
-            if self._of_pair is self.home:
-                warnings.warn(
-                    f"pyro.param {name!r} is in Pyro's parameter store: it is trained there, from its value, by every "
-                    "pair that uses the name; pyro.clear_param_store() beforehand gives each pair its own",
-                    stacklevel=2,
-                )
-            self._keep(name, nn.Parameter(stored.detach()))
-            self.home._constraints[name] = store._constraints[name]
-        elif self.home.unconstrained(name).data_ptr() != stored.data_ptr():
+
+class _Values(MutableMapping[str, Tensor]):
+    """The unconstrained values that Pyro's store shows while a pair runs: the pair's, and those shared with the user's.
+
+    A module's parameters pass through for as long as the run lasts: they are the module's, and `pyro.module` has been
+    answered already where a handler could hear of it.
+
+    Args:
+        local: whose pair runs.
+        users: what the user's store holds.
+
+    Attributes:
+        names: of the values.
+
+    Raises:
+        ValueError: where the pair and the user's store have one name for two values.
+    """
+
+    def __init__(self, local: LocalParams, users: StoreContents) -> None:
+        self._local, self._home, self.users = local, local.home, users
+        self.names: dict[Tensor, str] = {self._home.unconstrained(name): name for name in self._home}
+        self._undeclared = {name for name in self._home if name not in self._home._constraints}
+        self._of_modules: dict[str, Tensor] = {}
+        for name in self._home:
+            if name in users.values and "$$$" not in name:
+                self._check_shared(name)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a value whose constraint is known: a statement gives that of a value from a file."""
+        assert isinstance(name, str)
+        if name.startswith(BASELINES):
+            return name in self.users.values
+        self._share(name)
+        return "$$$" not in name and name in self._home and name not in self._undeclared
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name.startswith(BASELINES):
+            return self.users.values[name]
+        if name in self._of_modules:
+            return self._of_modules[name]
+        if name in self or ("$$$" in name and name in self._home):
+            return self._home.unconstrained(name)
+        raise KeyError(f"pyro.param({name!r}) is read before any statement gives it an initial value")
+
+    def __setitem__(self, name: str, value: Tensor) -> None:
+        if name.startswith(BASELINES):
+            self.users.put(name, value, constraints.real)
+        elif "$$$" in name:
+            self._of_modules[name] = value
+        elif name in self._undeclared:  # an initial value, beside the one from a file
+            self._undeclared.remove(name)
+            self._check_shape(name, value)
+        else:
+            self._keep(name, nn.Parameter(value.detach().clone()))
+
+    def __delitem__(self, name: str) -> None:
+        if name.startswith(BASELINES):
+            self.users.take(name)
+        else:
+            del self._home._parameters[self._home.key(name)]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._home
+        yield from (name for name in self.users.values if name.startswith(BASELINES))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def forget_modules(self) -> None:
+        """Takes off the parameters of modules what Pyro left on them: they could not be pickled with it."""
+        for parameter in self._of_modules.values():
+            vars(parameter).pop("unconstrained", None)
+
+    def _keep(self, name: str, parameter: nn.Parameter) -> None:
+        self._local.keep(name, parameter)
+        self.names[parameter] = name
+
+    def _share(self, name: str) -> None:
+        """Lets a new name of the pair that the user's store holds share its memory."""
+        if name not in self.users.values or name in self._home or "$$$" in name:
+            return
+        if self._local.attaches:
+            warnings.warn(
+                f"pyro.param {name!r} is in Pyro's parameter store: it is trained there, from its value, by every "
+                "pair that uses the name; pyro.clear_param_store() beforehand gives each pair its own",
+                stacklevel=2,
+            )
+        self._keep(name, nn.Parameter(self.users.values[name].detach()))
+        self._home._constraints[name] = self.users.constraints[name]
+
+    def _check_shared(self, name: str) -> None:
+        if self._home.unconstrained(name).data_ptr() != self.users.values[name].data_ptr():
             raise ValueError(
                 f"pyro.param {name!r} has one value on the pair and another in Pyro's parameter store: "
                 f"delete one of them, e.g. with `del pyro.get_param_store()[{name!r}]`"
+            )
+
+    def _check_shape(self, name: str, initial: Tensor) -> None:
+        if (shape := self._home.unconstrained(name).shape) != initial.shape:
+            raise ValueError(
+                f"the file that the pair was loaded from has pyro.param {name!r} of unconstrained shape "
+                f"{tuple(shape)}, and the pair starts it with shape {tuple(initial.shape)}"
             )
 
 
@@ -202,7 +301,7 @@ class LocalParams(Messenger):
 def module_local() -> Iterator[None]:
     """Runs Pyro code with the parameters of every `PyroModule` on the module itself."""
     # Pyro's own check refuses a model with `pyro.param` inside a module, whose values are the pair's here.
-    with pyro.settings.context(module_local_params=True, validate_poutine=False), fresh_module_state():
+    with pyro.settings.context(module_local_params=True, validate_poutine=False), modules_in_one_store():
         yield
 
 
@@ -217,6 +316,21 @@ def local_params(pair: nn.Module, *, attach: bool = True) -> Iterator[None]:
     """
     with module_local(), LocalParams(pair, attach=attach):
         yield
+
+
+def lend_params(pair: nn.Module) -> None:
+    """Lends the `pyro.param` values of a trained pair to Pyro's store, for Pyro's own tools."""
+    home = pair._modules.get(HOME)
+    if isinstance(home, PyroParams):
+        names = [name for name in home if name in home._constraints and "$$$" not in name]
+        lend(home, {name: (home.unconstrained(name), home._constraints[name]) for name in names})
+
+
+def owner_of(function: Callable[..., Any]) -> nn.Module | None:
+    """The module that `function` is, or is a method of, also inside a handler such as `config_enumerate`."""
+    function = pyro.poutine.unwrap(function)
+    owner = function if isinstance(function, nn.Module) else getattr(function, "__self__", None)
+    return owner if isinstance(owner, nn.Module) else None
 
 
 def baselines() -> dict[str, Tensor]:
@@ -238,116 +352,3 @@ def baselines_kept() -> Iterator[None]:
                 store[name] = before[name]
             else:
                 del store[name]
-
-
-def attach_home(pair: nn.Module, names: dict[str, Tensor]) -> None:
-    """Gives `pair` a `pyro_params` with the registered `names`, so that a saved state has where to go."""
-    home = pair._modules.get(_HOME)
-    if not isinstance(home, PyroParams):
-        home = PyroParams()
-        pair.add_module(_HOME, home)
-    for key, value in names.items():
-        if key not in home._parameters:
-            home.register_parameter(key, nn.Parameter(torch.empty_like(value)))
-
-
-def save(pair: nn.Module, path: str | os.PathLike[str]) -> Path:
-    """Writes the parameters and buffers of `pair` to a safetensors file, atomically.
-
-    Args:
-        pair: a model/guide pair.
-        path: the file; its folder is created.
-
-    Returns:
-        The path.
-
-    Example:
-        >>> import ppvae, tempfile
-        >>> from ppvae.models import PPCA
-        >>> path = ppvae.save(PPCA(8, 2), tempfile.mkdtemp() + "/ppca.safetensors")
-        >>> pair = ppvae.load(PPCA(8, 2), path)
-    """
-    check_pair(pair)
-    path = check_path("path", path)
-    with naming_path("path"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return save_state(path, {**pair.state_dict(), **waiting(pair)})
-
-
-def load(pair: nn.Module, path: str | os.PathLike[str], *, allow_nonfinite: bool = False) -> nn.Module:
-    """Reads weights that `save` wrote into `pair`, in place; a run folder stands for its `model.safetensors`.
-
-    What the pair makes at first use (an autoguide its parameters) has the file's values from then on.
-
-    Args:
-        pair: a pair built as the saved one was.
-        path: the file, or the folder that `fit` wrote.
-        allow_nonfinite: whether to take weights that are NaN or infinite, to look at what became of them.
-
-    Returns:
-        The pair.
-
-    Raises:
-        FileNotFoundError: where there is no such file.
-        ValueError: where the file is damaged, or naming what is missing, unexpected, of another shape or dtype, or not
-            finite; the pair is then unchanged.
-
-    Example:
-        >>> import ppvae, tempfile
-        >>> from ppvae.models import PPCA
-        >>> path = ppvae.save(PPCA(8, 2), tempfile.mkdtemp() + "/ppca.safetensors")
-        >>> pair = ppvae.load(PPCA(8, 2), path)
-    """
-    check_pair(pair)
-    path = check_path("path", path)
-    with naming_path("path"):
-        state = load_state(path / "model.safetensors" if path.is_dir() else path)
-    restore_weights(pair, state, source=str(path), allow_nonfinite=allow_nonfinite)
-    return pair
-
-
-def _is_finite_as(value: Tensor, own: Tensor | None) -> bool:
-    """Whether values are finite, or, as those of a mask, not finite where the pair's own are not."""
-    if bool(value.isfinite().all()):
-        return True
-    return own is not None and not is_lazy(own) and torch.equal(value, own.to(value.device))
-
-
-def restore_weights(pair: nn.Module, state: dict[str, Tensor], *, source: str, allow_nonfinite: bool = True) -> None:
-    """Copies the state dict `state` into `pair`, all of it or nothing.
-
-    Raises:
-        ValueError: naming what is missing, unexpected, of another shape or dtype, or not finite where that is not
-            allowed; the pair is then unchanged.
-    """
-    if not (isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())):
-        raise ValueError(f"{source} holds no weights: it must hold tensors by name")
-    own = pair.state_dict()
-    declared = {k: v for k, v in state.items() if k.startswith("pyro_params.") and k not in own}
-    unknown = {k: v for k, v in state.items() if k not in own and k not in declared}
-    late = {k: v for k, v in unknown.items() if makes_later(owner(pair, k))}
-    problems = [f"missing {key}" for key in own.keys() - state.keys()]
-    problems += [f"unexpected {key}" for key in unknown.keys() - late.keys()]
-    problems += [
-        f"{key} of shape {tuple(state[key].shape)} where the pair has {tuple(own[key].shape)}"
-        for key in own.keys() & state.keys()
-        if not is_lazy(own[key]) and state[key].shape != own[key].shape
-    ]
-    problems += [
-        f"{key} of {state[key].dtype} where the pair has {own[key].dtype}"
-        for key in own.keys() & state.keys()
-        if state[key].dtype != own[key].dtype
-    ]
-    problems += [f"{key} of {v.dtype}, no parameter's" for key, v in declared.items() if not v.is_floating_point()]
-    if not allow_nonfinite:
-        problems += [
-            f"{key} not finite in {int((~value.isfinite()).sum())} of {value.numel()} elements"
-            for key, value in state.items()
-            if value.is_floating_point() and not _is_finite_as(value, own.get(key))
-        ]
-    if problems:
-        raise ValueError(f"{source} does not fit this pair: " + "; ".join(sorted(problems)))
-    if declared:
-        attach_home(pair, {k.removeprefix("pyro_params."): v.to(device_of(pair)) for k, v in declared.items()})
-    pair.load_state_dict({k: v for k, v in state.items() if k not in late})
-    give(pair, late)

@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import Trace_ELBO
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroParam
 from torch import nn
@@ -80,7 +80,6 @@ def test_values_become_parameters_of_the_pair_in_constrained_space():
     assert "other" not in pair.pyro_params
     with pytest.raises(KeyError, match=r"no pyro.param 'other' here; the pair has declared \['net.a', 's', 't'\]"):
         pair.pyro_params["other"]
-    assert not list(pyro.get_param_store())
 
 
 def test_evaluation_takes_the_trained_values():
@@ -233,7 +232,7 @@ def test_training_goes_on_in_the_memory_of_the_store():
 
 def test_two_values_of_one_name_are_an_error():
     pair = train(pair_of_params())
-    pyro.param("s", torch.tensor(3.0), constraint=constraints.positive)
+    pyro.get_param_store()["s"] = torch.tensor(3.0)
     with pytest.raises(ValueError, match=r"'s' has one value on the pair and another in Pyro's parameter store"):
         log_marginal(pair)
     del pyro.get_param_store()["s"]
@@ -326,7 +325,7 @@ def test_pyro_modules_built_under_either_setting(local, tmp_path):
     assert guides[0].slope.item() != guides[1].slope.item() == pytest.approx(0.4)
     assert guides[0].scale.item() != pytest.approx(0.9)
     assert guides[0].shift.item() != pytest.approx(0.1)
-    assert not list(pyro.get_param_store())
+    assert list(pyro.get_param_store()) == ["s"]  # the model's, a plain function's
     path = ppvae.save(pairs[0], tmp_path / "pair.safetensors")
     ppvae.load(pairs[1], path)
     assert torch.equal(log_marginal(pairs[1]), log_marginal(pairs[0]))
@@ -400,4 +399,125 @@ def test_the_names_of_a_pair_and_pyro_s_own_tools():
     draws = pyro.infer.Predictive(local(pair.model), guide=local(pair.guide), num_samples=4000)(X)["z"]
     expected = pair.pyro_params["net.a"] * X
     assert torch.allclose(draws.mean(0), expected.detach(), atol=0.1)
-    assert not list(pyro.get_param_store().keys())
+
+
+# Behind `poutine.block`, where no handler hears of a statement.
+
+
+class Hidden(nn.Module):
+    """A pair whose `pyro.param` and foreign `pyro.module` an ELBO meets while it guesses how plates nest."""
+
+    def __init__(self):
+        super().__init__()
+        self.foreign = [nn.Linear(1, 1)]  # in a list, so that it is no module's child
+
+    def model(self, x):
+        pyro.module("net", self.foreign[0])
+        s = pyro.param("s", torch.tensor(1.0), constraint=constraints.positive)
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Bernoulli(0.5))
+            pyro.sample("x", dist.Normal(y + self.foreign[0](x.unsqueeze(-1)).squeeze(-1), s), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+
+
+GUESSING = {
+    "enum": (lambda: TraceEnum_ELBO(max_plate_nesting=1), TraceEnum_ELBO),
+    "vectorized": tuple(
+        partial(TraceEnum_ELBO, num_particles=2, vectorize_particles=True, max_plate_nesting=n)
+        for n in (1, float("inf"))
+    ),
+}
+
+
+@pytest.mark.parametrize(("given", "guessed"), GUESSING.values(), ids=GUESSING)
+def test_a_guessed_plate_nesting_changes_nothing(given, guessed, tmp_path):
+    histories, pairs = [], []
+    for loss in (given(), guessed()):
+        torch.manual_seed(0)
+        pairs.append(Hidden())
+        histories.append(ppvae.fit(pairs[-1], X, epochs=3, lr=0.1, loss=loss, progress=False).history)
+    assert [row["loss"] for row in histories[0]] == [row["loss"] for row in histories[1]]
+    assert pairs[0].state_dict().keys() == pairs[1].state_dict().keys() >= {"pyro_params.param:s"}
+    assert list(pyro.get_param_store()) == ["s"]  # lent
+    fresh = ppvae.load(Hidden(), ppvae.save(pairs[1], tmp_path / "pair.safetensors"))
+    loss = SVI(fresh.model, fresh.guide, ADAM, guessed()).evaluate_loss(X)
+    assert number(fresh, "s") == number(pairs[1], "s")
+    assert torch.equal(fresh.foreign[0].weight, pairs[1].foreign[0].weight)
+    assert math.isfinite(loss)
+    pickle.dumps(pairs[1].foreign)
+
+
+class WithAutoguide(nn.Module):
+    """A pair whose autoguide runs the model by itself, behind a block, to learn its latents."""
+
+    def __init__(self):
+        super().__init__()
+        self.q = AutoNormal(self.model)
+
+    def model(self, x):
+        s = pyro.param("s", torch.tensor(1.0), constraint=constraints.positive)
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(z, s), obs=x)
+
+    def guide(self, x):
+        return self.q(x)
+
+
+def test_an_autoguide_s_look_at_its_model():
+    one, two = train(WithAutoguide()), train(WithAutoguide(), steps=5)
+    assert set(one.pyro_params) == {"s"}
+    assert number(one, "s") != number(two, "s")
+
+
+def test_expanded_and_noncontiguous_initial_values():
+    starts = {
+        "expanded": lambda: torch.tensor(0.5).expand(3),
+        "transposed": lambda: torch.arange(6.0).reshape(2, 3).t(),
+        "function": lambda: torch.ones(1, 2).expand(4, 2),
+    }
+
+    def model(x):
+        for name, start in starts.items():
+            value = pyro.param(name, start if name == "function" else start(), constraint=constraints.positive)
+            pyro.factor(f"factor_{name}", -(value.log() ** 2 + value).sum())
+
+    pair = ppvae.Pair(model, lambda x: None)
+    svi = SVI(pair.model, pair.guide, partial(torch.optim.SGD, lr=0.1), Trace_ELBO(), compile=True)
+    twin = pyro.infer.SVI(model, lambda x: None, pyro.optim.SGD({"lr": 0.1}), Trace_ELBO())
+    starts["transposed"] = lambda: torch.arange(1.0, 7.0).reshape(2, 3).t()
+    ours, theirs = [svi.step(X) for _ in range(3)], []
+    values = {name: pair.pyro_params[name].detach().clone() for name in starts}
+    pyro.clear_param_store()
+    theirs = [twin.step(X) for _ in range(3)]
+    assert ours == pytest.approx(theirs, rel=1e-6)
+    for name, value in values.items():
+        torch.testing.assert_close(value, pyro.param(name).detach())
+        assert pair.pyro_params.unconstrained(name).is_contiguous()
+
+
+class Stated(PyroModule):
+    """A guide whose forward states a `pyro.param`; Pyro runs a module with parameters of its own in a scope."""
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(pyro.param("a", torch.tensor(0.5)) * x, 1.0))
+
+
+def test_a_pyro_module_may_state_parameters():
+    pair = ppvae.Pair(pair_of_params().model_function, Stated())
+    train(pair)
+    assert number(pair, "a") != 0.5
+    assert log_marginal(pair).isfinite().all()
+
+
+def test_a_value_that_the_pair_sets_itself():
+    def model(x):
+        count = pyro.param("count", torch.tensor(0.0)).detach()
+        pyro.get_param_store()["count"] = count + 1
+
+    pair = train(ppvae.Pair(model, lambda x: pyro.param("s", torch.tensor(1.0))), steps=3)
+    assert number(pair, "count") == 3

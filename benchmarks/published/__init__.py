@@ -48,6 +48,7 @@ class Published:
         fit_loss: what `fit` minimises, where the example's is not its default.
         shared: whether all data share the latents, so that the likelihood is `log_evidence`.
         after_step: what the example does after each step.
+        differs: why its losses are not those of `pyro.infer.SVI`, where they are not meant to be.
     """
 
     parts: tuple[Part, ...]
@@ -58,6 +59,7 @@ class Published:
     fit_loss: Any = None
     shared: bool = False
     after_step: Callable[[], None] = field(default=lambda: None)
+    differs: str = ""
 
 
 Make = Callable[[Path], Published]

@@ -194,9 +194,15 @@ def cevae(pyro_dir: Path) -> Published:
     made = CEVAE(feature_dim=5, latent_dim=20, hidden_dim=200, num_layers=3, num_samples=10)
     batches = [(args, {"size": 400}) for args, _ in minibatches(*data, size=100)]
     optim = pyro.optim.ClippedAdam({"lr": 1e-3, "weight_decay": 1e-4, "lrd": 0.1 ** (1 / 200)})
-    part = Part(made.model, made.guide, TraceCausalEffect_ELBO())
-    pair = ppvae.Pair(made.model, made.guide)
-    return Published((part,), optim, batches, pair, tuple(data), fit_loss=TraceCausalEffect_ELBO())
+    return Published(
+        (Part(made.model, made.guide, TraceCausalEffect_ELBO()),),
+        optim,
+        batches,
+        ppvae.Pair(made.model, made.guide),
+        tuple(data),
+        fit_loss=TraceCausalEffect_ELBO(),
+        differs="model and guide have nets of the same names, so that pyro.infer.SVI trains those of the guide alone",
+    )
 
 
 @example

@@ -27,7 +27,7 @@ from ppvae.evaluate.psis import ParetoWarning
 from ppvae.infer import NonFiniteError, Run, RunFolder, TensorBoard, fit
 from ppvae.objectives import Cosine, Cyclical, Linear, Schedule, Sigmoid, Stages
 from ppvae.pair import Batch
-from ppvae.params import restore_weights
+from ppvae.weights import restore_weights
 
 
 def images_alone(args: Any, x: Tensor, y: Tensor) -> Batch:

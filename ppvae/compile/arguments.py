@@ -2,12 +2,13 @@
 
 Tuples, lists, dicts, named tuples and packed sequences are taken apart as torch's own tools do. Their structure (the
 keys of a dict, the length of a list, the class of a named tuple) belongs to the kind of the arguments, and so does what
-each leaf is: the layout of a tensor, the value of a number, a string or a flag, an object with its attributes.
+each leaf is: the layout of a tensor, the value of a string or a flag, an object with its attributes. The values of
+numbers are looked at apart, see `ppvae.compile.scalars`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +19,10 @@ from ppvae.compile.guards import Same, fingerprint, is_plain_object
 
 class UncompilableError(RuntimeError):
     """What a pair computes depends on more than a graph can hold; the message says on what."""
+
+
+class TooLongError(UncompilableError):
+    """A graph has more operations than it may."""
 
 
 class Arguments:
@@ -31,28 +36,39 @@ class Arguments:
         values: as given.
         leaves: what their containers hold, in a fixed order.
         tensors: the tensors among the leaves.
+        numbers: the numbers among the leaves, by their places.
     """
 
     def __init__(self, values: tuple[Any, ...], names: Sequence[str] = ()) -> None:
         self.values = values
         self.leaves, self._structure = flatten(values)
         self.tensors = [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
+        self.numbers = {i: leaf for i, leaf in enumerate(self.leaves) if isinstance(leaf, float) or type(leaf) is int}
         self._names = names
 
-    def kind(self) -> Any:
-        """What a graph takes for granted of them: hashable, and equal where one graph is right of both.
+    def kind(self) -> tuple[Any, tuple[Any, ...]]:
+        """What they are but for the values of numbers: their structure, and the kind of each leaf. Hashable.
 
         Raises:
             UncompilableError: naming an argument whose elements nothing here can see.
         """
         return self._structure, tuple(self._kinds())
 
-    def with_tensors(self, tensors: Iterable[Tensor]) -> tuple[Any, ...]:
-        """The arguments with other tensors in place of theirs."""
+    def with_tensors(self, tensors: Iterable[Tensor], scalars: Mapping[int, Any] | None = None) -> tuple[Any, ...]:
+        """The arguments with other tensors, and at some places other numbers, in place of theirs."""
         others = iter(tensors)
         leaves = [next(others) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
+        for place, scalar in (scalars or {}).items():
+            leaves[place] = scalar
         values: tuple[Any, ...] = unflatten(leaves, self._structure)
         return values
+
+    def difference(self, kind: tuple[Any, tuple[Any, ...]], numbers: Mapping[int, Any]) -> int | None:
+        """The first leaf that is not of this kind, or not this number; None where there is none."""
+        _, kinds = kind
+        mine = self.kind()[1]
+        other = (i for i, leaf in enumerate(mine) if kinds[i : i + 1] != (leaf,))
+        return next(other, next((i for i, n in self.numbers.items() if numbers.get(i) != n), None))
 
     def name(self, leaf: int) -> str:
         """What a leaf is called: `args[0]['mask']`."""
@@ -63,9 +79,11 @@ class Arguments:
         for place, leaf in enumerate(self.leaves):
             if isinstance(leaf, Tensor):
                 yield leaf.shape, leaf.stride(), leaf.dtype, leaf.device, leaf.requires_grad
-            elif leaf is None or isinstance(leaf, bool | int | float | str):
+            elif place in self.numbers:
+                yield type(leaf)
+            elif leaf is None or isinstance(leaf, bool | int | str):
                 yield type(leaf), leaf  # True is no 1
-            elif hasattr(leaf, "__array__"):
+            elif hasattr(leaf, "__array__") and leaf.__hash__ is None:
                 raise UncompilableError(
                     f"{self.name(place)} is a {type(leaf).__name__}, whose elements may change: make it a tensor"
                 )

@@ -15,22 +15,26 @@ On a GPU the kernels of the graph, and of what finishes it (the optimizer's step
 
 from __future__ import annotations
 
+import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ppvae._internals import handlers
-from ppvae.compile.arguments import Arguments, UncompilableError
-from ppvae.compile.cuda_graph import Recording, recordable
+from ppvae.compile.arguments import Arguments, TooLongError, UncompilableError
+from ppvae.compile.cuda_graph import recordable
+from ppvae.compile.graph import Answers, Finish, Graph, first_line
 from ppvae.compile.guards import Contents, Kept, fingerprint, modules_that_run, state_unchanged
-from ppvae.compile.inductor import build_headers, compile_graph
-from ppvae.compile.tracing import Computation, Traced, check_same, trace
+from ppvae.compile.inductor import build_headers
+from ppvae.compile.scalars import Real, same_number
+from ppvae.compile.tracing import MAX_OPERATIONS, Computation, Traced, check_same, trace
 from ppvae.compile.verification import AUTOCAST, Label, first_difference, nudged
 from ppvae.params import baselines, baselines_kept
 
@@ -41,13 +45,28 @@ COST = 10_000.0
 """Milliseconds that compiling a graph takes, roughly."""
 
 MAX_GRAPHS = 4
-"""Kinds of arguments (shapes, dtypes, absent labels) that are compiled; any further one runs eagerly."""
+"""Kinds of arguments (shapes, dtypes, absent labels) that are compiled when they first come."""
+
+MAX_FREQUENT_GRAPHS = 32
+"""Kinds of arguments that are compiled in all."""
+
+FREQUENT = 200
+"""How often a kind of arguments comes before it is compiled, where there are `MAX_GRAPHS`."""
+
+MAX_KINDS = 1000
+"""How many kinds of arguments, and of values that were read of them, are counted."""
+
+OPERATIONS_A_CALL = 2000
+"""How long a graph is made for arguments that came once; one as long as two that came twice."""
+
+LONG = 2000
+"""Operations from which on a graph takes so long to compile that somebody wonders."""
 
 MAX_RETRACES = 8
 """How often graphs are made anew because an attribute of a module changed."""
 
 MAX_MISSES = 20
-"""How often a computation may run eagerly because Python would have decided otherwise than it did while tracing."""
+"""How much more often than not Python may decide otherwise than it did while tracing."""
 
 
 def check_compile(compile: Compile) -> None:
@@ -69,16 +88,6 @@ def repays(compile: Compile, calls: float, *, saved: float) -> bool:
         saved: milliseconds that a compiled call saves, roughly. No clock is asked: the same run compiles every time.
     """
     return bool(compile) if compile != "auto" else calls * saved >= COST
-
-
-class Finish(Protocol):
-    """What is done with the outputs of a computation each time, e.g. an optimizer's step."""
-
-    def __call__(self, outputs: Sequence[Tensor], layout: Any) -> Sequence[Tensor]:
-        """What the caller gets in place of the outputs."""
-
-    def held(self, layout: Any) -> Any:
-        """What it takes for granted, compared by `==`; None where a CUDA graph cannot hold it: it then follows one."""
 
 
 class _FailedEagerly(Exception):
@@ -135,54 +144,74 @@ class Compiled:
         self._names = names
         self._labels = labels
         self._tolerance = AUTOCAST if autocast else 1.0
-        self._graphs: dict[Any, _Graph] = {}
+        self._kinds: dict[Any, _Kind] = {}
         self._retraces = 0
+        self._hits = 0
         self._misses = 0
+        self._longest = 0
+        self._num_operations = 0
+        self._full = False
+        self._told = False
+        self._news = ""
         self._eager = False
 
     def __call__(self, values: tuple[Any, ...]) -> tuple[Sequence[Tensor], Any]:
         """What the computation gives, finished. It is the caller's: no later call writes over it."""
-        graph, outputs = None, None
+        found = None
         if not self._eager:
             try:
-                args = Arguments(values, self._names)
-                graph = self._graph(args)
-                outputs = None if graph is None else self._run(graph, args)
+                found = self._compiled(Arguments(values, self._names))
             except _FailedEagerly as failed:
                 raise failed.error from None
             except Exception as error:  # a compiler can fail in many ways, and the eager way is always there
                 self._eager = True
-                warnings.warn(f"not compiled, runs eagerly: {_first_line(error)}", stacklevel=4)
-        if graph is None or outputs is None:
+                self._news = f"not compiled, runs eagerly: {first_line(error)}"
+        if self._news:
+            news, self._news = self._news, ""
+            warnings.warn(news, stacklevel=4)
+        if found is None:
             outputs, layout = self._compute(values)
             return self._finished(outputs, layout), layout
-        layout = graph.traced.layout
-        finished = outputs if graph.finishes else self._finished(outputs, layout)
-        return (finished if graph.recording is None else _copies(finished)), layout
+        graph, outputs = found
+        finished = outputs if graph.finishes else self._finished(outputs, graph.layout)
+        return (finished if graph.recording is None else _copies(finished)), graph.layout
 
     @property
     def num_graphs(self) -> int:
         """How many graphs are in use; none where the computation runs eagerly for good."""
         return 0 if self._eager else len(self._graphs)
 
+    @property
+    def _graphs(self) -> list[Graph]:
+        return [graph for known in self._kinds.values() for graph in known.graphs]
+
     def distrust(self) -> None:
         """Uses a graph again only after a new run of the computation's Python did the same as it."""
-        for graph in self._graphs.values():
+        for graph in self._graphs:
             graph.trusted = False
 
     def _finished(self, outputs: Sequence[Tensor], layout: Any) -> Sequence[Tensor]:
         return outputs if self._finish is None else self._finish(outputs, layout)
 
-    def _run(self, graph: _Graph, args: Arguments) -> Sequence[Tensor] | None:
-        """Runs a graph, the first time beside the eager computation; None where that is to be taken in its place."""
-        outputs = graph.run(args, self._finish) if graph.verified else self._verified(graph, args)
+    def _compiled(self, args: Arguments) -> tuple[Graph, Sequence[Tensor]] | None:
+        """What a graph gives, the first time beside the eager computation; None where that is to be taken instead."""
+        graph = self._graph(args)
+        if graph is None:
+            return None
+        answers = graph.ask(args)
+        if not graph.accepts(answers):  # what was compiled just now is of other values than were read before
+            return None
+        outputs = graph.run(args, answers, self._finish) if graph.verified else self._verified(graph, args, answers)
+        self._hits += outputs is not None
         if outputs is None:
             self._misses += 1
-            if self._misses > MAX_MISSES:
-                raise UncompilableError("the pair's Python code depends on values of tensors, which keep changing")
-        return outputs
+            if self._misses > MAX_MISSES + self._hits:
+                line = graph.reader(answers)
+                raise UncompilableError(f"what is read at {line} keeps changing, and is known too late")
+            return None
+        return graph, outputs
 
-    def _verified(self, graph: _Graph, args: Arguments) -> Sequence[Tensor] | None:
+    def _verified(self, graph: Graph, args: Arguments, answers: Answers) -> Sequence[Tensor] | None:
         """Compares the first run of a graph with the eager computation.
 
         Where they differ, what rounding alone can do to this computation is found out: its own of nudged parameters. A
@@ -202,7 +231,7 @@ class Compiled:
         labels += [("what is left in", name) for name, _ in written]
         differs = partial(first_difference, labels, expected, tolerance=self._tolerance)
         with state_unchanged(self._modules, [], graph.written) as keep:
-            found = graph.run(args, None)
+            found = graph.run(args, answers, None)
             left = [tensor.detach().clone() for tensor in graph.written]
             graph.verified = found is not None and differs([*found, *left]) is None
             if graph.verified:
@@ -213,7 +242,7 @@ class Compiled:
             graph.differences += difference is not None
             if graph.differences > 1:
                 raise UncompilableError(f"compiled, {difference} differs from what it is eagerly")
-            found = graph.run(args, None) if graph.verified else None
+            found = graph.run(args, answers, None) if graph.verified else None
         graph.contents = Contents(self._modules)  # what Python left on modules is bookkeeping, as it was while tracing
         return found
 
@@ -231,42 +260,135 @@ class Compiled:
         others = {id(t): ("a tensor that a module holds", t) for t in Contents(self._modules).tensors()}
         return [(name, tensor) for name, tensor in (others | buffers).values() if not tensor.is_inference()]
 
-    def _graph(self, args: Arguments) -> _Graph | None:
-        """The compiled graph for this kind of arguments; None where there are too many kinds."""
-        kind = self._kind(args)
-        if kind not in self._graphs and len(self._graphs) >= MAX_GRAPHS:
-            self._graphs.pop(next((k for k, graph in self._graphs.items() if not graph.trusted), None), None)
-        if kind not in self._graphs and len(self._graphs) < MAX_GRAPHS:
-            if not any(tensor.is_cuda for tensor in args.tensors):
-                build_headers()
-            with self._unchanged(), modules_that_run(self._modules):
-                try:
-                    self._compute(args.values)  # a first run may settle things, such as a guessed nesting of plates
-                except Exception as error:
-                    raise _FailedEagerly(error) from error
-            kind = self._kind(args)
-        graph = self._graphs.get(kind)
-        if graph is not None:
-            changed = graph.contents.changed()
-            if changed is None and (graph.trusted or graph.confirm(self._trace(args))):
+    def _graph(self, args: Arguments) -> Graph | None:
+        """A graph that is right of these arguments; None where they are to be run eagerly."""
+        known = self._known(args)
+        known.calls += 1
+        unread: list[tuple[Graph, Answers]] = []
+        for graph in [graph for graph in known.graphs if graph.takes(args.numbers)]:
+            if not self._is_current(graph, args):
+                known.graphs.remove(graph)
+                continue
+            answers = graph.ask(args)
+            if graph.accepts(answers):
                 return graph
-            self._retraces += changed is not None
-            if self._retraces > MAX_RETRACES:
-                raise UncompilableError(f"{changed} of a module keeps changing; make it a buffer")
-        elif len(self._graphs) >= MAX_GRAPHS:
+            unread.append((graph, answers))
+        if unread and not self._comes_back(known, unread):
             return None
-        self._graphs[kind] = self._compile(args)
-        return self._graphs[kind]
+        for graph, _ in unread:
+            if graph.adopt(self._trace(args, graph.lifted)):
+                return graph
+        return self._new_graph(known, args)
+
+    def _known(self, args: Arguments) -> _Kind:
+        """What there is for this kind of arguments."""
+        kind = self._kind(args)
+        if kind not in self._kinds and self._has_room():
+            self._settle(args)
+            kind = self._kind(args)
+        if len(self._kinds) >= MAX_KINDS and kind not in self._kinds:
+            return _Kind()
+        return self._kinds.setdefault(kind, _Kind())
+
+    def _comes_back(self, known: _Kind, unread: list[tuple[Graph, Answers]]) -> bool:
+        """Whether what is read was read before: what never comes back is not worth a look at what Python does then."""
+        answers = tuple(answers for _, answers in unread)
+        if answers in known.met:
+            return True
+        if len(known.met) < MAX_KINDS:
+            known.met.add(answers)
+        self._misses += 1
+        if self._misses > MAX_MISSES + self._hits:
+            line = unread[0][0].reader(unread[0][1])
+            self._tell(f"what is read at {line} is another value at nearly every call")
+        return False
+
+    def _is_current(self, graph: Graph, args: Arguments) -> bool:
+        """Whether nothing has changed that a graph takes for granted.
+
+        Raises:
+            UncompilableError: where it changed too often.
+        """
+        changed = graph.contents.changed()
+        if changed is None:
+            return graph.trusted or graph.confirm(self._trace(args, graph.lifted))
+        self._retraces += 1
+        if self._retraces > MAX_RETRACES:
+            raise UncompilableError(f"{changed} of a module keeps changing; make it a buffer")
+        return False
+
+    def _has_room(self, limit: int = MAX_GRAPHS) -> bool:
+        """Whether there may be one more graph; one that is not trusted gives way."""
+        if len(self._graphs) == limit:
+            for known in self._kinds.values():
+                if old := [graph for graph in known.graphs if not graph.trusted]:
+                    known.graphs.remove(old[0])
+                    break
+        return not self._full and len(self._graphs) < limit
+
+    def _new_graph(self, known: _Kind, args: Arguments) -> Graph | None:
+        """Compiles for these arguments; None where there are too many graphs, or too few calls for a long one."""
+        if not self._has_room(MAX_GRAPHS if known.calls < FREQUENT else MAX_FREQUENT_GRAPHS):
+            self._tell(f"{self._what_is_new(args)} than are compiled")
+            return None
+        if known.calls * OPERATIONS_A_CALL < self._longest:
+            return None
+        lifted = known.changing(args.numbers)
+        try:
+            traced = self._trace(args, lifted)
+            self._longest = max(self._longest, traced.num_operations)
+            if known.calls * OPERATIONS_A_CALL < traced.num_operations:
+                return None
+            graph = self._compile(traced, args, lifted)
+        except TooLongError as error:
+            self._full = True
+            self._tell(str(error))
+            return None
+        except Exception:
+            if not lifted:
+                raise
+            known.fixed.update(lifted)  # the pair's code takes nothing but a plain number
+            return self._new_graph(known, args)
+        of_one_number = [other for other in known.graphs if other.lifted != graph.lifted and graph.takes(other.numbers)]
+        known.graphs = [graph, *(other for other in known.graphs if other not in of_one_number)]
+        return graph
+
+    def _what_is_new(self, args: Arguments) -> str:
+        """What sets these arguments apart from those that a graph was made for."""
+        graph = self._graphs[-1]
+        place = args.difference(graph.kind, graph.numbers)
+        if place is None:
+            return "what surrounds the computation takes more forms"
+        if place not in args.numbers:
+            return f"{args.name(place)} comes in more kinds (shapes, keys, absent values)"
+        lines = sorted({line for graph in self._graphs for line in graph.traced.tape.readers.values()})
+        return f"{args.name(place)} takes more values{f', which are read at {lines[0]},' if lines else ''}"
+
+    def _tell(self, reason: str) -> None:
+        """Says once that some calls run eagerly, and why."""
+        if self._names and not self._told:
+            self._told = True
+            self._news = f"not compiled for every call, the others run eagerly: {reason}"
+
+    def _settle(self, args: Arguments) -> None:
+        """Runs the computation once in vain: that settles things, such as a guessed nesting of plates."""
+        if not any(tensor.is_cuda for tensor in args.tensors):
+            build_headers()
+        with self._unchanged(), modules_that_run(self._modules):
+            try:
+                self._compute(args.values)
+            except Exception as error:
+                raise _FailedEagerly(error) from error
 
     def _kind(self, args: Arguments) -> Any:
         """What a graph is made for: arguments, precision, the handlers around, and what the caller guards."""
         precision = [(d, torch.is_autocast_enabled(d) and torch.get_autocast_dtype(d)) for d in ("cpu", "cuda")]
         return (args.kind(), *precision, tuple(map(fingerprint, handlers())), self._guarded())
 
-    def _trace(self, args: Arguments) -> Traced:
+    def _trace(self, args: Arguments, lifted: Sequence[int]) -> Traced:
         with self._unchanged():
             before = baselines()
-            traced = trace(self._compute, args)
+            traced = trace(self._compute, args, lifted=lifted, limit=MAX_OPERATIONS - self._num_operations)
             after = baselines()
             if before.keys() != after.keys() or any(before[name] is not value for name, value in after.items()):
                 raise UncompilableError("TraceGraph_ELBO keeps running averages in Pyro's store, past any graph")
@@ -279,106 +401,41 @@ class Compiled:
         with baselines_kept(), state_unchanged(self._modules, self._parameters(), tensors):
             yield
 
-    def _compile(self, args: Arguments) -> _Graph:
-        runs = [self._trace(args), self._trace(args)]
-        check_same(*runs)  # what differs between two runs on the same arguments is no function of the tensors
-        first, inputs = (run.lift_tensors() for run in runs)
-        graph = _Graph(runs[-1], inputs, self._modules, Contents(self._modules))
-        constants_apart = [b for a, b in zip(first, inputs, strict=True) if a is b]
-        graph.recordable = recordable([*args.tensors, *constants_apart])
-        graph.compile(args)
-        return graph
+    def _compile(self, first: Traced, args: Arguments, lifted: Sequence[int]) -> Graph:
+        second = self._trace(args, lifted)
+        check_same(first, second)  # what differs between two runs on the same arguments is no function of the tensors
+        inputs = second.lift_tensors()
+        apart = [b for a, b in zip(first.lift_tensors(), inputs, strict=True) if a is b]
+        self._num_operations += second.num_operations
+        if second.num_operations > LONG:
+            tqdm.write(f"ppvae: compiling a graph of {second.num_operations:,} operations", file=sys.stderr)
+        device = recordable([*args.tensors, *apart, *second.tape.tensors.values()])
+        return Graph(second, inputs, args, lifted, self._modules, on_one_device=device)
 
 
 @dataclass
-class _Graph:
-    """A compiled computation for one kind of arguments."""
+class _Kind:
+    """Arguments that differ in nothing but the values of tensors and numbers.
 
-    traced: Traced
-    inputs: list[Tensor]
-    modules: list[nn.Module]
-    contents: Contents
-    function: Callable[..., Any] | None = None
-    code: str = ""
-    trusted: bool = True
-    recordable: bool = False
-    recording: Recording | None = None
-    finishes: bool = False
-    runs: int = 0
-    verified: bool = False
-    differences: int = 0
-    written: list[Tensor] = field(default_factory=list)
+    Attributes:
+        graphs: those that are right of some of them.
+        calls: how often they came.
+        met: what was read of them and led to none of the graphs.
+        lifted: which numbers changed.
+        fixed: which of these the pair's code takes as plain numbers alone.
+    """
 
-    def confirm(self, again: Traced) -> bool:
-        """Whether a new run of the computation does what this graph does; it is trusted from then on."""
-        self.trusted = _same_inputs(again.lift_tensors(), self.inputs) and (
-            (again.layout, again.decisions, self._code(again)) == (self.traced.layout, self.traced.decisions, self.code)
-        )
-        return self.trusted
+    graphs: list[Graph] = field(default_factory=list)
+    calls: int = 0
+    met: set[Any] = field(default_factory=set)
+    lifted: set[int] = field(default_factory=set)
+    fixed: set[int] = field(default_factory=set)
 
-    def _code(self, traced: Traced) -> str:
-        kinds = [(tensor.dtype, tensor.shape, tensor.stride(), tensor.device) for tensor in self.inputs]
-        return f"{traced.module.graph}{kinds}"
-
-    def compile(self, args: Arguments) -> None:
-        """Compiles for arguments like these."""
-        self.code = self._code(self.traced)  # before the compiler works on it
-        self.function = compile_graph(self.traced.module, [*args.tensors, *self.inputs])
-
-    def run(self, args: Arguments, finish: Finish | None) -> Sequence[Tensor] | None:
-        """Runs the graph; where it `finishes` itself, also what comes after.
-
-        Returns:
-            What was computed; None where Python would have decided otherwise than it did while tracing. Nothing has
-            then changed, not even the random state.
-        """
-        assert self.function is not None
-        tensors, decisions = args.tensors, self.traced.decisions
-        self.runs += 1
-        if not decisions:
-            self._record(tensors, finish)
-            with torch.no_grad():
-                return self.recording(tensors) if self.recording is not None else self.function(*tensors, *self.inputs)
-        with torch.no_grad(), state_unchanged(self.modules, [], self.written) as keep:
-            outputs = self.function(*tensors, *self.inputs)
-            if [value.item() for value in outputs[-len(decisions) :]] != decisions:
-                return None
-            keep.append(True)
-        return outputs[: -len(decisions)]
-
-    def _record(self, tensors: list[Tensor], finish: Finish | None) -> None:
-        """Sees to a recording of what a run does, from the second run on: the first loads the kernels."""
-        if self.runs == 1 or not self.recordable:
-            return
-        layout = self.traced.layout
-        held = None if finish is None else finish.held(layout)
-        if self.recording is not None and self.recording.holds(held):
-            return
-        self.recording = None  # its memory is free for the next
-        self.finishes = held is not None
-
-        def run(arguments: list[Tensor]) -> Sequence[Tensor]:
-            assert self.function is not None
-            outputs = self.function(*arguments, *self.inputs)
-            return outputs if finish is None or held is None else finish(outputs, layout)
-
-        try:
-            with torch.no_grad():
-                self.recording = Recording(run, tensors, self.inputs, held)
-        except Exception as error:  # the device refuses to record some things, each in its own way
-            self.recordable = self.finishes = False
-            warnings.warn(f"not recorded as a CUDA graph: {_first_line(error)}", stacklevel=6)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
-
-
-def _same_inputs(a: list[Tensor], b: list[Tensor]) -> bool:
-    """Whether these are the same tensors, or constants of the same values."""
-    return len(a) == len(b) and all(
-        x is y or (x.dtype == y.dtype and x.device == y.device and torch.equal(x, y)) for x, y in zip(a, b, strict=True)
-    )
+    def changing(self, numbers: Mapping[int, Real]) -> list[int]:
+        """Which numbers are to be inputs: those that are others than they were."""
+        for graph in self.graphs:
+            self.lifted |= {i for i, n in numbers.items() if not same_number(n, graph.numbers[i])}
+        return sorted(self.lifted - self.fixed)
 
 
 def _copies(tensors: Sequence[Tensor]) -> Sequence[Tensor]:

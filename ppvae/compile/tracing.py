@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import sys
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import pyro
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.overrides import TorchFunctionMode
 
-from ppvae._internals import TorchDispatchMode, modes_off, scalar_read
+from ppvae._internals import argument_names, returns_view, written_arguments
 from ppvae.compile.arguments import Arguments, UncompilableError
 from ppvae.compile.decompositions import DECOMPOSITIONS
+from ppvae.compile.reads import Answer, Read, Reads
+from ppvae.compile.scalars import Scalar, Tape
 
 Computation = Callable[[tuple[Any, ...]], tuple[Sequence[Tensor], Any]]
 """From arguments to tensors, and to whatever says what these are."""
+
+
+MAX_OPERATIONS = 20_000
+"""How many operations the graphs of one computation may have, all of them together."""
 
 
 @dataclass
@@ -28,14 +32,26 @@ class Traced:
     """One traced run of a computation.
 
     Attributes:
-        module: the graph: from the tensors among the arguments to the computed ones and those of the decisions.
+        module: the graph: from the tensors among the arguments to the computed ones and those that were read.
         layout: what says what the computed tensors are.
-        decisions: the values that Python asked of tensors.
+        reads: the values that Python asked of tensors.
+        tape: what Python made of numbers among the arguments that may change.
     """
 
     module: GraphModule
     layout: Any
-    decisions: list[float]
+    reads: list[Read]
+    tape: Tape
+
+    @property
+    def answers(self) -> tuple[Answer, ...]:
+        """What Python read."""
+        return tuple(read.answer for read in self.reads)
+
+    @property
+    def num_operations(self) -> int:
+        """How long the graph is."""
+        return len(self.module.graph.nodes)
 
     def lift_tensors(self) -> list[Tensor]:
         """Makes the tensors that the graph refers to inputs after the arguments, and returns them."""
@@ -56,83 +72,96 @@ class Traced:
         self.module.recompile()
         return inputs
 
+    def take_early_reads(self) -> tuple[GraphModule, list[int]]:
+        """Moves the reads of what inputs alone decide into a graph of their own: it is known before this one runs.
 
-def trace(compute: Computation, args: Arguments) -> Traced:
-    """Runs a computation, without Pyro's validation, and writes down its tensor operations."""
+        Returns:
+            That graph, and which of the reads these are.
+        """
+        graph = self.module.graph
+        output = graph.output_node()
+        results: list[Node] = list(output.args[0])  # type: ignore[arg-type]
+        computed, read = results[: len(results) - len(self.reads)], results[len(results) - len(self.reads) :]
+        written = {_base(node) for call in graph.nodes for node in _written(call)}
+        ancestors = {node: _ancestors(node) for node in read}
+        early = [
+            i for i, node in enumerate(read) if not any(_base(a) in written or _is_random(a) for a in ancestors[node])
+        ]
+        needed = {a for i in early for a in ancestors[read[i]]}
+        asked, copies = Graph(), dict[Node, Node]()
+        for node in graph.nodes:
+            if node.op == "placeholder" or node in needed:
+                copies[node] = asked.node_copy(node, copies.__getitem__)
+        asked.output(tuple(copies[read[i]] for i in early))
+        output.args = ([*computed, *(node for i, node in enumerate(read) if i not in early)],)
+        self.module.recompile()
+        return GraphModule(self.module, asked), early
+
+
+def _ancestors(node: Node) -> set[Node]:
+    """A node, and all that it is computed from."""
+    found: set[Node] = set()
+    waiting = [node]
+    while waiting:
+        if (node := waiting.pop()) not in found:
+            found.add(node)
+            waiting += node.all_input_nodes
+    return found
+
+
+def _base(node: Node) -> Node:
+    """The node whose memory this one is a view of."""
+    while node.op == "call_function" and (node.target is operator.getitem or any(returns_view(node.target))):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _written(node: Node) -> list[Node]:
+    """The arguments that an operation writes to."""
+    if node.op != "call_function" or node.target is operator.getitem:
+        return []
+    names = argument_names(node.target)
+    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    return [value for name in written_arguments(node.target) if isinstance(value := given.get(name), Node)]
+
+
+def _has_effects(node: Node) -> bool:
+    """Whether an operation does more than to give a result."""
+    return node.op in ("placeholder", "output") or _is_random(node) or bool(_written(node))
+
+
+def _is_random(node: Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def trace(compute: Computation, args: Arguments, *, lifted: Sequence[int] = (), limit: int = MAX_OPERATIONS) -> Traced:
+    """Runs a computation, without Pyro's validation, and writes down its tensor operations.
+
+    Args:
+        compute: the computation.
+        args: its arguments.
+        lifted: which of their leaves are numbers that may change.
+        limit: how many operations it may have.
+    """
     layout: list[Any] = []
-    decisions: list[float] = []
+    reads = Reads(limit)
+    tape = Tape([args.leaves[place] for place in lifted])
+    scalars = {place: Scalar(tape, i) for i, place in enumerate(lifted)}
 
     def traced(*tensors: Tensor) -> list[Tensor]:
-        with _ItemsStay(), _Reads() as reads:
-            outputs, what = compute(args.with_tensors(tensors))
+        with reads.functions, reads.operations:
+            outputs, what = compute(args.with_tensors(tensors, scalars))
         layout.append(what)
-        decisions.extend(value for _, value in reads.decisions)
-        return [*outputs, *(tensor for tensor, _ in reads.decisions)]
+        return [*outputs, *(read.tensor for read in reads.found)]
 
     with pyro.validation_enabled(False):
         # New aliases: a tensor that is given twice, or that the pair refers to as well, is an argument of its own.
         module = make_fx(traced, decomposition_table=DECOMPOSITIONS)(
             *(t if t.requires_grad else t.detach() for t in args.tensors)
         )
-    return Traced(module, layout[0], decisions)
-
-
-_READERS = (Tensor.tolist, Tensor.numpy, Tensor.__array__)
-"""What reads a tensor's values past every mode that could note them."""
-
-
-class _ItemsStay(TorchFunctionMode):
-    """Lets the numbers that Pyro reads for its loss stay tensors, and refuses reads of whole tensors."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        asked_by = sys._getframe(1).f_globals.get("__name__", "")
-        if func is Tensor.item and asked_by.startswith("pyro.infer."):
-            return args[0].detach()
-        by_value = func in (torch.tensor_split, Tensor.tensor_split) and any(isinstance(a, Tensor) for a in args[1:])
-        if func in _READERS or by_value:
-            raise UncompilableError(f"{func.__name__} reads values of a tensor")
-        return func(*args, **(kwargs or {}))
-
-
-class _Reads(TorchDispatchMode):
-    """Answers what Python asks of tensors, and refuses what a graph of fixed shapes cannot hold.
-
-    Pyro's NaN checks are left to the caller of the step. Where Pyro leaves out enumerated values of probability zero
-    they stay in: zero times their cost, which changes nothing, or makes the loss NaN where the cost is infinite. Any
-    other value that is read is a decision, noted with the tensor that it was read from.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.decisions: list[tuple[Tensor, float]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is scalar_read():
-            module, function = _asked_by(sys._getframe(1))
-            if module == "pyro.util" and "warn_if" in function:
-                return False
-            if (module, function) == ("pyro.infer.util", "compute_expectation"):
-                return True
-            with modes_off():
-                value = args[0].item()
-            self.decisions.append((args[0], value))
-            return value
-        by_value = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output} & set(func.tags)
-        if by_value and not (func is torch.ops.aten.index.Tensor and not _has_mask(args[1])):
-            raise UncompilableError(f"{func} gives a shape or a Python value that depends on values of tensors")
-        return func(*args, **(kwargs or {}))
-
-
-def _asked_by(frame: FrameType | None) -> tuple[str, str]:
-    """The module and the function whose code asked torch for a value."""
-    between = ("torch.", __name__)  # the tracer's own frames
-    while frame is not None and frame.f_globals.get("__name__", "").startswith(between):
-        frame = frame.f_back
-    return ("", "") if frame is None else (frame.f_globals.get("__name__", ""), frame.f_code.co_name)
-
-
-def _has_mask(indices: Any) -> bool:
-    return any(isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8) for i in indices)
+    # What nothing depends on goes, so that a number that Python reads and arithmetic does not need is in no graph.
+    module.graph.eliminate_dead_code(_has_effects)
+    return Traced(module, layout[0], reads.found, tape)
 
 
 def check_same(first: Traced, second: Traced) -> None:
@@ -141,7 +170,10 @@ def check_same(first: Traced, second: Traced) -> None:
     Raises:
         UncompilableError: where they did not: the pair's Python draws or counts something itself.
     """
-    same = str(first.module.graph) == str(second.module.graph) and first.decisions == second.decisions
+    same = str(first.module.graph) == str(second.module.graph) and (first.answers, first.tape) == (
+        second.answers,
+        second.tape,
+    )
     for node in first.module.graph.nodes if same else ():
         if node.op == "get_attr":
             a, b = getattr(first.module, str(node.target)), getattr(second.module, str(node.target))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -87,8 +88,8 @@ def label_posterior(
         raise ValueError("x must have a leading batch dim, got a 0-d tensor")
     if log_prior is not None and check_tensor("log_prior", log_prior).shape != (num_classes,):
         raise ValueError(f"log_prior must have shape ({num_classes},), got {tuple(log_prior.shape)}")
-    if log_prior is not None and not log_prior.double().logsumexp(0).abs() < SUMS_TO_ONE:
-        raise ValueError(f"log_prior must be log-probabilities, whose exp sums to 1, got {log_prior.tolist()}")
+    if log_prior is not None and not bool((log_prior < math.inf).all()):  # NaN fails every comparison
+        raise ValueError(f"log_prior must hold numbers below infinity, got {log_prior.tolist()}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ParetoWarning)  # of classes that are improbable anyway
         of_class = [
@@ -207,14 +208,16 @@ def reliability(probabilities: Tensor, y: Tensor, *, num_bins: int = 15) -> Reli
 
 def _check_scores(probabilities: Tensor, y: Tensor) -> None:
     """Checks that there are probabilities of classes, and one class for each datum."""
-    if not check_tensor("probabilities", probabilities).is_floating_point():
-        raise TypeError(f"probabilities must be floating point, got {probabilities.dtype}")
-    if check_tensor("y", y).is_floating_point() or y.dtype == torch.bool:
-        raise TypeError(f"y must hold class indices of an integer dtype, got {y.dtype}")
+    check_tensor("probabilities", probabilities)
+    check_tensor("y", y)
     if probabilities.dim() != 2 or y.shape != probabilities.shape[:1]:
         raise ValueError(
             f"probabilities must have shape (n, c) and y (n,), got {tuple(probabilities.shape)} and {tuple(y.shape)}"
         )
+    if not probabilities.is_floating_point():
+        raise TypeError(f"probabilities must be floating point, got {probabilities.dtype}")
+    if y.is_floating_point() or y.dtype == torch.bool:
+        raise TypeError(f"y must hold class indices of an integer dtype, got {y.dtype}")
     if not len(y):
         raise ValueError("probabilities must hold at least one datum, got none")
     total = probabilities.detach().double().sum(-1)

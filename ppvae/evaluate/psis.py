@@ -72,12 +72,12 @@ def pareto_k(log_weight: Tensor) -> Tensor:
 
 
 def _check_weights(log_weight: Tensor) -> None:
-    """Checks that these are log-weights: a number, or −inf, for each sample of each datum."""
+    """Checks that these are log-weights: a number, maybe infinite, for each sample of each datum."""
     check_tensor("log_weight", log_weight)
     if log_weight.dim() != 2 or not log_weight.numel():
         raise ValueError(f"log_weight must have shape (s, n), each at least 1, got {tuple(log_weight.shape)}")
-    if not bool((log_weight < math.inf).all()):  # NaN fails every comparison
-        raise ValueError("log_weight must hold numbers below infinity, got NaN or infinite ones")
+    if bool(log_weight.isnan().any()):
+        raise ValueError(f"log_weight must hold numbers, got {int(log_weight.isnan().sum())} NaN")
 
 
 def _tail_share(log_weight: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from ppvae._validate import check_count, check_seed
 from ppvae.evaluate.sites import inner_plates_of, observed_value
-from ppvae.observed import check_observed, failing_on, naming_arguments
+from ppvae.failures import FAILURES, failing_on, naming_arguments
+from ppvae.observed import check_observed
 from ppvae.pair import Batch, blocks, check_batch, check_data, check_pair, check_sites, device_of, take, warn_of_factors
 from ppvae.params import LocalParams
 from ppvae.rng import get_rng, set_rng
@@ -33,9 +34,6 @@ Draws = dict[str, dict[str, Tensor]]
 
 MAX_SHOWN = 6
 """The most names that a message lists."""
-
-_FAILURES = {False: (RuntimeError, TypeError), True: (RuntimeError, TypeError, ValueError)}
-"""What a pair's code raises on all data, and on some of those that it took: there also what Pyro says of plates."""
 
 
 @dataclass(frozen=True)
@@ -216,9 +214,8 @@ def _looked_at(pair: Any, data: Batch) -> tuple[Trace, Trace, set[str]]:
     few, found = max(1, min(n, PROBE_DATA) - 1), []
     for size in sorted({few, n}, reverse=True):
         part = take(data, slice(0, size))
-        with failing_on(
-            part, pair, f"{few} of the {n} data, all of which it takes" if size < n else "data", _FAILURES[size < n]
-        ):
+        what, also = (f"{few} of the {n} data, all of which it takes", [ValueError]) if size < n else ("data", [])
+        with failing_on(part, pair, what, (*FAILURES, *also)):
             guide_trace = _scored(pair.guide, part)
             model_trace = _scored(poutine.replay(pair.model, trace=guide_trace), part)
         frames = [plate for trace in (model_trace, guide_trace) for s in sites(trace).values() for plate in s.plates]

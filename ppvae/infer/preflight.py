@@ -15,11 +15,12 @@ from torch import nn
 
 from ppvae._validate import check_takes
 from ppvae.data import Source
+from ppvae.failures import FAILURES, failing_on
 from ppvae.infer.nonfinite import nonfinite_rows
 from ppvae.late_params import warn_of_waiting
 from ppvae.objectives.base import evaluate_objective
 from ppvae.objectives.joint import JointELBO
-from ppvae.observed import OnlyDistributions, check_observed, failing_on, taken_as_given
+from ppvae.observed import OnlyDistributions, check_observed, taken_as_given
 from ppvae.pair import Batch, check_batch, check_data_plate, check_sites, take, unequal_masks
 from ppvae.sampling.eval_mode import modes_kept
 from ppvae.sampling.importance import importance_draws
@@ -79,14 +80,14 @@ def _check_set(pair: nn.Module, data: Source, name: str) -> None:
 
 def _check_runs(pair: nn.Module, batch: Batch, data: Source, name: str) -> tuple[Trace, Trace]:
     """Runs the pair on a minibatch, under Pyro's validation; returns the traces of model and guide."""
-    with failing_on(batch, pair, f"a minibatch of {name}", (RuntimeError, TypeError, ValueError)), OnlyDistributions():
+    with failing_on(batch, pair, f"a minibatch of {name}", (*FAILURES, ValueError)), OnlyDistributions():
         guide_trace = poutine.trace(pair.guide).get_trace(*batch)
         model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(*batch)
     warn_of_waiting(pair)
     check_sites(model_trace, guide_trace)
     check_observed(model_trace, batch, data.whole, name, masked=True)
     _warn_of_scales(model_trace, batch, data.whole, name)
-    with failing_on(batch, pair, f"a minibatch of {name}", (RuntimeError, TypeError, ValueError)):
+    with failing_on(batch, pair, f"a minibatch of {name}", (*FAILURES, ValueError)):
         guide_trace.compute_log_prob()
         model_trace.compute_log_prob()
     return model_trace, guide_trace

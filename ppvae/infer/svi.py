@@ -19,13 +19,14 @@ from pyro.optim import PyroOptim
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from ppvae._internals import gradient_hooks_off, has_gradient_hooks, put_gradient
+from ppvae._internals import StoreContents, gradient_hooks_off, has_gradient_hooks, put_gradient
 from ppvae.compile.compiled import Compile, Compiled, check_compile, repays
 from ppvae.compile.guards import Contents, Same, check_no_buffers, fingerprint, modules_that_run
 from ppvae.compile.verification import Label
 from ppvae.infer.nonfinite import NonFiniteError, check_finite
 from ppvae.infer.optim import Held, OnGradients, OptimizerFactory, ParamGroups, Stepper
 from ppvae.isolation import check_trainable, one_at_a_time
+from ppvae.loans import users_store
 from ppvae.objectives.base import (
     Evaluation,
     LossAndGrads,
@@ -37,7 +38,7 @@ from ppvae.objectives.base import (
     networks_of,
 )
 from ppvae.pair import Batch
-from ppvae.params import BASELINES, LocalParams, module_local, pyro_name
+from ppvae.params import BASELINES, LocalParams, lend_params, module_local, owner_of, pyro_name
 
 SAVED = 1.0
 """Milliseconds that compiling saves at a step of a small model, roughly: it repays itself in 10,000 steps."""
@@ -127,7 +128,7 @@ class SVI(pyro.infer.SVI):
         self.stepper = Stepper(
             optim, clip_norm, param_groups=param_groups, on_gradients=on_gradients, capturable=bool(compile)
         )
-        owners = [_owner(model), _owner(guide)]
+        owners = [owner_of(model), owner_of(guide)]
         self._local = owner is not None or None not in owners
         self._owners = list(dict.fromkeys(m for m in (owner, *owners) if m is not None))
         networks = networks_of(loss, beside=self._owners)
@@ -147,6 +148,7 @@ class SVI(pyro.infer.SVI):
         self._steps = 0
         self._met: dict[int, tuple[str, Tensor]] = {}
         self._met_now: set[int] = set()
+        self._stored: dict[str, Tensor] = {}  # those of Pyro's store
         self._parameters: list[Tensor] = []
         self._tree: Contents | None = None
 
@@ -186,10 +188,14 @@ class SVI(pyro.infer.SVI):
         """Context in which the parameters of modules live on the modules; `update` must run inside."""
         with one_at_a_time():
             if not self._local:
-                yield
+                with users_store():
+                    yield
                 return
-            with module_local(), LocalParams(self._owners[0], attach=True):
-                yield
+            try:
+                with module_local(), LocalParams(self._owners[0], attach=True):
+                    yield
+            finally:
+                lend_params(self._owners[0])
 
     def update(self, *args: Any, weight: float | None = None, check: bool = False) -> StepTerms:
         """Takes one gradient step; with `Trace_ELBO` and its like nothing is read back from the device.
@@ -260,6 +266,7 @@ class SVI(pyro.infer.SVI):
     def _update(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], *, weight: float | None = None, check: bool = False
     ) -> StepTerms:
+        self._forget_cleared()
         if self._compiles() and not check:
             terms, (names, _) = self._compiled((weight, args, kwargs))
             self._steps += 1
@@ -355,6 +362,19 @@ class SVI(pyro.infer.SVI):
                 self._met[id(parameter)] = (name, parameter)
                 self._parameters = []
                 self.stepper.add([(name, parameter)])
+                if not self._local and (stored := StoreContents.now().values.get(name)) is parameter:
+                    self._stored[name] = stored
+
+    def _forget_cleared(self) -> None:
+        """Forgets parameters that Pyro's store holds no more: after `pyro.clear_param_store()` training starts anew."""
+        if not self._stored:
+            return
+        values = StoreContents.now().values
+        if cleared := [(name, p) for name, p in self._stored.items() if values.get(name) is not p]:
+            for name, tensor in cleared:
+                del self._stored[name], self._met[id(tensor)]
+            self._parameters = []
+            self._compiled.distrust()  # their graphs make room for others
 
     def _find_new_parameters(self) -> None:
         """Notices parameters and modules that were put in place of others; their parameters join the optimizer."""
@@ -405,10 +425,3 @@ def check_autocast(dtype: Any) -> None:
     """
     if dtype not in (None, torch.bfloat16, torch.float16):
         raise ValueError(f"autocast must be torch.bfloat16, torch.float16 or None, got {dtype!r}")
-
-
-def _owner(function: Callable[..., Any]) -> nn.Module | None:
-    """The module that `function` is, or is a method of, also inside a handler such as `config_enumerate`."""
-    function = pyro.poutine.unwrap(function)
-    owner = function if isinstance(function, nn.Module) else getattr(function, "__self__", None)
-    return owner if isinstance(owner, nn.Module) else None

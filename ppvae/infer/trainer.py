@@ -36,11 +36,11 @@ from ppvae.objectives.joint import JointELBO
 from ppvae.objectives.reverse import trained_model
 from ppvae.objectives.schedule import Schedule
 from ppvae.pair import Batch, KLWeight, check_batch, device_of
-from ppvae.params import restore_weights
 from ppvae.rng import RandomState, forked_rng
 from ppvae.sampling.eval_mode import eval_mode, evaluating, modes_kept, validation
 from ppvae.sampling.importance import Draws, importance_draws
 from ppvae.storage import load_state, save_state
+from ppvae.weights import restore_weights
 
 FLUSH_EVERY = 100
 """Steps between reads from the device: the losses wait there until then."""

@@ -21,8 +21,9 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from ppvae.compile.allocator import Allocations
+from ppvae.failures import failing_on, naming_arguments
 from ppvae.late_params import warn_of_waiting
-from ppvae.observed import OnlyDistributions, check_observed, failing_on, naming_arguments
+from ppvae.observed import OnlyDistributions, check_observed
 from ppvae.pair import Batch, check_batch, check_data_plate, check_masks, check_sites, take, warn_of_factors
 from ppvae.rng import get_rng, set_rng
 from ppvae.sampling.agreement import depends_on_latents

@@ -99,7 +99,7 @@ def compiled_graphs(svi):
 
 
 def recordings(svi):
-    return [graph.recording for graph in svi._compiled._graphs.values() if graph.recording is not None]
+    return [graph.recording for graph in svi._compiled._graphs if graph.recording is not None]
 
 
 def assert_same(make, loss, batches, **options):

@@ -119,7 +119,7 @@ def test_a_change_in_a_container_counts(change):
     read, before, after = CHANGES[change]
     calls = [((batch,), {}) for batch in (before, before, before, after, after, before, after)]
     assert run(read, calls, False)[0] != run(read, [calls[0]] * 7, False)[0]
-    assert_compiled(read, calls, graphs=2)
+    assert_compiled(read, calls, graphs=1 if change == "a number in a dict" else 2)
 
 
 def test_the_same_container_with_other_contents_counts():

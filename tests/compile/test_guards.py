@@ -3,6 +3,7 @@
 import random
 import warnings
 from collections import deque
+from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
 
@@ -67,7 +68,7 @@ class Selecting(Counting):
 
     def guide(self, x):
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(self.loc + x[x > 0].mean(), 1.0))
+            pyro.sample("z", dist.Normal(self.loc + torch.unique(x).mean(), 1.0))
 
 
 @pytest.mark.parametrize(
@@ -353,8 +354,9 @@ def test_a_tensor_that_is_read_as_a_whole_is_no_constant(name):
         def scale(self, x):
             return READERS[name](x)
 
-    batches = [(A, A)] * 3 + [(B, B)] * 2
-    with pytest.warns(UserWarning, match="not compiled, runs eagerly"):
+    batches = [(A, A)] * 3 + [(B, B)] * 4
+    whole = name in ("numpy", "asarray")
+    with pytest.warns(UserWarning, match="not compiled, runs eagerly") if whole else nullcontext():
         compiled, _ = losses_of(Reading, batches, True)
     assert compiled == pytest.approx(losses_of(Reading, batches, False)[0], rel=1e-5)
 
@@ -470,7 +472,9 @@ def test_a_condition_around_the_step_counts():
                 losses.append(svi.step(x))
         return losses
 
-    assert run(True) == pytest.approx(run(False), rel=1e-5)
+    with pytest.warns(UserWarning, match="what surrounds the computation takes more forms than are compiled"):
+        compiled = run(True)
+    assert compiled == pytest.approx(run(False), rel=1e-5)
 
 
 @pytest.mark.usefixtures("with_and_without_inductor")

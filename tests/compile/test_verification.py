@@ -34,7 +34,7 @@ def plant(monkeypatch, fault):
 
         return function
 
-    monkeypatch.setattr("ppvae.compile.compiled.compile_graph", compile_graph)
+    monkeypatch.setattr("ppvae.compile.graph.compile_graph", compile_graph)
     return graphs
 
 

@@ -142,11 +142,13 @@ def test_what_a_guide_makes_at_first_use_changes_no_draw(tmp_path):
     assert (actual.value, actual.elbo) == (expected.value, expected.elbo)
 
 
-def test_a_pair_of_certain_data_says_so():
+@pytest.mark.parametrize(("size", "asserts"), [(None, False), (5, False), (None, True)])
+def test_a_pair_of_certain_data_says_so(size, asserts):
     def model(x):
+        assert not asserts or len(x) == N
         b = pyro.sample("b", dist.Normal(torch.zeros(2), 2.0).to_event(1))
-        with pyro.plate("data", N):
-            pyro.sample("x", dist.Normal(b, 1.0).to_event(1), obs=x)
+        with pyro.plate("data", N, subsample_size=size) as i:
+            pyro.sample("x", dist.Normal(b, 1.0).to_event(1), obs=x if size is None else x[i])
 
     with pytest.raises(ValueError, match="fails on 4 of the 23 data, all of which it takes") as caught:
         log_evidence(ppvae.Pair(model, Location().guide), torch.randn(N, 2))

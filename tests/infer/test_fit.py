@@ -294,7 +294,6 @@ class Modular(PyroModule):
     ("make", "x"), [(Published, binary()), (Store, normal(50)), (Modular, normal(50)), (TwoLatents, binary())]
 )
 def test_every_way_to_declare_parameters(tmp_path, make, x):
-    store = pyro.get_param_store().get_state()
     pair, twin, third = make(), make(), make()
     start = state(pair)
     fit(pair, x, epochs=2, lr=0.01, out=tmp_path / "run")
@@ -306,7 +305,8 @@ def test_every_way_to_declare_parameters(tmp_path, make, x):
     values = [ppvae.log_marginal(p, x, num_samples=7).values for p in (pair, twin, fresh)]
     assert torch.equal(values[0], values[1])
     assert torch.equal(values[0], values[2])
-    assert same(store["params"], pyro.get_param_store().get_state()["params"])
+    lent = pyro.get_param_store().get_state()["params"]
+    assert all(value is twin.pyro_params.unconstrained(name) for name, value in lent.items())
 
 
 def test_an_autoguide(tmp_path):
@@ -333,7 +333,7 @@ def test_a_name_that_the_users_store_holds_is_shared_in_place():
     pair, x = Store(), 5.0 + normal(50)
     with pytest.warns(UserWarning, match="'shift' is in Pyro's parameter store"):
         fit(pair, x, epochs=2, lr=0.1)
-    assert list(pyro.get_param_store().keys()) == ["shift"]
+    assert set(pyro.get_param_store()) == {"shift", "slope", "scale"}  # two of them lent
     assert pyro.param("shift").item() == mine.item() == pair.pyro_params["shift"].item() > 1.0
 
 
@@ -484,7 +484,6 @@ def test_a_guide_that_is_no_bound_method_is_trained_on_the_pair(tmp_path):
 
     x = torch.randn(40) * 2**0.5
     run = fit(Static(), x, x, epochs=60, lr=0.05, out=tmp_path / "run")
-    assert not list(pyro.get_param_store())
     pair = ppvae.load(Static(), run.folder)
     ppvae.elbo(pair, x)
     assert pair.pyro_params["slope"].item() == pytest.approx(0.5, abs=0.1)  # the exact posterior's

@@ -37,12 +37,50 @@ def test_plain_functions_train_what_is_in_pyros_store():
         torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
 
 
+CHANGES = {
+    "clear": lambda state: pyro.clear_param_store(),
+    "delete": lambda state: pyro.get_param_store().__delitem__("slope"),
+    "set": lambda state: pyro.get_param_store().__setitem__("slope", torch.tensor(0.3)),
+    "load": lambda state: pyro.get_param_store().set_state(state),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("compile", [False, True])
+def test_what_the_user_does_to_the_store_between_steps_counts(change, compile):
+    """Six times over: the graphs of tensors that are gone make room for those of others."""
+    pair, x = Store(), torch.tensor([0.5, 2.0, -1.0])
+    results = []
+    for make in (
+        lambda: SVI(lambda x: pair.model(x), lambda x: pair.guide(x), pyro.optim.SGD({"lr": 0.01}), Trace_ELBO()),
+        lambda: pyro.infer.SVI(pair.model, pair.guide, pyro.optim.SGD({"lr": 0.01}), Trace_ELBO()),
+    ):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        svi = make()
+        svi.compile = compile
+        losses = [svi.step(x) for _ in range(3)]
+        saved = {name: value.detach().clone() for name, value in pyro.get_param_store().named_parameters()}
+        for _ in range(6):
+            params = {name: value.clone().requires_grad_() for name, value in saved.items()}
+            change({"params": params, "constraints": {}})
+            losses += [svi.step(x) for _ in range(3)]
+        if compile and isinstance(svi, SVI):
+            assert svi._compiled.num_graphs
+        results.append((losses, {name: value.detach().clone() for name, value in pyro.get_param_store().items()}))
+    (losses, values), (expected_losses, expected) = results
+    assert losses == pytest.approx(expected_losses, rel=1e-5)
+    assert values.keys() == expected.keys()
+    for name, value in values.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
+
+
 def test_methods_of_one_module_keep_their_parameters_to_themselves():
     pair, x = Store(), torch.tensor([0.5, 2.0, -1.0])
     svi = SVI(pair.model, pair.guide, ADAM, Trace_ELBO())
     twenty_steps(svi, x)
-    assert not list(pyro.get_param_store().keys())
     assert pair.pyro_params["scale"].item() != 1.5
+    assert all(value.item() == pair.pyro_params[name].item() for name, value in pyro.get_param_store().items())
 
 
 def linear_model(x, y=None):
@@ -152,3 +190,30 @@ def test_parameters_created_late_join_the_optimizer():
         svi.step(x)
     assert pair.pyro_params["shift"].item() != 0.0
     assert len(svi.parameters()) == 2
+
+
+def test_a_name_of_the_user_s_that_only_a_module_s_parameter_has_is_not_shared():
+    """What Pyro left in the store when it ran the modules, under the names that they have there."""
+
+    class Model(PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.loc = nn.Parameter(torch.zeros(2))
+            self.scale = PyroParam(torch.ones(2), constraint=dist.constraints.positive)
+
+        def forward(self, x):
+            z = pyro.sample("z", dist.Normal(self.loc, self.scale).to_event(1))
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(z.sum(), 1.0), obs=x)
+
+    class Guide(Model):
+        def forward(self, x):
+            pyro.sample("z", dist.Normal(self.loc, self.scale).to_event(1))
+
+    model, guide, x = Model(), Guide(), torch.tensor([1.0, 3.0])
+    for module in (model, guide):
+        module(x)
+    assert list(pyro.get_param_store()) == ["loc", "scale"]
+    twenty_steps(SVI(model, guide, ADAM, Trace_ELBO()), x)
+    assert {name for name, _ in model.named_parameters()} == {"loc", "scale_unconstrained"}
+    assert not torch.equal(model.loc, guide.loc)

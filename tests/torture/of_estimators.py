@@ -148,7 +148,6 @@ def estimators() -> list[Function]:
                 "log_prior": v.NO_DENSE_TENSOR
                 | {
                     "nan": lambda: torch.full((3,), float("nan")),
-                    "no probabilities": lambda: torch.ones(3),
                     "two": lambda: torch.zeros(2),
                 },
                 "method": v.CHOICES,

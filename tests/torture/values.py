@@ -186,7 +186,6 @@ LOG_WEIGHTS: Wrong = NO_DENSE_TENSOR | {
     "no samples": lambda: torch.zeros(0, 3),
     "no data": lambda: torch.zeros(5, 0),
     "nan": lambda: torch.full((200, 3), math.nan),
-    "inf": lambda: torch.full((200, 3), math.inf),
     "3-d": lambda: torch.zeros(5, 3, 2),
 }
 PROBABILITIES: Wrong = NO_DENSE_TENSOR | {

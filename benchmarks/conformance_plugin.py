@@ -1,0 +1,77 @@
+"""A pytest plugin that runs Pyro's tests with `ppvae.SVI` in place of `pyro.infer.SVI`; `conformance.py` starts it.
+
+One line of JSON a test is written: its name, what became of it, whether it built an SVI and whether one ran a graph.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import pyro
+import pyro.infer
+import pytest
+
+import ppvae
+
+built: list[Any] = []
+"""The SVI objects of the test that runs."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Which SVI the tests use, and where the report goes."""
+    parser.addoption("--svi", choices=("pyro", "eager", "compiled"), default="pyro")
+    parser.addoption("--svi-report", type=Path, required=True)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Puts the SVI to be tested in the place of Pyro's, wherever that was imported to."""
+    which = config.getoption("--svi")
+    original = pyro.infer.SVI
+    replacement = noted(original) if which == "pyro" else noted(ppvae.SVI, compile=which == "compiled")
+    for module in [module for name, module in sys.modules.items() if name.split(".")[0] == "pyro"]:
+        for name, value in list(vars(module).items()):
+            if value is original:
+                setattr(module, name, replacement)
+    config.addinivalue_line("filterwarnings", "ignore:`torch.jit:FutureWarning")  # later than Pyro's tests are
+    if which == "compiled":  # graphs run as they were traced: a compiler takes seconds for each
+        ppvae.compile.compiled.compile_graph = lambda module, inputs: module
+        ppvae.compile.compiled.build_headers = lambda: None
+        config.addinivalue_line("filterwarnings", "ignore:not compiled, runs eagerly")
+
+
+def noted(base: type, **options: Any) -> type:
+    """`base` with other defaults, whose objects are noted."""
+
+    class SVI(base):  # type: ignore[misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **options, **kwargs)
+            built.append(self)
+
+    return SVI
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Seeds every test by its name: most of Pyro's take the numbers that the one before left."""
+    pyro.set_rng_seed(crc32(item.nodeid.encode()))
+    built.clear()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Writes what became of a test."""
+    report = yield
+    if report.when == "call" or (report.when == "setup" and not report.passed):
+        outcome = "xfailed" if hasattr(report, "wasxfail") else report.outcome
+        graphs = any(svi._compiled.num_graphs for svi in built if isinstance(svi, ppvae.SVI))
+        row = {"test": item.nodeid, "outcome": outcome, "svi": bool(built), "graphs": graphs}
+        row["seconds"] = round(report.duration, 2)
+        row["error"] = str(report.longrepr).splitlines()[-1] if report.failed else ""
+        with open(item.config.getoption("--svi-report"), "a") as file:
+            file.write(json.dumps(row) + "\n")
+    return report
