@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from pyro.poutine.replay_messenger import ReplayMessenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from ppvae._internals import handlers
+from ppvae._internals import handled, handlers
 from ppvae._validate import check_dense, check_number
 from ppvae.traces import LOSS_TERM, Site, is_unsized, sites, vectorized
 
@@ -83,7 +84,7 @@ class Pair(nn.Module):
             raise TypeError(f"modules must be a list of modules, got {modules!r}")
         if wrong := [module for module in modules if not isinstance(module, nn.Module)]:
             raise TypeError(f"modules must be a list of modules, got {wrong[0]!r} among them")
-        owners = [getattr(function, "__self__", None) for function in (model, guide, reverse)]
+        owners = [owner_of(f) for f in (model, guide, reverse) if not isinstance(f, nn.Module)]
         used = [module for module in (*owners, *modules) if isinstance(module, nn.Module)]
         self.modules_used = nn.ModuleList(dict.fromkeys(used))
         self.model_function = model
@@ -108,6 +109,26 @@ def check_names(name: str, sites: Any) -> Collection[str]:
     if isinstance(sites, str) or not isinstance(sites, Collection) or not all(isinstance(site, str) for site in sites):
         raise TypeError(f"{name} must be a list of names of sites, got {sites!r}")
     return sites
+
+
+def owner_of(function: Any) -> nn.Module | None:
+    """The module that a function is, or is a method of, also inside handlers such as `config_enumerate`.
+
+    And inside what `functools.partial` and `functools.wraps` make of it.
+    """
+    owner = function if isinstance(function, nn.Module) else getattr(function, "__self__", None)
+    bound: Any = None
+    while not isinstance(owner, nn.Module):
+        if inside := handled(function):
+            function, bound = inside[0], next(iter(inside[1:]), bound)
+        else:
+            function = function.func if isinstance(function, partial) else getattr(function, "__wrapped__", None)
+        if function is None:
+            return None
+        owner = function if isinstance(function, nn.Module) else getattr(function, "__self__", None)
+        if isinstance(bound, nn.Module) and hasattr(type(bound), getattr(function, "__name__", "")):
+            owner = bound  # of a method that its class decorates
+    return owner
 
 
 class KLWeight(Messenger):

@@ -12,8 +12,8 @@ from torch.nn.parameter import is_lazy
 from ppvae._validate import check_path, naming_path
 from ppvae.late_params import give, makes_later, owner, waiting
 from ppvae.loans import users_store
-from ppvae.pair import Pair, check_pair, device_of
-from ppvae.params import BASELINES, HOME, PyroParams, owner_of
+from ppvae.pair import Pair, check_pair, device_of, owner_of
+from ppvae.params import BASELINES, HOME, PyroParams
 from ppvae.storage import load_state, save_state
 
 

@@ -12,8 +12,9 @@ import torch
 from pyro.optim import PyroOptim
 from torch import Tensor
 
-from ppvae._internals import hooked_steps
+from ppvae._internals import has_gradient_hooks, hooked_steps, note_step
 from ppvae._validate import check_number, check_takes
+from ppvae.infer.arithmetic import Arithmetic, is_known, signature
 from ppvae.infer.fused import align, fuses
 from ppvae.infer.pyro_optim import PyroOptimizers
 from ppvae.objectives.schedule import Schedule, as_schedule
@@ -48,6 +49,7 @@ class Stepper:
 
     Attributes:
         optimizer: the torch optimizer, once it is made.
+        inside: the next step as operations that a graph can hold; None where the optimizer is to take it itself.
 
     Raises:
         TypeError: where `optim` cannot be called, or is an object of Pyro's together with `param_groups`.
@@ -78,6 +80,10 @@ class Stepper:
         self._own_rates: list[Schedule | None] = []
         self._rates: list[Tensor] = []
         self._joined: Sequence[Tensor] = ()
+        self._arithmetic: Arithmetic | None = None
+        self._signature: Any = None
+        self._is_right = True
+        self.inside: Arithmetic | None = None
 
     def prepare(self, named: Named) -> None:
         """Makes the optimizer.
@@ -90,7 +96,10 @@ class Stepper:
             self._join(lambda: named, [parameter for _, parameter in named])
             return
         if not named:
-            raise ValueError("there is nothing to train: the pair has no parameter that requires a gradient")
+            raise ValueError(
+                "there is nothing to train: the pair has no parameter that requires a gradient (networks that plain "
+                "functions use are named by Pair(model, guide, modules=[net]))"
+            )
         self._check_patterns(named)
         groups = self._groups(named)
         try:
@@ -129,6 +138,44 @@ class Stepper:
         self._take_step(parameters)
         for parameter in parameters:
             parameter.grad = None  # what optimizer.zero_grad() does, without its bookkeeping
+
+    def settled(self, named: Callable[[], Named], parameters: Sequence[Tensor]) -> Arithmetic | None:
+        """The next step as operations on tensors, with the options and states of now: `inside`."""
+        self.inside = None
+        if self._steps_alone(named, parameters):
+            return None
+        assert self.optimizer is not None
+        clips = self.clip_norm is not None
+        if (now := signature(self.optimizer, clips=clips)) != self._signature:
+            self._signature = now
+            self._arithmetic = Arithmetic(self.optimizer, clips=clips) if is_known(self.optimizer) else None
+        if self._arithmetic is not None:
+            self._arithmetic.settle(self.optimizer, self.clip_norm)
+        self.inside = self._arithmetic
+        return self.inside
+
+    def _steps_alone(self, named: Callable[[], Named], parameters: Sequence[Tensor]) -> bool:
+        """Whether something happens between gradients and parameters that only the optimizer's own step does."""
+        if not self._is_right or self.on_gradients is not None or any(map(has_gradient_hooks, parameters)):
+            return True
+        if self._pyro is not None:
+            self._join(named, parameters)
+        elif self.optimizer is None:
+            self.prepare(named())
+        if self.optimizer is None or hooked_steps(self.optimizer):
+            return True
+        return self._pyro is not None and self._pyro.clips(parameters)
+
+    def distrust(self) -> None:
+        """Lets the optimizer take every step itself: `inside` was found to differ from it."""
+        self.inside, self._is_right = None, False
+
+    def taken(self, parameters: Sequence[Tensor]) -> None:
+        """Lets schedules know that a graph took the step."""
+        assert self.optimizer is not None
+        note_step(self.optimizer)
+        if self._pyro is not None:
+            self._pyro.stepped(parameters)
 
     def complete(self, parameters: Sequence[Tensor]) -> None:
         """Gives parameters that were met without a gradient the one that they have in Pyro, if its object is used."""

@@ -347,7 +347,7 @@ class Trainer:
             restore_weights(self.networks, state.get("objective", {}), source=f"the objective in {source}")
         self.svi.stepper.load_state_dict(to_cpu(state["optimizer"]))
         self.rng = state["rng"]
-        self.progress = Progress.of(to_cpu(state["progress"]))
+        self.progress = Progress.of(to_cpu(state["progress"]), source=source)
 
     def _check(self, state: Any, *, source: str) -> None:
         """Checks that a checkpoint is one of this training, before anything is put back.
@@ -363,7 +363,7 @@ class Trainer:
             now = self.random.get()
             check_like(state["rng"], now | {"cuda": state["rng"]["cuda"]}, "rng")  # of the device that it was made on
             check_optimizer_state(state["optimizer"], self.svi.optimizer)
-            if Progress.of(state["progress"]).step:
+            if Progress.of(state["progress"], source="progress").step:
                 check_like(state["progress"]["epoch_rng"], state["rng"], "progress.epoch_rng")
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{source} is no checkpoint of this training: {error}") from error
