@@ -134,12 +134,23 @@ def check_optimizer_state(state: Any, optimizer: torch.optim.Optimizer) -> None:
     made = twin.state_dict()
     if not isinstance(state, dict) or state.keys() != made.keys():
         raise ValueError(f"optimizer must hold {list(made)}")
+    _check_options(*_groups(state, made))
+    if not isinstance(state["state"], dict) or not state["state"].keys() <= made["state"].keys():
+        raise ValueError("optimizer.state must hold moments of the parameters, by their number")
+    if made["state"] and not state["state"]:
+        raise ValueError("optimizer.state is empty, after steps that have moved parameters")
+    for key, moments in state["state"].items():  # a parameter that never had a gradient has none
+        check_like(moments, made["state"][key], f"optimizer.state.{key}")
+
+
+def _check_options(groups: list[dict[str, Any]], of_optimizer: list[dict[str, Any]]) -> None:
+    """Checks that groups of parameters have the options of the optimizer, but for the learning rate."""
     free = {"lr", "initial_lr", *_DEVICES_OPTIONS}
-    held, own = ([{k: v for k, v in g.items() if k not in free} for g in of] for of in _groups(state, made))
+    held, own = ([{k: v for k, v in g.items() if k not in free} for g in of] for of in (groups, of_optimizer))
     check_like(held, own, "optimizer.param_groups")
     if held != own:
         raise ValueError(f"optimizer.param_groups has other options than the optimizer: {held} for {own}")
-    for i, group in enumerate(state["param_groups"]):
+    for i, group in enumerate(groups):
         lr = group.get("lr")
         lr = lr.item() if isinstance(lr, Tensor) and lr.dim() == 0 else lr
         if not isinstance(lr, int | float) or isinstance(lr, bool) or not 0 <= lr < math.inf:
@@ -147,12 +158,6 @@ def check_optimizer_state(state: Any, optimizer: torch.optim.Optimizer) -> None:
         for name in _DEVICES_OPTIONS:
             if not isinstance(group.get(name), bool | None):
                 raise ValueError(f"optimizer.param_groups[{i}].{name} must be a bool or None, got {group[name]!r:.80}")
-    if not isinstance(state["state"], dict) or not state["state"].keys() <= made["state"].keys():
-        raise ValueError("optimizer.state must hold moments of the parameters, by their number")
-    if made["state"] and not state["state"]:
-        raise ValueError("optimizer.state is empty, after steps that have moved parameters")
-    for key, moments in state["state"].items():  # a parameter that never had a gradient has none
-        check_like(moments, made["state"][key], f"optimizer.state.{key}")
 
 
 _DEVICES_OPTIONS = ("capturable", "fused", "foreach")
