@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -12,6 +13,7 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 
 from ppvae._internals import has_gradient_hooks, hooked_steps, note_step
+from ppvae._validate import check_number, check_takes
 from ppvae.infer.arithmetic import Arithmetic, is_known, signature
 from ppvae.infer.fused import align, fuses
 from ppvae.infer.pyro_optim import PyroOptimizers
@@ -64,8 +66,10 @@ class Stepper:
     ) -> None:
         if not callable(optim):
             raise TypeError(f"optim must be a function from parameters to an optimizer, got {optim!r}")
-        self.clip_norm = clip_norm
-        self.param_groups = dict(param_groups or {})
+        if on_gradients is not None:
+            check_takes("on_gradients", on_gradients, "parameters")
+        self.clip_norm = None if clip_norm is None else check_number("clip_norm", clip_norm, above=0)
+        self.param_groups = check_groups(param_groups)
         self.on_gradients = on_gradients
         self.optimizer: torch.optim.Optimizer | None = None
         self._optim: Any = optim
@@ -98,9 +102,11 @@ class Stepper:
             )
         self._check_patterns(named)
         groups = self._groups(named)
-        optimizer = self._optim(groups if self.param_groups else [parameter for _, parameter in named])
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(f"optim must return a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        try:
+            optimizer = self._optim(groups if self.param_groups else [parameter for _, parameter in named])
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"optim makes no optimizer of the parameters: {error}") from error
+        _check_optimizer(optimizer)
         self.optimizer = optimizer
         self._settle()
 
@@ -281,6 +287,32 @@ class Stepper:
             if i < len(self._rates) and group["lr"] is not self._rates[i]:
                 self._rates[i].fill_(float(group["lr"]))
                 group["lr"] = self._rates[i]
+
+
+def check_groups(groups: Any) -> dict[str, Mapping[str, Any]]:
+    """The options by names of parameters, checked to be such.
+
+    Raises:
+        TypeError: where they are not.
+    """
+    if not isinstance(groups, Mapping | None):
+        raise TypeError(f"param_groups must be a dict from patterns of names to options, got {groups!r}")
+    for pattern, options in (groups or {}).items():
+        if not isinstance(pattern, str) or not isinstance(options, Mapping):
+            raise TypeError(f"param_groups must map patterns of names to dicts, got {pattern!r}: {options!r}")
+    return dict(groups or {})
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    """Checks that this is an optimizer, and one whose step asks for nothing but gradients."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optim must return a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise TypeError(
+            f"optim {type(optimizer).__name__} evaluates the loss several times at a step, which stochastic gradients "
+            "do not allow: take one that steps from a gradient, such as torch.optim.Adam"
+        )
 
 
 class Held:

@@ -30,6 +30,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from ppvae._validate import check_path, naming_path
 from ppvae.infer.checkpoint import Progress
 from ppvae.infer.run_config import differences
 from ppvae.storage import load_state, read_json, remove_temporary, save_state, write_atomically, write_json
@@ -60,7 +61,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = check_path("path", path)
         self.last = self.path / "checkpoints" / "last.safetensors"
         self.best = self.path / "checkpoints" / "best.safetensors"
         self.model = self.path / "model.safetensors"
@@ -76,7 +77,8 @@ class RunFolder:
         Raises:
             RuntimeError: where another run writes there, saying which.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        with naming_path("out"):
+            self.path.mkdir(parents=True, exist_ok=True)
         holder = self.path / ".holder"
         try:
             with FileLock(self.path / ".lock", timeout=0):

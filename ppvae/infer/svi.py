@@ -106,6 +106,12 @@ class SVI(pyro.infer.SVI):
         if isinstance(loss, type) or not callable(loss):
             example = f", e.g. {loss.__name__}()" if isinstance(loss, type) else ""
             raise TypeError(f"loss must be a pyro.infer ELBO object or a function{example}, got {loss!r}")
+        for name, function in (("model", model), ("guide", guide)):
+            if not callable(function):
+                raise TypeError(f"{name} must be a function of the data, got {function!r}")
+        if not isinstance(owner, nn.Module | None):
+            raise TypeError(f"owner must be a module or None, got {owner!r}")
+        check_autocast(autocast)
         TracePosterior.__init__(self)  # Pyro's SVI takes no optimizer but Pyro's
         self.model = model
         self.guide = guide
@@ -392,3 +398,13 @@ class SVI(pyro.infer.SVI):
             for parameter in self.parameters():
                 parameter.grad = None
             raise
+
+
+def check_autocast(dtype: Any) -> None:
+    """Checks the dtype of `autocast`.
+
+    Raises:
+        ValueError: where it is no narrow floating type.
+    """
+    if dtype not in (None, torch.bfloat16, torch.float16):
+        raise ValueError(f"autocast must be torch.bfloat16, torch.float16 or None, got {dtype!r}")
