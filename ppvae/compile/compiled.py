@@ -303,7 +303,9 @@ class Compiled:
     def _known(self, args: Arguments) -> Kind:
         """What there is for this kind of arguments."""
         kind = self._kind(args)
-        if kind not in self._kinds and self._has_room():
+        if (known := self._kinds.get(kind)) is not None:
+            return known
+        if self._has_room():
             self._settle(args)
             kind = self._kind(args)
         if len(self._kinds) >= MAX_KINDS and kind not in self._kinds:

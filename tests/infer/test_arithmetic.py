@@ -11,6 +11,7 @@ from torch import nn
 from ppvae.infer import SVI
 from ppvae.infer.arithmetic import FORMULAS, Arithmetic, is_known
 from ppvae.infer.optim import Stepper
+from ppvae.objectives import Objective
 from tests.compile.compiling import assert_same, binary, compiled_graphs, make_vae, train
 
 OPTIMIZERS = {
@@ -212,3 +213,26 @@ def test_moments_without_a_gradient_end_at_zero(name):
     moment = optimizer.state[parameter]["exp_avg" if name == "adam" else "momentum_buffer"]
     assert moment[0] == 0
     assert moment[1] > 0.5
+
+
+class Recorded(Objective):
+    """−ELBO of one draw and an offset that is trained, shown as it is before each step."""
+
+    def __init__(self):
+        super().__init__()
+        self.offset = nn.ParameterList([nn.Parameter(torch.ones(()))])
+
+    def differentiable_loss(self, model, guide, *args, **kwargs):
+        ((model_trace, guide_trace),) = self.traces(model, guide, args, kwargs)
+        self.record("offset", self.offset[0])
+        return guide_trace.log_prob_sum() - model_trace.log_prob_sum() + self.offset[0] ** 2
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_what_is_recorded_is_what_it_was_before_the_step(compile):
+    pair = make_vae()
+    svi = SVI(pair.model, pair.guide, partial(torch.optim.SGD, lr=0.25), Recorded(), compile=compile)
+    with svi.running():
+        terms = [svi.update(binary()).columns["offset"] for _ in range(4)]
+    assert [float(term) for term in terms] == [1.0, 0.5, 0.25, 0.125]
+    assert compiled_graphs(svi) == compile
