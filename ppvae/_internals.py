@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -21,6 +22,7 @@ from pyro.nn.module import _Context
 from pyro.optim import PyroOptim
 from pyro.optim.lr_scheduler import PyroLRScheduler
 from pyro.optim.optim import _load_state_dict
+from pyro.poutine.messenger import _bound_partial, _context_wrap
 from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK, effectful
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
@@ -55,6 +57,16 @@ def no_handlers() -> Iterator[None]:
     finally:
         for stack, before in zip(stacks, around, strict=True):
             stack[:] = before
+
+
+def handled(function: Any) -> tuple[Any, ...]:
+    """What a handler is around, as in `poutine.scale(f, scale=2.0)`, and what is bound to it; empty of other functions.
+
+    A method that its class decorates with a handler is bound to its object so.
+    """
+    if isinstance(function, _bound_partial):
+        function = function.func
+    return function.args[1:] if isinstance(function, partial) and function.func is _context_wrap else ()
 
 
 def is_subsampling(fn: Any) -> bool:

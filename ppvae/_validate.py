@@ -1,10 +1,14 @@
-"""Checks of arguments that many functions share: counts, seeds, weights, names, tensors and devices."""
+"""Checks of arguments that many functions share: counts, seeds, weights, names, paths, functions, tensors, devices."""
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,9 +26,23 @@ def check_count(name: str, value: Any, *, at_least: int = 1) -> int:
     return int(value)
 
 
-def check_seed(seed: Any) -> int:
-    """A seed as an int, checked to be a whole number >= 0."""
-    return check_count("seed", seed, at_least=0)
+def check_seed(seed: Any, *, name: str = "seed") -> int:
+    """A seed as an int, checked to be a whole number >= 0 that torch's generators take."""
+    seed = check_count(name, seed, at_least=0)
+    if seed >= 2**63:
+        raise ValueError(f"{name} must be below 2**63, got {seed}")
+    return seed
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """The argument `name`, checked to be True or False.
+
+    Raises:
+        TypeError: where it is something else, of which Python would take "no" for True.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
 
 
 def check_number(
@@ -82,8 +100,72 @@ def names_of(given: Any) -> tuple[str, ...]:
     return names
 
 
+def check_path(name: str, path: Any) -> Path:
+    """The argument `name` as a path.
+
+    Raises:
+        TypeError: where it is neither text nor a path.
+        ValueError: where it is empty, or holds a null byte.
+    """
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise TypeError(f"{name} must be a path, got {path!r} of type {type(path).__name__}")
+    if not text or "\0" in text:
+        raise ValueError(f"{name} must be a path, got {text!r}")
+    return Path(text)
+
+
+@contextmanager
+def naming_path(name: str) -> Iterator[None]:
+    """Says of what the file system refuses inside which argument it is."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise type(error)(f"{name}: {error}") from error
+        raise type(error)(error.errno, f"{name}: {error.strerror}", error.filename) from error
+
+
+def check_takes(name: str, function: Any, *arguments: str) -> None:
+    """Checks that the argument `name` is a function which can be called with so many arguments.
+
+    Args:
+        name: what the message calls it.
+        function: what was passed.
+        arguments: names of what it will be given, by position.
+
+    Raises:
+        TypeError: where it is none, or takes others.
+    """
+    wanted = f"{name} must be a function of ({', '.join(arguments)})"
+    if not callable(function):
+        raise TypeError(f"{wanted}, got {function!r}")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # one of C tells no signature
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise TypeError(f"{wanted}, got one of {signature}: {error}") from error
+
+
+def check_memory(name: str, value: Any, bytes_needed: float) -> None:
+    """Checks that what the argument `name` asks for fits into the memory of this machine.
+
+    Raises:
+        ValueError: with the bytes that it takes, and those that are there.
+    """
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if bytes_needed > there:
+        raise ValueError(
+            f"{name}={value} takes {bytes_needed / 2**30:.3g} GiB of memory, of which this machine has "
+            f"{there / 2**30:.3g} GiB"
+        )
+
+
 def check_tensor(name: str, x: Any) -> Tensor:
-    """The argument `name`, checked to be a tensor.
+    """The argument `name`, checked to be a dense tensor of real numbers.
 
     Raises:
         TypeError: where it is something else.
@@ -93,7 +175,26 @@ def check_tensor(name: str, x: Any) -> Tensor:
             f"{name} must be a torch.Tensor, got {type(x).__name__}; "
             "convert an array with torch.from_numpy, unpack a split with *"
         )
+    check_dense(name, x)
+    if x.is_complex():
+        raise TypeError(f"{name} must be real, got {x.dtype}")
     return x
+
+
+class InputError(ValueError):
+    """A net is given what it does not take."""
+
+
+def check_dense(name: str, x: Tensor) -> None:
+    """Checks that a tensor has values in rows that parts can be taken of.
+
+    Raises:
+        TypeError: where it is sparse, nested or on the meta device.
+    """
+    if x.is_nested or x.layout != torch.strided:
+        raise TypeError(f"{name} must be dense, got {'a nested tensor' if x.is_nested else f'layout {x.layout}'}")
+    if x.is_meta:
+        raise TypeError(f"{name} must hold values, got a tensor on the meta device")
 
 
 def usable_device(device: str | torch.device) -> torch.device:

@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
+from ppvae._validate import InputError
+from ppvae.observed import taken_as_given
 from ppvae.pair import NO_PART, Batch
-from ppvae.traces import same_values, sites, values_outside
+from ppvae.traces import values_outside
 
 FAILURES = (RuntimeError, TypeError, IndexError, AssertionError)
 """What a pair's own code raises on data that it is not made for."""
@@ -27,12 +29,9 @@ def naming_arguments(trace: Trace, batch: Batch) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        for site in sites(trace).values():
-            for i, tensor in enumerate(batch):
-                taken = site.role == "observed" and same_values(site.value, tensor) and bool(tensor.isfinite().all())
-                said = values_outside(site, tensor, f"data[{i}]") if taken else None
-                if said:
-                    raise ValueError(said) from error
+        for site, i in taken_as_given(trace, batch):
+            if bool(batch[i].isfinite().all()) and (said := values_outside(site, batch[i], f"data[{i}]")):
+                raise ValueError(said) from error
         raise
 
 
@@ -58,7 +57,14 @@ def failing_on(
     except ValueError as error:
         if found := re.match(r"subsample_size does not match len\(subsample\), (\d+)", str(error)):
             raise ValueError(f"a plate of the pair takes {found[1]} of the data that it is given. {NO_PART}") from error
-        if not isinstance(error, errors):
+        if found := re.match(r"Shape mismatch inside plate\('.*'\) at site (\w+) dim -1, (\d+) vs (\d+)", str(error)):
+            said = (
+                f"site {found[1]!r} gives {' and '.join(sorted({found[2], found[3]}))} values where there is one for "
+                "each datum: data are of shape (n, ...), and the dims of one datum are event dims, .to_event(...)"
+            )
+            raise ValueError(_failure(batch, pair, what, said)) from error
+        scored = str(error).startswith("Error while computing log_prob at site")
+        if not (scored or isinstance(error, (*errors, InputError))):
             raise
         raise ValueError(_failure(batch, pair, what, error)) from error
     except errors as error:
@@ -66,7 +72,7 @@ def failing_on(
         raise kind(_failure(batch, pair, what, error)) from error
 
 
-def _failure(batch: Batch, pair: nn.Module, what: str, error: Exception) -> str:
+def _failure(batch: Batch, pair: nn.Module, what: str, error: object) -> str:
     """What a pair failed on."""
     kinds = ", ".join(f"{t.dtype} {tuple(t.shape)}" for t in batch if isinstance(t, Tensor))
     dtypes = ", ".join(sorted({str(p.dtype) for p in pair.parameters()})) or "none"

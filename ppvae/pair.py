@@ -7,7 +7,8 @@ plate is the data plate: its size is the batch size, its dim is -1, its name is 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -20,8 +21,8 @@ from pyro.poutine.replay_messenger import ReplayMessenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from ppvae._internals import handlers
-from ppvae._validate import check_number
+from ppvae._internals import handled, handlers
+from ppvae._validate import check_dense, check_number
 from ppvae.traces import LOSS_TERM, Site, is_unsized, sites, vectorized
 
 Batch = tuple[Any, ...]
@@ -79,7 +80,11 @@ class Pair(nn.Module):
         for argument, function in (("model", model), ("guide", guide), ("reverse", reverse)):
             if not callable(function) and not (argument == "reverse" and function is None):
                 raise TypeError(f"{argument} must be callable, got {type(function).__name__}")
-        owners = [getattr(function, "__self__", None) for function in (model, guide, reverse)]
+        if isinstance(modules, str | nn.Module) or not isinstance(modules, Iterable):
+            raise TypeError(f"modules must be a list of modules, got {modules!r}")
+        if wrong := [module for module in modules if not isinstance(module, nn.Module)]:
+            raise TypeError(f"modules must be a list of modules, got {wrong[0]!r} among them")
+        owners = [owner_of(f) for f in (model, guide, reverse) if not isinstance(f, nn.Module)]
         used = [module for module in (*owners, *modules) if isinstance(module, nn.Module)]
         self.modules_used = nn.ModuleList(dict.fromkeys(used))
         self.model_function = model
@@ -93,6 +98,37 @@ class Pair(nn.Module):
     def guide(self, *batch: Any) -> Any:
         """Runs the guide."""
         return self.guide_function(*batch)
+
+
+def check_names(name: str, sites: Any) -> Collection[str]:
+    """The argument `name`, checked to be a collection of names of sites, and not one name.
+
+    Raises:
+        TypeError: where it is something else.
+    """
+    if isinstance(sites, str) or not isinstance(sites, Collection) or not all(isinstance(site, str) for site in sites):
+        raise TypeError(f"{name} must be a list of names of sites, got {sites!r}")
+    return sites
+
+
+def owner_of(function: Any) -> nn.Module | None:
+    """The module that a function is, or is a method of, also inside handlers such as `config_enumerate`.
+
+    And inside what `functools.partial` and `functools.wraps` make of it.
+    """
+    owner = function if isinstance(function, nn.Module) else getattr(function, "__self__", None)
+    bound: Any = None
+    while not isinstance(owner, nn.Module):
+        if inside := handled(function):
+            function, bound = inside[0], next(iter(inside[1:]), bound)
+        else:
+            function = function.func if isinstance(function, partial) else getattr(function, "__wrapped__", None)
+        if function is None:
+            return None
+        owner = function if isinstance(function, nn.Module) else getattr(function, "__self__", None)
+        if isinstance(bound, nn.Module) and hasattr(type(bound), getattr(function, "__name__", "")):
+            owner = bound  # of a method that its class decorates
+    return owner
 
 
 class KLWeight(Messenger):
@@ -116,10 +152,12 @@ class KLWeight(Messenger):
 
     def __init__(self, weight: float | Tensor, sites: Collection[str] | None = None) -> None:
         super().__init__()
-        if not isinstance(weight, Tensor):
+        if not isinstance(weight, Tensor):  # whose value may change, and is not read
             check_number("weight", weight, at_least=0)
+        elif weight.dim():
+            raise ValueError(f"weight must be a number or a 0-d tensor, got shape {tuple(weight.shape)}")
         self.weight = weight
-        self.sites = None if sites is None else frozenset(sites)
+        self.sites = None if sites is None else frozenset(check_names("sites", sites))
 
     def _pyro_sample(self, msg: Any) -> None:
         if not msg["is_observed"] and (self.sites is None or msg["name"] in self.sites):
@@ -175,8 +213,12 @@ def _runs_guide() -> bool:
     return True
 
 
-def check_pair(pair: Any) -> None:
+def check_pair(pair: Any, *, name: str = "pair") -> None:
     """Checks that `pair` is a module with a `model` and a `guide`.
+
+    Args:
+        pair: what was passed.
+        name: of the argument, for the message.
 
     Raises:
         TypeError: with what is missing, and how to wrap two functions.
@@ -185,13 +227,18 @@ def check_pair(pair: Any) -> None:
     if not isinstance(pair, nn.Module) or missing:
         lacks = f" without a method {' or '.join(missing)}" if missing else ""
         raise TypeError(
-            f"pair must be an nn.Module with methods model(*batch) and guide(*batch), got "
+            f"{name} must be an nn.Module with methods model(*batch) and guide(*batch), got "
             f"{type(pair).__name__}{lacks}; ppvae.Pair(model, guide) makes one of two functions"
         )
 
 
 def check_batch(batch: Batch, *, name: str = "data") -> int:
     """Checks that `batch` holds tensors of one length (or None) and returns that length."""
+    if not isinstance(batch, tuple | list):
+        raise TypeError(f"{name} must be a tuple of tensors or None, got {type(batch).__name__}")
+    for i, t in enumerate(batch):
+        if isinstance(t, Tensor) and t.is_nested:
+            check_dense(f"{name}[{i}]", t)
     lengths = {i: len(t) for i, t in enumerate(batch) if isinstance(t, Tensor) and t.dim() > 0}
     for i, t in enumerate(batch):
         if t is not None and i not in lengths:
@@ -204,6 +251,14 @@ def check_batch(batch: Batch, *, name: str = "data") -> int:
     if n == 0:
         raise ValueError(f"{name} is empty: its tensors have length 0")
     return n
+
+
+def check_data(data: Batch) -> int:
+    """As `check_batch`, of data that parts are taken of."""
+    for i, t in enumerate(data if isinstance(data, tuple | list) else ()):
+        if isinstance(t, Tensor):
+            check_dense(f"data[{i}]", t)
+    return check_batch(data)
 
 
 def _kind(value: Any) -> str:
@@ -378,7 +433,12 @@ def device_of(pair: nn.Module, data: Batch = ()) -> torch.device:
 
 def take(data: Batch, index: slice, device: torch.device | None = None) -> Batch:
     """Some of the data, on `device`."""
-    return tuple(t if t is None else t[index].to(device) for t in data)
+    return tuple(t if t is None else usable(t[index].to(device)) for t in data)
+
+
+def usable(tensor: Tensor) -> Tensor:
+    """A tensor that gradients can go through also where it was made in `torch.inference_mode`."""
+    return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor
 
 
 def blocks(n: int, size: int) -> list[tuple[int, int]]:

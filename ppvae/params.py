@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Self
 
@@ -324,13 +324,6 @@ def lend_params(pair: nn.Module) -> None:
     if isinstance(home, PyroParams):
         names = [name for name in home if name in home._constraints and "$$$" not in name]
         lend(home, {name: (home.unconstrained(name), home._constraints[name]) for name in names})
-
-
-def owner_of(function: Callable[..., Any]) -> nn.Module | None:
-    """The module that `function` is, or is a method of, also inside a handler such as `config_enumerate`."""
-    function = pyro.poutine.unwrap(function)
-    owner = function if isinstance(function, nn.Module) else getattr(function, "__self__", None)
-    return owner if isinstance(owner, nn.Module) else None
 
 
 def baselines() -> dict[str, Tensor]:

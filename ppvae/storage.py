@@ -86,8 +86,10 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged: it is no JSON ({error})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    name, value = next(reversed(content.items()), ("", None))
+    lost = name != DIGEST and isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)  # its name was damaged
     digest = content.pop(DIGEST, None)
-    if digest is not None and digest != _digest_of_json(content):
+    if lost or (digest is not None and digest != _digest_of_json(content)):
         raise ValueError(
             f"{path} is damaged, or was edited: its contents do not have the digest that it holds. Whoever edited it "
             f"takes the entry {DIGEST!r} out"

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ppvae._validate import check_path, naming_path
 from ppvae.late_params import give, makes_later, owner, waiting
 from ppvae.loans import users_store
-from ppvae.pair import Pair, check_pair, device_of
-from ppvae.params import BASELINES, HOME, PyroParams, owner_of
+from ppvae.pair import Pair, check_pair, device_of, owner_of
+from ppvae.params import BASELINES, HOME, PyroParams
 from ppvae.storage import load_state, save_state
 
 
@@ -36,8 +37,10 @@ def save(pair: nn.Module, path: str | os.PathLike[str]) -> Path:
         >>> pair = ppvae.load(PPCA(8, 2), path)
     """
     check_pair(pair)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    return save_state(path, {**pair.state_dict(), **waiting(pair), **_in_store(pair)})
+    path = check_path("path", path)
+    with naming_path("path"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return save_state(path, {**pair.state_dict(), **waiting(pair), **_in_store(pair)})
 
 
 def load(pair: nn.Module, path: str | os.PathLike[str], *, allow_nonfinite: bool = False) -> nn.Module:
@@ -65,8 +68,9 @@ def load(pair: nn.Module, path: str | os.PathLike[str], *, allow_nonfinite: bool
         >>> pair = ppvae.load(PPCA(8, 2), path)
     """
     check_pair(pair)
-    path = Path(path)
-    state = load_state(path / "model.safetensors" if path.is_dir() else path)
+    path = check_path("path", path)
+    with naming_path("path"):
+        state = load_state(path / "model.safetensors" if path.is_dir() else path)
     restore_weights(pair, state, source=str(path), allow_nonfinite=allow_nonfinite)
     return pair
 

@@ -21,6 +21,7 @@ ORDER = [
     "storage",
     "traces",
     "pair",
+    "observed",
     "failures",
     "late_params",
     "loans",

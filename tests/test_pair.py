@@ -1,15 +1,16 @@
 import math
-from functools import partial
+from functools import partial, wraps
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer import config_enumerate
 from torch import nn
 
 import ppvae
-from ppvae.pair import check_batch, check_data_plate, check_sites, device_of
+from ppvae.pair import check_batch, check_data_plate, check_sites, device_of, owner_of
 from ppvae.traces import sites
 from tests.reference import LinearGaussian, linear_gaussian
 
@@ -50,6 +51,43 @@ def test_functions_modules_and_partials():
     }
     estimate = ppvae.log_marginal(pair, x, num_samples=4000)
     assert ((estimate.values - dist.Normal(0.0, math.sqrt(5)).log_prob(x)) / estimate.std_error).abs().max() < 4
+
+
+class Decorated(LinearGaussian):
+    """Its class decorates a method, as Pyro's users do."""
+
+    @config_enumerate
+    @poutine.scale(scale=1.0)
+    def guide(self, x):
+        super().guide(x)
+
+
+WRAPPED = {
+    "config_enumerate": config_enumerate,
+    "handlers": lambda f: poutine.scale(poutine.block(f, hide=["nothing"]), scale=1.0),
+    "partial": partial,
+    "handler around a partial": lambda f: poutine.scale(partial(f), scale=1.0),
+    "wraps": lambda f: wraps(f)(lambda x: f(x)),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+@pytest.mark.parametrize("kind", [LinearGaussian, Decorated])
+def test_a_module_is_found_in_what_its_methods_are_wrapped_in(name, kind):
+    module, wrap = kind(), WRAPPED[name]
+    assert owner_of(wrap(module.model)) is owner_of(wrap(module.guide)) is module
+    pair = ppvae.Pair(module.model, wrap(kind().guide))
+    before = [p.detach().clone() for p in pair.parameters()]
+    ppvae.fit(pair, torch.randn(8), epochs=1, lr=0.1, progress=False)
+    assert [not torch.equal(p, old) for p, old in zip(pair.parameters(), before, strict=True)].count(True) == 6
+    assert owner_of(wrap(print)) is None
+
+
+@pytest.mark.parametrize("wrap", [lambda net: poutine.scale(net, scale=2.0), partial])
+def test_a_wrapped_module_is_kept(wrap):
+    net = nn.Linear(1, 1)
+    assert list(ppvae.Pair(wrap(net), print).modules_used) == [net]
+    assert list(ppvae.Pair(net, print).modules_used) == []
 
 
 @pytest.mark.parametrize(("model", "guide", "named"), [(3, print, "model"), (print, None, "guide")])

@@ -7,7 +7,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
-from ppvae._validate import check_count, check_number
+from ppvae._validate import check_count, check_number, check_seed
+from ppvae.nn import as_shape
 
 Likelihood = Literal["bernoulli", "gaussian", "categorical", "continuous-bernoulli", "discretized-logistic"]
 
@@ -71,6 +72,10 @@ class ExperimentArgs:
 
     def resolved(self) -> Self:
         """These arguments with every default that depends on another filled in."""
+        check_seed(self.seed, name="--seed")
+        for name, value in vars(self).items():
+            if name.endswith(("_dim", "_dims")) and value is not None:
+                as_shape(value, flag(name))
         if self.epochs is not None:
             check_count("--epochs", self.epochs)
         check_count("--num-samples", self.num_samples)

@@ -17,9 +17,8 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -30,10 +29,9 @@ from tqdm import tqdm
 from ppvae._internals import handlers
 from ppvae.compile.arguments import Arguments, TooLongError, UncompilableError
 from ppvae.compile.cuda_graph import recordable
-from ppvae.compile.graph import Answers, Finish, Graph, first_line
+from ppvae.compile.graph import Answers, Finish, Graph, Kind, first_line
 from ppvae.compile.guards import Contents, Kept, fingerprint, modules_that_run, state_unchanged
 from ppvae.compile.inductor import build_headers
-from ppvae.compile.scalars import Real, same_number
 from ppvae.compile.tracing import MAX_OPERATIONS, Computation, Traced, check_same, trace
 from ppvae.compile.verification import AUTOCAST, Label, first_difference, nudged
 from ppvae.params import baselines, baselines_kept
@@ -144,7 +142,7 @@ class Compiled:
         self._names = names
         self._labels = labels
         self._tolerance = AUTOCAST if autocast else 1.0
-        self._kinds: dict[Any, _Kind] = {}
+        self._kinds: dict[Any, Kind] = {}
         self._retraces = 0
         self._hits = 0
         self._misses = 0
@@ -232,21 +230,43 @@ class Compiled:
         labels = list(self._labels(layout)) or [("output", str(i)) for i in range(len(outputs))]
         labels += [("what is left in", name) for name, _ in written]
         differs = partial(first_difference, labels, expected, tolerance=self._tolerance)
-        with state_unchanged(self._modules, [], graph.written) as keep:
-            found = graph.run(args, answers, None, record=False)
-            left = [tensor.detach().clone() for tensor in graph.written]
-            graph.verified = found is not None and differs([*found, *left]) is None
-            if graph.verified:
-                keep.append(True)
-        if found is not None and not graph.verified:
-            difference = differs([*found, *left], nudged_once=self._nudged(args, graph.written))
+        tried: list[Sequence[Tensor]] = []
+
+        def agree(tensors: Sequence[Tensor]) -> bool:
+            tried.append(tensors)
+            return differs(tensors) is None
+
+        found = self._run_where(graph, args, answers, agree)
+        graph.verified = found is not None
+        if tried and not graph.verified:
+            difference = differs(tried[0], nudged_once=self._nudged(args, graph.written))
             graph.verified = difference is None
             graph.differences = 0 if difference is None else graph.differences + 1
             if graph.differences > 1:
                 raise UncompilableError(f"compiled, {difference} differs from what it is eagerly")
-            found = graph.run(args, answers, None, record=False) if graph.verified else None
+            found = self._run_where(graph, args, answers, lambda _: True) if graph.verified else None
         graph.contents = Contents(self._modules)  # what Python left on modules is bookkeeping, as it was while tracing
         return found
+
+    def _run_where(
+        self, graph: Graph, args: Arguments, answers: Answers, accepts: Callable[[Sequence[Tensor]], bool]
+    ) -> Sequence[Tensor] | None:
+        """Runs a graph; only where its outputs, and what it left in tensors, are accepted it has run."""
+        inside = self._written()
+        with state_unchanged(self._modules, [], [*graph.written, *inside]) as keep:
+            before = [tensor.detach().clone() for tensor in inside]
+            found = graph.run(args, answers, None, record=False)
+            if found is None or not accepts([*found, *(tensor.detach().clone() for tensor in graph.written)]):
+                return None
+            if inside and self._finish is not None:
+                difference = self._finish.differs(found, graph.layout, before)
+                if difference is not None:
+                    raise UncompilableError(f"compiled, {difference} differs from what it is eagerly")
+            keep.append(True)
+        return found
+
+    def _written(self) -> list[Tensor]:
+        return [] if self._finish is None else self._finish.written()
 
     def _nudged(self, args: Arguments, tensors: Sequence[Tensor]) -> list[Tensor]:
         """What the eager computation gives, and leaves in tensors, of parameters that are rounded otherwise."""
@@ -282,17 +302,17 @@ class Compiled:
                 return graph
         return self._new_graph(known, args)
 
-    def _known(self, args: Arguments) -> _Kind:
+    def _known(self, args: Arguments) -> Kind:
         """What there is for this kind of arguments."""
         kind = self._kind(args)
         if kind not in self._kinds and self._has_room():
             self._settle(args)
             kind = self._kind(args)
         if len(self._kinds) >= MAX_KINDS and kind not in self._kinds:
-            return _Kind()
-        return self._kinds.setdefault(kind, _Kind())
+            return Kind()
+        return self._kinds.setdefault(kind, Kind())
 
-    def _comes_back(self, known: _Kind, unread: list[tuple[Graph, Answers]]) -> bool:
+    def _comes_back(self, known: Kind, unread: list[tuple[Graph, Answers]]) -> bool:
         """Whether what is read was read before: what never comes back is not worth a look at what Python does then."""
         answers = tuple(answers for _, answers in unread)
         if answers in known.met:
@@ -328,7 +348,7 @@ class Compiled:
                     break
         return not self._full and len(self._graphs) < limit
 
-    def _new_graph(self, known: _Kind, args: Arguments) -> Graph | None:
+    def _new_graph(self, known: Kind, args: Arguments) -> Graph | None:
         """Compiles for these arguments; None where there are too many graphs, or too few calls for a long one."""
         if not self._has_room(MAX_GRAPHS if known.calls < FREQUENT else MAX_FREQUENT_GRAPHS):
             self._tell(f"{self._what_is_new(args)} than are compiled")
@@ -392,7 +412,9 @@ class Compiled:
     def _trace(self, args: Arguments, lifted: Sequence[int]) -> Traced:
         with self._unchanged():
             before = baselines()
-            traced = trace(self._compute, args, lifted=lifted, limit=MAX_OPERATIONS - self._num_operations)
+            then = None if self._finish is None else self._finish.inside
+            limit = MAX_OPERATIONS - self._num_operations
+            traced = trace(self._compute, args, then=then, lifted=lifted, limit=limit)
             after = baselines()
             if before.keys() != after.keys() or any(before[name] is not value for name, value in after.items()):
                 raise UncompilableError("TraceGraph_ELBO keeps running averages in Pyro's store, past any graph")
@@ -401,7 +423,7 @@ class Compiled:
     @contextmanager
     def _unchanged(self) -> Iterator[None]:
         """Whatever runs inside leaves no trace: not in the random state, nor in any tensor that modules hold."""
-        tensors = Contents(self._modules).tensors()
+        tensors = [*Contents(self._modules).tensors(), *self._written()]
         with baselines_kept(), state_unchanged(self._modules, self._parameters(), tensors):
             yield
 
@@ -415,31 +437,6 @@ class Compiled:
             tqdm.write(f"ppvae: compiling a graph of {second.num_operations:,} operations", file=sys.stderr)
         device = recordable([*args.tensors, *apart, *second.tape.tensors.values()])
         return Graph(second, inputs, args, lifted, self._modules, on_one_device=device)
-
-
-@dataclass
-class _Kind:
-    """Arguments that differ in nothing but the values of tensors and numbers.
-
-    Attributes:
-        graphs: those that are right of some of them.
-        calls: how often they came.
-        met: what was read of them and led to none of the graphs.
-        lifted: which numbers changed.
-        fixed: which of these the pair's code takes as plain numbers alone.
-    """
-
-    graphs: list[Graph] = field(default_factory=list)
-    calls: int = 0
-    met: set[Any] = field(default_factory=set)
-    lifted: set[int] = field(default_factory=set)
-    fixed: set[int] = field(default_factory=set)
-
-    def changing(self, numbers: Mapping[int, Real]) -> list[int]:
-        """Which numbers are to be inputs: those that are others than they were."""
-        for graph in self.graphs:
-            self.lifted |= {i for i, n in numbers.items() if not same_number(n, graph.numbers[i])}
-        return sorted(self.lifted - self.fixed)
 
 
 def _copies(tensors: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -33,6 +34,15 @@ class Finish(Protocol):
 
     def held(self, layout: Any) -> Any:
         """What it takes for granted, compared by `==`; None where a CUDA graph cannot hold it: it then follows one."""
+
+    def inside(self, outputs: Sequence[Tensor], layout: Any) -> Any:
+        """Does the same by operations on tensors, where it can, for a graph to hold; the layout that then says so."""
+
+    def written(self) -> list[Tensor]:
+        """The tensors that `inside` writes to."""
+
+    def differs(self, outputs: Sequence[Tensor], layout: Any, before: Sequence[Tensor]) -> str | None:
+        """Does it from `before` on, what `written` held; the name of what a graph that did it left otherwise there."""
 
 
 class Graph:
@@ -191,6 +201,31 @@ class Graph:
         except Exception as error:  # the device refuses to record some things, each in its own way
             self._recordable = self.finishes = False
             warnings.warn(f"not recorded as a CUDA graph: {first_line(error)}", stacklevel=6)
+
+
+@dataclass
+class Kind:
+    """Arguments that differ in nothing but the values of tensors and numbers.
+
+    Attributes:
+        graphs: those that are right of some of them.
+        calls: how often they came.
+        met: what was read of them and led to none of the graphs.
+        lifted: which numbers changed.
+        fixed: which of these the pair's code takes as plain numbers alone.
+    """
+
+    graphs: list[Graph] = field(default_factory=list)
+    calls: int = 0
+    met: set[Any] = field(default_factory=set)
+    lifted: set[int] = field(default_factory=set)
+    fixed: set[int] = field(default_factory=set)
+
+    def changing(self, numbers: Mapping[int, Real]) -> list[int]:
+        """Which numbers are to be inputs: those that are others than they were."""
+        for graph in self.graphs:
+            self.lifted |= {i for i, n in numbers.items() if not same_number(n, graph.numbers[i])}
+        return sorted(self.lifted - self.fixed)
 
 
 def first_line(error: Exception) -> str:

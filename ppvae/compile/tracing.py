@@ -134,12 +134,21 @@ def _is_random(node: Node) -> bool:
     return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
-def trace(compute: Computation, args: Arguments, *, lifted: Sequence[int] = (), limit: int = MAX_OPERATIONS) -> Traced:
+def trace(
+    compute: Computation,
+    args: Arguments,
+    *,
+    then: Callable[[Sequence[Tensor], Any], Any] | None = None,
+    lifted: Sequence[int] = (),
+    limit: int = MAX_OPERATIONS,
+) -> Traced:
     """Runs a computation, without Pyro's validation, and writes down its tensor operations.
 
     Args:
         compute: the computation.
         args: its arguments.
+        then: what is done with its outputs, from them and their layout to another layout. Not where Python asked for
+            values: a run in which they are others is undone.
         lifted: which of their leaves are numbers that may change.
         limit: how many operations it may have.
     """
@@ -151,6 +160,8 @@ def trace(compute: Computation, args: Arguments, *, lifted: Sequence[int] = (), 
     def traced(*tensors: Tensor) -> list[Tensor]:
         with reads.functions, reads.operations:
             outputs, what = compute(args.with_tensors(tensors, scalars))
+            if then is not None and not reads.found:
+                what = then(outputs, what)
         layout.append(what)
         return [*outputs, *(read.tensor for read in reads.found)]
 

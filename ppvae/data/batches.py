@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppvae._validate import check_count, check_tensor, usable_device
+from ppvae._validate import check_count, check_flag, check_seed, check_takes, check_tensor, usable_device
 from ppvae.data.source import Source
 from ppvae.data.transforms import Transform
+from ppvae.pair import usable
 from ppvae.rng import stream
 from ppvae.storage import digest_of
 
@@ -66,13 +67,15 @@ class Batches(Source):
     ) -> None:
         first = _check_tensors(tensors)
         self.batch_size: int = check_count("batch_size", batch_size)
-        self.seed = check_count("seed", seed, at_least=0)
+        self.seed = check_seed(seed)
+        check_flag("shuffle", shuffle)
+        check_flag("drop_last", drop_last)
         if drop_last and batch_size > len(first):
             raise ValueError(f"batch_size={batch_size} with drop_last=True leaves no minibatch of {len(first)} rows")
         if transform is not None:
             _check_transform(transform, tensors)
         self.device: torch.device = usable_device(first.device if device is None else device)
-        self.tensors = tuple(None if tensor is None else tensor.to(self.device) for tensor in tensors)
+        self.tensors = tuple(None if tensor is None else usable(tensor.to(self.device)) for tensor in tensors)
         self.num_data: int = len(first)
         self.shuffle = shuffle
         self.drop_last = drop_last
@@ -194,10 +197,6 @@ def _check_tensors(tensors: tuple[Tensor | None, ...]) -> Tensor:
 def _check_kind(name: str, tensor: object) -> None:
     """Refuse what is not a dense real tensor with rows."""
     tensor = check_tensor(name, tensor)
-    if tensor.is_complex():
-        raise TypeError(f"{name} must be real, got {tensor.dtype}")
-    if tensor.layout != torch.strided:
-        raise TypeError(f"{name} must be dense, got layout {tensor.layout}")
     if tensor.numel() == 0 or tensor.ndim == 0:
         raise ValueError(f"{name} must have rows with values, got shape {tuple(tensor.shape)}")
 
@@ -214,8 +213,7 @@ def _check_finite(name: str, tensor: Tensor) -> None:
 
 def _check_transform(transform: Transform, tensors: tuple[Tensor | None, ...]) -> None:
     """Refuse what cannot be called, and let the transform look at the data once."""
-    if not callable(transform):
-        raise TypeError(f"transform must be a callable (generator, *batch), got {type(transform).__name__}")
+    check_takes("transform", transform, "generator", *(f"tensors[{i}]" for i in range(len(tensors))))
     check = getattr(transform, "check", None)
     if check is not None:
         check(*tensors)

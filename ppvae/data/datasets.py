@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ppvae._validate import check_count, check_seed
+from ppvae._validate import check_count, check_flag, check_seed
 from ppvae.data.origins import DATASETS, Split
 from ppvae.rng import permutation
 
@@ -89,6 +89,7 @@ def load(
     num_valid = origin.num_valid if num_valid is None else num_valid
     check_count("num_valid", num_valid, at_least=0)
     check_seed(seed)
+    check_flag("download", download)
     rest, test = origin.read(Path(root).expanduser().absolute(), download=download)
     cut = len(rest.y) - num_valid
     if cut < 1:

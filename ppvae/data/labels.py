@@ -39,6 +39,8 @@ def split_labels(y: Tensor, num_labels: int, *, seed: int = 0) -> tuple[Tensor, 
         raise TypeError(f"y must hold integer labels, got {y.dtype}")
     if y.dim() != 1:
         raise ValueError(f"y must be labels of shape (n,), got shape {tuple(y.shape)}; of one-hot, take argmax(-1)")
+    if not len(y):
+        raise ValueError("y must hold labels, got none")
     check_count("num_labels", num_labels, at_least=0)
     check_seed(seed)
     if num_labels > len(y):

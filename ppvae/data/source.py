@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader
 
-from ppvae.pair import Batch
+from ppvae.pair import Batch, usable
 from ppvae.rng import RandomState, forked_rng
 from ppvae.storage import digest_of
 
@@ -127,7 +127,7 @@ class IterableSource(Source):
                 raise TypeError(
                     f"{self.name} must give minibatches that are tensors or tuples of them, got {type(item).__name__}"
                 )
-            yield tuple(t.to(self.device, non_blocking=True) if isinstance(t, Tensor) else t for t in batch)
+            yield tuple(usable(t.to(self.device, non_blocking=True)) if isinstance(t, Tensor) else t for t in batch)
 
     def digest(self) -> str | None:
         """A hash of the first minibatch; None where that is another every time, by randomness that torch has not."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn import functional as F
 
-from ppvae._validate import check_count, check_number
+from ppvae._validate import check_count, check_flag, check_number, check_tensor
 from ppvae.distributions.normal_mixture import NormalMixture
 from ppvae.distributions.parameters import full_precision
 from ppvae.nn import as_shape
@@ -112,12 +112,18 @@ class VampPrior(nn.Module):
         super().__init__()
         if not isinstance(q_z_given_x, nn.Module):
             raise TypeError(f"q_z_given_x must be a torch.nn.Module, got {type(q_z_given_x).__name__}")
-        if not isinstance(pseudo_inputs, Tensor):
-            raise TypeError(f"pseudo_inputs must be a tensor (K, *x_shape), got {type(pseudo_inputs).__name__}")
+        check_tensor("pseudo_inputs", pseudo_inputs)
+        check_flag("learned", learned)
         if not pseudo_inputs.dim() or not pseudo_inputs.numel():
             raise ValueError(f"pseudo_inputs must be of shape (K, *x_shape), got {tuple(pseudo_inputs.shape)}")
         if not pseudo_inputs.isfinite().all():
             raise ValueError("pseudo_inputs must be finite, got NaN or infinite values")
+        declared = getattr(getattr(q_z_given_x, "net", None), "in_shape", None)
+        if declared is not None and pseudo_inputs.shape[1:] != declared:
+            raise ValueError(
+                f"pseudo_inputs must be of shape (K, {str(declared)[1:]} what q_z_given_x takes, got "
+                f"{tuple(pseudo_inputs.shape)}"
+            )
         self._q_z_given_x = (q_z_given_x,)  # in a tuple: its parameters belong to the pair's encoder
         self.bounds = _check_bounds(bounds) if learned else None
         start = pseudo_inputs.detach().clone()
@@ -126,6 +132,11 @@ class VampPrior(nn.Module):
             return
         start = start if start.is_floating_point() else start.to(torch.get_default_dtype())
         if self.bounds is not None:
+            if start.min() < self.bounds[0] or start.max() > self.bounds[1]:
+                raise ValueError(
+                    f"pseudo_inputs must lie within bounds {self.bounds}, as the data do, got values from "
+                    f"{float(start.min()):.4g} to {float(start.max()):.4g}; bounds=None is of data without any"
+                )
             (low, high), margin = self.bounds, 0.01 * (self.bounds[1] - self.bounds[0])
             start = start.clamp(low + margin, high - margin)
         self.pseudo = nn.Parameter(start)

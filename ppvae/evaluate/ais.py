@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ppvae._validate import check_count
+from ppvae._validate import check_count, check_flag
 from ppvae.compile.compiled import Compile, check_compile, repays
 from ppvae.evaluate.estimates import (
     Diagnostics,
@@ -231,6 +231,9 @@ def bidirectional(
         torch.Size([10])
     """
     method = Annealed() if method is None else method
+    if not isinstance(method, Annealed):
+        raise TypeError(f"method must be an Annealed object or None, got {method!r}")
+    check_flag("progress", progress)
     annealing, lower, upper, drawn = method.annealing(), [], [], []
     with posterior_sampler(pair, template, seed=seed) as c, _bar(len(c), annealing, 2, progress) as bar:
         parts = _parts(c, annealing, batch_size)

@@ -38,6 +38,8 @@ def to_arviz(draws: PosteriorPredictive) -> InferenceData:
         >>> dict(data.posterior["z"].sizes)
         {'chain': 1, 'draw': 20, 'datum': 5, 'z_dim': 2}
     """
+    if not isinstance(draws, PosteriorPredictive):
+        raise TypeError(f"draws must be what posterior_predictive returns, got {type(draws).__name__}")
     of_draws = ("chain", "draw", "datum")
     taken = {*draws.posterior, *draws.observed, *draws.conditions, *of_draws}
     plates = {

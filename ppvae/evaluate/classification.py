@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,12 +10,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ppvae._validate import check_count
+from ppvae._validate import check_count, check_tensor
 from ppvae.compile.compiled import Compile
 from ppvae.evaluate.estimates import mean_over_data, standard_error
 from ppvae.evaluate.estimator import Estimator
 from ppvae.evaluate.marginal import log_marginal
 from ppvae.evaluate.psis import PARETO_GOOD, ParetoWarning
+
+SUMS_TO_ONE = 1e-4
+"""How far from one the sum of probabilities may be."""
 
 
 def label_posterior(
@@ -79,11 +83,13 @@ def label_posterior(
         >>> label_posterior(ssvae, torch.zeros(5, 8), num_classes=3, num_samples=20).shape
         torch.Size([5, 3])
     """
-    check_count("num_classes", num_classes)
-    if log_prior is not None and not isinstance(log_prior, Tensor):
-        raise TypeError(f"log_prior must be a tensor, got {type(log_prior).__name__}")
-    if log_prior is not None and log_prior.shape != (num_classes,):
+    check_count("num_classes", num_classes, at_least=2)
+    if check_tensor("x", x).dim() == 0:
+        raise ValueError("x must have a leading batch dim, got a 0-d tensor")
+    if log_prior is not None and check_tensor("log_prior", log_prior).shape != (num_classes,):
         raise ValueError(f"log_prior must have shape ({num_classes},), got {tuple(log_prior.shape)}")
+    if log_prior is not None and not bool((log_prior < math.inf).all()):  # NaN fails every comparison
+        raise ValueError(f"log_prior must hold numbers below infinity, got {log_prior.tolist()}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ParetoWarning)  # of classes that are improbable anyway
         of_class = [
@@ -133,7 +139,7 @@ def error_rate(probabilities: Tensor, y: Tensor) -> dict[str, float]:
         >>> error_rate(torch.tensor([[0.1, 0.9], [0.9, 0.1], [0.7, 0.3], [0.4, 0.6]]), torch.tensor([1, 0, 0, 0]))
         {'mean': 25.0, 'std_error': 25.0}
     """
-    _check_shapes(probabilities, y)
+    _check_scores(probabilities, y)
     wrong = 100 * (probabilities.argmax(-1).cpu() != y.cpu()).double()
     return mean_over_data(wrong)
 
@@ -187,12 +193,8 @@ def reliability(probabilities: Tensor, y: Tensor, *, num_bins: int = 15) -> Reli
         0.15
     """
     check_count("num_bins", num_bins)
-    _check_shapes(probabilities, y)
+    _check_scores(probabilities, y)
     probabilities = probabilities.detach().double().cpu()
-    if not len(y):
-        raise ValueError("probabilities must hold at least one datum, got none")
-    if not ((probabilities >= 0).all() and torch.allclose(probabilities.sum(-1), torch.ones(()).double(), atol=1e-4)):
-        raise ValueError("probabilities must be nonnegative and sum to 1 over the classes; log-probabilities do not")
     confidence, predicted = probabilities.max(-1)
     right = (predicted == y.cpu()).double()
     edges = torch.linspace(0, 1, num_bins + 1, dtype=torch.float64)[1:-1]
@@ -204,8 +206,25 @@ def reliability(probabilities: Tensor, y: Tensor, *, num_bins: int = 15) -> Reli
     return Reliability(mean_confidence, accuracy, count.long(), standard_error(signed))
 
 
-def _check_shapes(probabilities: Tensor, y: Tensor) -> None:
+def _check_scores(probabilities: Tensor, y: Tensor) -> None:
+    """Checks that there are probabilities of classes, and one class for each datum."""
+    check_tensor("probabilities", probabilities)
+    check_tensor("y", y)
     if probabilities.dim() != 2 or y.shape != probabilities.shape[:1]:
         raise ValueError(
             f"probabilities must have shape (n, c) and y (n,), got {tuple(probabilities.shape)} and {tuple(y.shape)}"
+        )
+    if not probabilities.is_floating_point():
+        raise TypeError(f"probabilities must be floating point, got {probabilities.dtype}")
+    if y.is_floating_point() or y.dtype == torch.bool:
+        raise TypeError(f"y must hold class indices of an integer dtype, got {y.dtype}")
+    if not len(y):
+        raise ValueError("probabilities must hold at least one datum, got none")
+    total = probabilities.detach().double().sum(-1)
+    if not ((probabilities >= 0).all() and ((total - 1).abs() < SUMS_TO_ONE).all()):
+        raise ValueError("probabilities must be nonnegative and sum to 1 over the classes; log-probabilities do not")
+    if (y < 0).any() or (y >= probabilities.shape[1]).any():
+        raise ValueError(
+            f"y must hold class indices from 0 to {probabilities.shape[1] - 1}, got values from {int(y.min())} to "
+            f"{int(y.max())}"
         )

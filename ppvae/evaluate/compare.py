@@ -37,6 +37,8 @@ def compare(estimates: Mapping[str, LogMarginal | Tensor]) -> Comparison:
         >>> rows["b"]["mean"]["mean"], rows["b"]["difference"]
         (-98.5, {'mean': 1.5, 'std_error': 0.5})
     """
+    if not isinstance(estimates, Mapping):
+        raise TypeError(f"estimates must be a dict of estimates by name, got {type(estimates).__name__}")
     if len(estimates) < 2:
         raise ValueError(f"estimates must name at least two models, got {list(estimates)}")
     values = {name: _values(name, estimate) for name, estimate in estimates.items()}
@@ -73,9 +75,9 @@ def comparison_table(comparison: Comparison, symbol: str = "log p(x)") -> str:
 def _values(name: str, estimate: LogMarginal | Tensor) -> Tensor:
     values = estimate if isinstance(estimate, Tensor) else getattr(estimate, "values", None)
     if not isinstance(values, Tensor):
-        raise TypeError(f"the estimate of {name!r} must be a LogMarginal or a tensor, got {type(estimate).__name__}")
+        raise TypeError(f"estimates[{name!r}] must be a LogMarginal or a tensor, got {type(estimate).__name__}")
     if values.dim() != 1 or not len(values):
-        raise ValueError(f"the estimate of {name!r} must have shape (n,), got {tuple(values.shape)}")
+        raise ValueError(f"estimates[{name!r}] must have shape (n,), got {tuple(values.shape)}")
     bad = (~values.isfinite()).nonzero().flatten().tolist()
     if bad:
         raise ValueError(f"log p(x) of datum {bad[0]} is {float(values[bad[0]]):g} by {name!r}: it has no difference")

@@ -13,6 +13,7 @@ from typing import Self
 
 from torch import nn
 
+from ppvae._validate import check_flag
 from ppvae.compile.compiled import Compile
 from ppvae.evaluate.estimates import LogMarginal
 from ppvae.pair import Batch
@@ -35,6 +36,9 @@ class EvaluationOptions:
     compile: Compile = "auto"
     given: Sequence[str] = ()
     progress: bool = False
+
+    def __post_init__(self) -> None:
+        check_flag("progress", self.progress)
 
 
 class Estimator(ABC):

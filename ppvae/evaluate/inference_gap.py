@@ -24,9 +24,9 @@ from torch.distributions import transform_to
 from tqdm import tqdm
 
 from ppvae._internals import is_subsampling
-from ppvae._validate import check_count
+from ppvae._validate import check_count, check_flag
 from ppvae.evaluate.estimates import standard_error
-from ppvae.pair import blocks, check_batch
+from ppvae.pair import blocks, check_data
 from ppvae.rng import get_rng, set_rng
 from ppvae.sampling.eval_mode import validation
 from ppvae.sampling.posterior_draws import Latents, PosteriorSampler, posterior_sampler
@@ -158,7 +158,8 @@ def inference_gap(
     """
     for name, count in (("num_samples", num_samples), ("num_steps", num_steps), ("num_particles", num_particles)):
         check_count(name, count)
-    n = check_batch(data)
+    check_flag("progress", progress)
+    n = check_data(data)
     if log_marginal is not None and not isinstance(log_marginal, Tensor):
         raise TypeError(f"log_marginal must be a tensor, got {type(log_marginal).__name__}")
     if log_marginal is not None and log_marginal.shape != (n,):

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppvae._validate import check_count
+from ppvae._validate import check_count, check_memory
 from ppvae.evaluate.aggregated import SiteDraws, draw_sites, independent_sites, log_aggregated
 from ppvae.evaluate.estimates import standard_error
-from ppvae.pair import check_batch
+from ppvae.pair import check_data
 from ppvae.sampling.eval_mode import validation
 from ppvae.sampling.posterior_draws import posterior_sampler
 
@@ -152,8 +152,9 @@ def latent_report(pair: nn.Module, *data: Any, num_samples: int = 10, seed: int 
     check_count("num_samples", num_samples)
     if num_samples < 2:
         raise ValueError("num_samples must be at least 2: the error of the draws is taken from their spread, got 1")
-    if check_batch(data) < 2:
+    if (n := check_data(data)) < 2:
         raise ValueError("data must hold at least 2 data: information and variances are over the data, got 1")
+    check_memory("num_samples", num_samples, 8.0 * n * num_samples)
     with posterior_sampler(pair, data, seed=seed) as posterior, validation(False):
         posterior.check_density()
         draws = draw_sites(posterior, num_samples)
@@ -179,8 +180,8 @@ def _check_numbers(draws: dict[str, SiteDraws]) -> None:
         bad = (z.log_q - z.log_p).isnan().any(1)
         if bool(bad.any()):
             raise ValueError(
-                f"log q − log p of the latent {name!r} is NaN for datum {int(bad.nonzero()[0])}: check that datum and "
-                "the weights of the pair"
+                f"log q − log p of the latent {name!r} is NaN for row {int(bad.nonzero()[0])} of data: check that "
+                "row and the weights of the pair"
             )
 
 

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ppvae._validate import check_tensor
 from ppvae.evaluate.estimator import Estimator
 from ppvae.evaluate.marginal import elbo, estimator_of, log_marginal
-from ppvae.pair import check_batch, check_pair
+from ppvae.pair import check_data, check_pair
 
 ELBO_SAMPLES = 100
 """The most draws for the reconstruction error, which needs fewer than log p(x)."""
@@ -93,9 +94,10 @@ def anomaly_scores(
         True
     """
     method = estimator_of(method, num_samples)
-    check_batch(data)
-    for each in (pair, background) if background is not None else (pair,):
-        check_pair(each)
+    check_data(data)
+    check_pair(pair)
+    if background is not None:
+        check_pair(background, name="background")
     log_p = log_marginal(pair, *data, method=method, seed=seed).values
     terms = elbo(pair, *data, num_samples=min(num_samples or ELBO_SAMPLES, ELBO_SAMPLES), seed=seed)
     ratio = None
@@ -125,9 +127,7 @@ def auroc(scores_in: Tensor, scores_out: Tensor) -> float:
     from sklearn.metrics import roc_auc_score
 
     for name, scores in (("scores_in", scores_in), ("scores_out", scores_out)):
-        if not isinstance(scores, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(scores).__name__}")
-        if scores.dim() != 1 or len(scores) == 0:
+        if check_tensor(name, scores).dim() != 1 or len(scores) == 0:
             raise ValueError(f"{name} must have shape (n,) with n at least 1, got {tuple(scores.shape)}")
         if bool(scores.isnan().any()):
             raise ValueError(f"{name} holds {int(scores.isnan().sum())} NaN of {len(scores)} scores")

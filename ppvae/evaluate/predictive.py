@@ -246,7 +246,9 @@ def _of_shared(pair: nn.Module, data: Batch, num_samples: int, seed: int) -> Pos
 
 
 def _check_statistics(statistics: Any) -> None:
-    if not isinstance(statistics, Mapping) or not all(callable(function) for function in statistics.values()):
+    if not isinstance(statistics, Mapping) or not all(
+        isinstance(name, str) and callable(function) for name, function in statistics.items()
+    ):
         raise TypeError(f"statistics must map names to functions, got {statistics!r}")
     if not statistics:
         raise ValueError("statistics is empty: give at least one function by its name")

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppvae._validate import check_tensor
+
 PARETO_SAMPLES = 100
 """Samples from which k̂ is estimated: of fewer, its tail would be of less than 20."""
 PARETO_GOOD = 0.7
@@ -56,6 +58,7 @@ def pareto_k(log_weight: Tensor) -> Tensor:
     """
     import numpy as np
 
+    _check_weights(log_weight)
     s, n = log_weight.shape
     if s < PARETO_SAMPLES:
         return torch.full((n,), math.nan, dtype=torch.float64)
@@ -66,6 +69,15 @@ def pareto_k(log_weight: Tensor) -> Tensor:
     share = _tail_share(log_weight)
     no_fit = torch.where(share < NEGLIGIBLE, -math.inf, math.inf)
     return torch.where(fit.isfinite() & ~(share < ROUNDING), fit, no_fit)
+
+
+def _check_weights(log_weight: Tensor) -> None:
+    """Checks that these are log-weights: a number, maybe infinite, for each sample of each datum."""
+    check_tensor("log_weight", log_weight)
+    if log_weight.dim() != 2 or not log_weight.numel():
+        raise ValueError(f"log_weight must have shape (s, n), each at least 1, got {tuple(log_weight.shape)}")
+    if bool(log_weight.isnan().any()):
+        raise ValueError(f"log_weight must hold numbers, got {int(log_weight.isnan().sum())} NaN")
 
 
 def _tail_share(log_weight: Tensor) -> Tensor:
@@ -95,6 +107,7 @@ def bound_curve(log_weight: Tensor) -> dict[int, Tensor]:
         >>> list(bound_curve(torch.randn(120, 3)))
         [1, 2, 5, 10, 20, 50, 100, 120]
     """
+    _check_weights(log_weight)
     s, size, groups, curve = len(log_weight), 1, log_weight, {}
     while size <= s:  # `groups` holds the log mean weights of the groups of `size` = 10^i samples
         for factor in (1, 2, 5):

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ppvae._validate import check_count, check_number
 from ppvae.evaluate.sites import Plates, by_datum, elements, inner_plates, mask_of, once
-from ppvae.pair import check_batch
+from ppvae.pair import check_data
 from ppvae.sampling.posterior_draws import PosteriorSampler, posterior_sampler, simulate
 
 _NDArray = np.ndarray[Any, Any]
@@ -113,7 +113,7 @@ def run_sbc(
         True
     """
     check_count("num_samples", num_samples)
-    n = check_batch(data)
+    n = check_data(data)
     if num_simulations is not None:
         check_count("num_simulations", num_simulations)
         index = torch.arange(num_simulations) % n
@@ -145,6 +145,8 @@ def check_sbc(ranks: SBCRanks, *, level: float = 0.05) -> SBCVerdict:
         False
     """
     check_number("level", level, above=0, below=1)
+    if not isinstance(ranks, SBCRanks):
+        raise TypeError(f"ranks must be what run_sbc returns, SBCRanks, got {type(ranks).__name__}")
     of = {name: column.numpy() for name, column in ranks.by_element().items()}
     if not of:
         raise ValueError(f"ranks hold no latent that counts: masks leave out all of {list(ranks.ranks)}")

@@ -19,17 +19,9 @@ from torch import Tensor, nn
 
 from ppvae._validate import check_count, check_seed
 from ppvae.evaluate.sites import inner_plates_of, observed_value
-from ppvae.failures import FAILURES, failing_on
-from ppvae.pair import (
-    Batch,
-    blocks,
-    check_batch,
-    check_pair,
-    check_sites,
-    device_of,
-    take,
-    warn_of_factors,
-)
+from ppvae.failures import FAILURES, failing_on, naming_arguments
+from ppvae.observed import check_observed
+from ppvae.pair import Batch, blocks, check_batch, check_data, check_pair, check_sites, device_of, take, warn_of_factors
 from ppvae.params import LocalParams
 from ppvae.rng import get_rng, set_rng
 from ppvae.sampling.eval_mode import evaluating, naming_nonfinite, validation
@@ -168,7 +160,7 @@ def shared_posterior(
         ValueError: where the pair or the data break the contract, or some latent belongs to a datum.
     """
     check_pair(pair)
-    n = check_batch(data)
+    n = check_data(data)
     check_seed(seed)
     device = device_of(pair, data)
     size = ROW_BLOCK.get(device.type, ROW_BLOCK["cuda"]) if batch_size is None else batch_size
@@ -180,6 +172,7 @@ def shared_posterior(
         model_trace, guide_trace, plates = _looked_at(pair, data)
         of_model = sites(model_trace)
         check_sites(model_trace, guide_trace)
+        check_observed(model_trace, data, None)
         _check_whole(of_model, plates)
         _check_shared(of_model, plates)
         _check_guide(pair, data, of_model, sites(guide_trace))
@@ -196,7 +189,7 @@ def shared_posterior(
 def shares_latents(pair: Any, data: Batch) -> bool:
     """Whether a pair has latents, and all of them lie outside the data plate; no where it fails on a few data."""
     check_pair(pair)
-    check_batch(data)
+    check_data(data)
     device = device_of(pair, data)
     with evaluating(pair, 0, device=device, params=LocalParams(pair, attach=False)), validation(False):
         try:
@@ -210,13 +203,14 @@ def shares_latents(pair: Any, data: Batch) -> bool:
 def _scored(function: Any, data: Batch) -> Trace:
     """A run with its log-probabilities."""
     trace = poutine.trace(function).get_trace(*data)
-    trace.compute_log_prob()
+    with naming_arguments(trace, data):
+        trace.compute_log_prob()
     return trace
 
 
 def _looked_at(pair: Any, data: Batch) -> tuple[Trace, Trace, set[str]]:
     """Traces of model and guide, and the plates at dim -1 that hold all data and, of fewer, all of these."""
-    n = check_batch(data)
+    n = check_data(data)
     few, found = max(1, min(n, PROBE_DATA) - 1), []
     for size in sorted({few, n}, reverse=True):
         part = take(data, slice(0, size))

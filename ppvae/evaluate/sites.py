@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from ppvae.pair import Batch, blocks, check_batch, device_of, take
+from ppvae.pair import Batch, blocks, check_batch, check_data, device_of, take
 from ppvae.params import LocalParams
 from ppvae.sampling.eval_mode import evaluating, validation
 from ppvae.sampling.latent import Latent
@@ -46,7 +46,7 @@ def num_observed(pair: nn.Module, data: Batch, given: Sequence[str], params: Loc
         >>> num_observed(PPCA(8, 2), (torch.zeros(5, 8),), given=())
         8
     """
-    device, n = device_of(pair, data), check_batch(data)
+    device, n = device_of(pair, data), check_data(data)
     with evaluating(pair, 0, device=device, params=params), validation(False):
         probe = take(data, slice(0, PROBE_DATA), device)
         scored = _scored_sites(pair, probe, given)

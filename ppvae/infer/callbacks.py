@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from ppvae._validate import check_takes
 from ppvae.infer.run_folder import Row
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ def check_callbacks(callbacks: Any) -> tuple[Callback, ...]:
     wrong = [f for f in callbacks if not callable(f)] if isinstance(callbacks, Sequence) else [callbacks]
     if wrong or isinstance(callbacks, str):
         raise TypeError(f"callbacks must be a list of functions f(row, pair, epoch), got {(wrong or [callbacks])[0]!r}")
+    for i, callback in enumerate(callbacks):
+        check_takes(f"callbacks[{i}]", callback, "row", "pair", "epoch")
     return tuple(callbacks)
 
 

@@ -42,15 +42,15 @@ class Progress:
         return self.epoch + (step / steps_per_epoch if steps_per_epoch else 0.0)
 
     @classmethod
-    def of(cls, state: Any) -> Progress:
+    def of(cls, state: Any, *, source: str) -> Progress:
         """What a checkpoint holds of it; one of an older version holds no counts, since all terms were everywhere.
 
         Raises:
-            ValueError: naming what is none of a run's.
+            ValueError: naming what is none of a run's, and the file, which is the source.
         """
         names = set(cls.__dataclass_fields__)
         if not isinstance(state, dict) or not names - {"counts"} <= set(state) <= names:
-            raise ValueError(f"progress must hold {sorted(names)}")
+            raise ValueError(f"{source}: progress must hold {sorted(names)}")
         counts = state.get("counts", dict.fromkeys(state["sums"], 1.0) if _is_table(state["sums"]) else {})
         of = cls(**{**state, "counts": counts})
         if "counts" not in state and _is_table(of.sums):
@@ -60,16 +60,19 @@ class Progress:
             "epoch": _is_count(of.epoch),
             "step": _is_count(of.step),
             "sums": _is_table(of.sums) and all(map(math.isfinite, of.sums.values())),
-            "counts": _is_table(of.counts) and of.counts.keys() == of.sums.keys() and all(of.counts.values()),
+            "counts": _is_table(of.counts)
+            and _is_table(of.sums)
+            and of.counts.keys() == of.sums.keys()
+            and all(of.counts.values()),
             "history": isinstance(of.history, list) and all(map(_is_table, of.history)),
             "best": isinstance(of.best, float) and not math.isnan(of.best),
             "best_epoch": best is None or (_is_count(best) and 1 <= best <= len(of.history)),
             "epoch_rng": isinstance(of.epoch_rng, dict),
         }
         if wrong := [name for name, is_right in right.items() if not is_right]:
-            raise ValueError(f"progress.{wrong[0]} is none of a run's: {getattr(of, wrong[0])!r:.80}")
+            raise ValueError(f"{source}: progress.{wrong[0]} is none of a run's: {getattr(of, wrong[0])!r:.80}")
         if of.epoch != len(of.history):
-            raise ValueError(f"progress.history has {len(of.history)} rows after {of.epoch} epochs")
+            raise ValueError(f"{source}: progress.history has {len(of.history)} rows after {of.epoch} epochs")
         return of
 
     def add_step(self, n: int, terms: dict[str, float]) -> None:
@@ -131,20 +134,30 @@ def check_optimizer_state(state: Any, optimizer: torch.optim.Optimizer) -> None:
     made = twin.state_dict()
     if not isinstance(state, dict) or state.keys() != made.keys():
         raise ValueError(f"optimizer must hold {list(made)}")
+    _check_options(*_groups(state, made))
+    if not isinstance(state["state"], dict) or not state["state"].keys() <= made["state"].keys():
+        raise ValueError("optimizer.state must hold moments of the parameters, by their number")
+    if made["state"] and not state["state"]:
+        raise ValueError("optimizer.state is empty, after steps that have moved parameters")
+    for key, moments in state["state"].items():  # a parameter that never had a gradient has none
+        check_like(moments, made["state"][key], f"optimizer.state.{key}")
+
+
+def _check_options(groups: list[dict[str, Any]], of_optimizer: list[dict[str, Any]]) -> None:
+    """Checks that groups of parameters have the options of the optimizer, but for the learning rate."""
     free = {"lr", "initial_lr", *_DEVICES_OPTIONS}
-    held, own = ([{k: v for k, v in g.items() if k not in free} for g in of] for of in _groups(state, made))
+    held, own = ([{k: v for k, v in g.items() if k not in free} for g in of] for of in (groups, of_optimizer))
     check_like(held, own, "optimizer.param_groups")
     if held != own:
         raise ValueError(f"optimizer.param_groups has other options than the optimizer: {held} for {own}")
-    for i, group in enumerate(state["param_groups"]):
+    for i, group in enumerate(groups):
         lr = group.get("lr")
-        lr = lr.item() if isinstance(lr, Tensor) and lr.numel() == 1 else lr
-        if not isinstance(lr, int | float) or not 0 <= lr < math.inf:
+        lr = lr.item() if isinstance(lr, Tensor) and lr.dim() == 0 else lr
+        if not isinstance(lr, int | float) or isinstance(lr, bool) or not 0 <= lr < math.inf:
             raise ValueError(f"optimizer.param_groups[{i}].lr must be a number >= 0, got {lr!r:.80}")
-    if not isinstance(state["state"], dict) or not state["state"].keys() <= made["state"].keys():
-        raise ValueError("optimizer.state must hold moments of the parameters, by their number")
-    for key, moments in state["state"].items():  # a parameter that never had a gradient has none
-        check_like(moments, made["state"][key], f"optimizer.state.{key}")
+        for name in _DEVICES_OPTIONS:
+            if not isinstance(group.get(name), bool | None):
+                raise ValueError(f"optimizer.param_groups[{i}].{name} must be a bool or None, got {group[name]!r:.80}")
 
 
 _DEVICES_OPTIONS = ("capturable", "fused", "foreach")

@@ -14,20 +14,21 @@ from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
-from ppvae._validate import check_count, check_number, check_seed, usable_device
+from ppvae._validate import check_count, check_flag, check_number, check_path, check_seed, naming_path, usable_device
 from ppvae.compile.compiled import Compile
 from ppvae.data import Batches, IterableSource, Source
 from ppvae.infer.callbacks import Callback, check_callbacks
-from ppvae.infer.optim import ParamGroups
+from ppvae.infer.optim import ParamGroups, check_groups
 from ppvae.infer.run_config import describe, describe_groups, describe_pair, describe_source, versions
 from ppvae.infer.run_folder import Run, RunFolder
+from ppvae.infer.svi import check_autocast
 from ppvae.infer.trainer import Trainer
 from ppvae.isolation import check_trainable, check_unhandled
 from ppvae.objectives.base import networks_of
 from ppvae.objectives.importance_weighted import ImportanceWeightedELBO
 from ppvae.objectives.joint import JointELBO
 from ppvae.objectives.schedule import Schedule, as_schedule
-from ppvae.pair import check_batch, check_pair, device_of
+from ppvae.pair import check_batch, check_names, check_pair, device_of
 
 Data = Tensor | tuple[Tensor | None, ...] | Source | Iterable[Any]
 """A tensor, a tuple of tensors (or None), a `Source` such as `Batches`, or an iterable of these (a `DataLoader`)."""
@@ -133,6 +134,9 @@ def fit(
     patience = None if patience is None else check_count("patience", patience)
     if clip_norm is not None:
         check_number("clip_norm", clip_norm, above=0)
+    check_groups(param_groups)
+    check_flag("resume", resume)
+    check_flag("progress", progress)
     callbacks = check_callbacks(callbacks)
     _check_kinds(optim, autocast, out, config)
     if patience is not None and valid is None:
@@ -174,7 +178,8 @@ def fit(
     folder = None if out is None else RunFolder(out)
     if folder is not None:
         settings |= {"train_data": describe_source(train), "valid_data": describe_source(valid)}
-    resume = _resumes(folder, resume, settings)
+    with naming_path("out"):
+        resume = _resumes(folder, resume, settings)
     for network in networks_of(loss).values():
         network.to(where)
     trainer = Trainer(
@@ -197,10 +202,11 @@ def fit(
     trainer.prepare()
     settings |= {"loss": describe(trainer.loss), "pair": describe_pair(pair)}  # with what is made at first use
     with nullcontext() if folder is None else folder.locked():
-        if folder is not None and resume:
-            _resume(trainer, folder, settings)
-        elif folder is not None:
-            folder.create({**versions(), "fit": settings, "experiment": config})
+        with naming_path("out"):
+            if folder is not None and resume:
+                _resume(trainer, folder, settings)
+            elif folder is not None:
+                folder.create({**versions(), "fit": settings, "experiment": config})
         return trainer.run(epochs=epochs, patience=patience, progress=progress)
 
 
@@ -235,14 +241,13 @@ def _check_kinds(optim: Any, autocast: Any, out: Any, config: Any) -> None:
             "optim must be called as optim(parameters, lr=lr), e.g. torch.optim.AdamW, got an object of "
             f"{type(optim).__module__}.{type(optim).__name__} (ppvae.SVI takes pyro.optim objects)"
         )
-    if autocast not in (None, torch.bfloat16, torch.float16):
-        raise ValueError(f"autocast must be torch.bfloat16, torch.float16 or None, got {autocast!r}")
-    if not (out is None or isinstance(out, str | os.PathLike)):
-        raise TypeError(f"out must be the path of a folder or None, got {out!r} of type {type(out).__name__}")
+    check_autocast(autocast)
+    if out is not None:
+        check_path("out", out)
     if not (config is None or isinstance(config, dict)):
         raise TypeError(f"config must be a dict or None, got {config!r} of type {type(config).__name__}")
     try:
-        json.dumps(config)
+        json.dumps(config, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise TypeError(f"config must hold what JSON can: {error}") from error
 
@@ -250,8 +255,7 @@ def _check_kinds(optim: Any, autocast: Any, out: Any, config: Any) -> None:
 def _check_kl_sites(sites: Any, weight: Any) -> None:
     if sites is None:
         return
-    if isinstance(sites, str) or not isinstance(sites, Sequence) or not all(isinstance(name, str) for name in sites):
-        raise TypeError(f"kl_sites must be a list of names of sites, got {sites!r}")
+    check_names("kl_sites", sites)
     if weight is None:
         raise ValueError("kl_sites needs kl_weight, the weight of their KL term")
 

@@ -28,11 +28,21 @@ def fuses(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> boo
         and all(
             p.is_floating_point()
             and p.device.type in devices
-            and p.stride() == torch.empty_like(p, device="meta").stride()  # no two elements share memory
+            and is_dense(p)
             and not (p.grad is not None and p.grad.is_sparse)
             for p in parameters
         )
     )
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the elements lie one beside the other in some order: no two share memory, and there are no gaps."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride != expected:
+            return False
+        expected *= size
+    return True
 
 
 def align(optimizer: torch.optim.Optimizer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from pyro.poutine.trace_struct import Trace
@@ -56,6 +57,26 @@ def all_finite(parameters: Iterable[Tensor]) -> bool:
     """Whether all elements are finite, by one read from the device."""
     filled = [parameter for parameter in parameters if parameter.numel() > 0]
     return not filled or bool(torch.nn.utils.get_total_norm(filled, math.inf).isfinite())
+
+
+def nonfinite_rows(batch: Iterable[Any], name: str) -> str:
+    """Which of a minibatch's values are not finite, as the beginning of a message; nothing where all are.
+
+    Args:
+        batch: a minibatch, or one of each of several data sets.
+        name: of the argument.
+    """
+    for i, values in enumerate(batch):
+        if isinstance(values, tuple) and (said := nonfinite_rows(values, f"{name}.sets[{i}]")):
+            return said
+        if isinstance(values, Tensor) and values.is_floating_point():
+            bad = ~values.isfinite().reshape(len(values), -1).all(1)
+            if bool(bad.any()):
+                return (
+                    f"{name}[{i}] holds NaN or infinite values in {int(bad.sum())} rows of the minibatch, first in row "
+                    f"{int(bad.nonzero()[0])} (missing values must be filled in, and left out by poutine.mask): "
+                )
+    return ""
 
 
 def _check_site(where: str, site: Site) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -11,7 +12,9 @@ import torch
 from pyro.optim import PyroOptim
 from torch import Tensor
 
-from ppvae._internals import hooked_steps
+from ppvae._internals import has_gradient_hooks, hooked_steps, note_step
+from ppvae._validate import check_number, check_takes
+from ppvae.infer.arithmetic import Arithmetic, is_known, signature
 from ppvae.infer.fused import align, fuses
 from ppvae.infer.pyro_optim import PyroOptimizers
 from ppvae.objectives.schedule import Schedule, as_schedule
@@ -46,6 +49,7 @@ class Stepper:
 
     Attributes:
         optimizer: the torch optimizer, once it is made.
+        inside: the next step as operations that a graph can hold; None where the optimizer is to take it itself.
 
     Raises:
         TypeError: where `optim` cannot be called, or is an object of Pyro's together with `param_groups`.
@@ -62,8 +66,10 @@ class Stepper:
     ) -> None:
         if not callable(optim):
             raise TypeError(f"optim must be a function from parameters to an optimizer, got {optim!r}")
-        self.clip_norm = clip_norm
-        self.param_groups = dict(param_groups or {})
+        if on_gradients is not None:
+            check_takes("on_gradients", on_gradients, "parameters")
+        self.clip_norm = None if clip_norm is None else check_number("clip_norm", clip_norm, above=0)
+        self.param_groups = check_groups(param_groups)
         self.on_gradients = on_gradients
         self.optimizer: torch.optim.Optimizer | None = None
         self._optim: Any = optim
@@ -74,6 +80,10 @@ class Stepper:
         self._own_rates: list[Schedule | None] = []
         self._rates: list[Tensor] = []
         self._joined: Sequence[Tensor] = ()
+        self._arithmetic: Arithmetic | None = None
+        self._signature: Any = None
+        self._is_right = True
+        self.inside: Arithmetic | None = None
 
     def prepare(self, named: Named) -> None:
         """Makes the optimizer.
@@ -86,12 +96,17 @@ class Stepper:
             self._join(lambda: named, [parameter for _, parameter in named])
             return
         if not named:
-            raise ValueError("there is nothing to train: the pair has no parameter that requires a gradient")
+            raise ValueError(
+                "there is nothing to train: the pair has no parameter that requires a gradient (networks that plain "
+                "functions use are named by Pair(model, guide, modules=[net]))"
+            )
         self._check_patterns(named)
         groups = self._groups(named)
-        optimizer = self._optim(groups if self.param_groups else [parameter for _, parameter in named])
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(f"optim must return a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        try:
+            optimizer = self._optim(groups if self.param_groups else [parameter for _, parameter in named])
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"optim makes no optimizer of the parameters: {error}") from error
+        _check_optimizer(optimizer)
         self.optimizer = optimizer
         self._settle()
 
@@ -123,6 +138,44 @@ class Stepper:
         self._take_step(parameters)
         for parameter in parameters:
             parameter.grad = None  # what optimizer.zero_grad() does, without its bookkeeping
+
+    def settled(self, named: Callable[[], Named], parameters: Sequence[Tensor]) -> Arithmetic | None:
+        """The next step as operations on tensors, with the options and states of now: `inside`."""
+        self.inside = None
+        if self._steps_alone(named, parameters):
+            return None
+        assert self.optimizer is not None
+        clips = self.clip_norm is not None
+        if (now := signature(self.optimizer, clips=clips)) != self._signature:
+            self._signature = now
+            self._arithmetic = Arithmetic(self.optimizer, clips=clips) if is_known(self.optimizer) else None
+        if self._arithmetic is not None:
+            self._arithmetic.settle(self.optimizer, self.clip_norm)
+        self.inside = self._arithmetic
+        return self.inside
+
+    def _steps_alone(self, named: Callable[[], Named], parameters: Sequence[Tensor]) -> bool:
+        """Whether something happens between gradients and parameters that only the optimizer's own step does."""
+        if not self._is_right or self.on_gradients is not None or any(map(has_gradient_hooks, parameters)):
+            return True
+        if self._pyro is not None:
+            self._join(named, parameters)
+        elif self.optimizer is None:
+            self.prepare(named())
+        if self.optimizer is None or hooked_steps(self.optimizer):
+            return True
+        return self._pyro is not None and self._pyro.clips(parameters)
+
+    def distrust(self) -> None:
+        """Lets the optimizer take every step itself: `inside` was found to differ from it."""
+        self.inside, self._is_right = None, False
+
+    def taken(self, parameters: Sequence[Tensor]) -> None:
+        """Lets schedules know that a graph took the step."""
+        assert self.optimizer is not None
+        note_step(self.optimizer)
+        if self._pyro is not None:
+            self._pyro.stepped(parameters)
 
     def complete(self, parameters: Sequence[Tensor]) -> None:
         """Gives parameters that were met without a gradient the one that they have in Pyro, if its object is used."""
@@ -234,6 +287,32 @@ class Stepper:
             if i < len(self._rates) and group["lr"] is not self._rates[i]:
                 self._rates[i].fill_(float(group["lr"]))
                 group["lr"] = self._rates[i]
+
+
+def check_groups(groups: Any) -> dict[str, Mapping[str, Any]]:
+    """The options by names of parameters, checked to be such.
+
+    Raises:
+        TypeError: where they are not.
+    """
+    if not isinstance(groups, Mapping | None):
+        raise TypeError(f"param_groups must be a dict from patterns of names to options, got {groups!r}")
+    for pattern, options in (groups or {}).items():
+        if not isinstance(pattern, str) or not isinstance(options, Mapping):
+            raise TypeError(f"param_groups must map patterns of names to dicts, got {pattern!r}: {options!r}")
+    return dict(groups or {})
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    """Checks that this is an optimizer, and one whose step asks for nothing but gradients."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optim must return a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise TypeError(
+            f"optim {type(optimizer).__name__} evaluates the loss several times at a step, which stochastic gradients "
+            "do not allow: take one that steps from a gradient, such as torch.optim.Adam"
+        )
 
 
 class Held:

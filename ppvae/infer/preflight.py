@@ -7,20 +7,31 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceTMC_ELBO
 from pyro.poutine.trace_struct import Trace
-from torch import Tensor, nn
+from torch import nn
 
+from ppvae._validate import check_takes
 from ppvae.data import Source
 from ppvae.failures import FAILURES, failing_on
+from ppvae.infer.nonfinite import nonfinite_rows
 from ppvae.late_params import warn_of_waiting
 from ppvae.objectives.base import evaluate_objective
 from ppvae.objectives.joint import JointELBO
+from ppvae.observed import OnlyDistributions, check_observed, taken_as_given
 from ppvae.pair import Batch, check_batch, check_data_plate, check_sites, take, unequal_masks
+from ppvae.sampling.eval_mode import modes_kept
 from ppvae.sampling.importance import importance_draws
 from ppvae.sampling.sampler import PROBE_DATA
-from ppvae.traces import Site, same_scale, same_values, shown_scale, sites, values_outside
+from ppvae.traces import Site, leaf, same_scale, shown_scale, sites
+
+NORMALISED = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+"""Layers that need several values of each channel."""
+
+FAR = 100.0
+"""Beyond how many times the unit, or below which part of it, data are of another scale."""
 
 
 def check_fits(pair: nn.Module, data: Source, *, name: str) -> None:
@@ -52,9 +63,8 @@ def _check_set(pair: nn.Module, data: Source, name: str) -> None:
     if not isinstance(batch, tuple):
         raise TypeError(f"{name} must give minibatches that are tuples of tensors, got {type(batch).__name__}")
     check_batch(batch, name=name)
-    for i, tensor in enumerate(batch):
-        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise ValueError(f"{name}[{i}] holds NaN or infinite values")
+    if missing := nonfinite_rows(batch, name):
+        raise ValueError(missing.removesuffix(": "))
     model_trace, guide_trace = _check_runs(pair, batch, data, name)
     if name == "valid":  # an ELBO of each datum
         for where, trace in (("model", model_trace), ("guide", guide_trace)):
@@ -70,12 +80,13 @@ def _check_set(pair: nn.Module, data: Source, name: str) -> None:
 
 def _check_runs(pair: nn.Module, batch: Batch, data: Source, name: str) -> tuple[Trace, Trace]:
     """Runs the pair on a minibatch, under Pyro's validation; returns the traces of model and guide."""
-    with failing_on(batch, pair, f"a minibatch of {name}", (*FAILURES, ValueError)):
+    with failing_on(batch, pair, f"a minibatch of {name}", (*FAILURES, ValueError)), OnlyDistributions():
         guide_trace = poutine.trace(pair.guide).get_trace(*batch)
         model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(*batch)
     warn_of_waiting(pair)
     check_sites(model_trace, guide_trace)
-    _check_supports(model_trace, data, batch, name)
+    check_observed(model_trace, batch, data.whole, name, masked=True)
+    _warn_of_scales(model_trace, batch, data.whole, name)
     with failing_on(batch, pair, f"a minibatch of {name}", (*FAILURES, ValueError)):
         guide_trace.compute_log_prob()
         model_trace.compute_log_prob()
@@ -153,12 +164,21 @@ def check_objective(objective: Any, pair: Any, batch: Batch) -> None:
     if isinstance(objective, ELBO):
         objective = copy.copy(objective)
         objective.strict_enumeration_warning = False  # with all labels known there is nothing to enumerate
+    called = type(objective).__name__
+    if not isinstance(objective, ELBO):
+        check_takes("loss", objective, "model", "guide", *(f"train[{i}]" for i in range(len(batch))))
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Found sample sites configured for enumeration|.*\\n.*TraceEnum_ELBO")
-            evaluate_objective(objective, pair.model, pair.guide, batch, {}).terms().named()
+            evaluation = evaluate_objective(objective, pair.model, pair.guide, batch, {})
+            if evaluation.loss.dim():
+                raise ValueError(f"it must be a number, or a 0-d tensor, got shape {tuple(evaluation.loss.shape)}")
+            evaluation.terms().named()
     except NotImplementedError as error:
-        raise ValueError(f"loss {type(objective).__name__} does not go with this pair: {error}") from error
+        raise ValueError(f"loss {called} does not go with this pair: {error}") from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"loss {called} fails on a minibatch of train: {error}") from error
 
 
 def default_objective(pair: Any, batches: Iterable[Batch]) -> ELBO:
@@ -204,11 +224,44 @@ def check_kl_sites(names: Sequence[str] | None, pair: Any, batches: Iterable[Bat
         raise ValueError(f"kl_sites must be among the latents {sorted(latents)}, got {list(names)}")
 
 
-def _check_supports(model_trace: Trace, data: Source, batch: Batch, name: str) -> None:
-    """Checks the values that are observed as they are given: all of them in memory, else the minibatch."""
-    values = batch if data.whole is None else data.whole
-    for site in sites(model_trace).values():
-        for i, tensor in enumerate(batch):
-            taken = not site.is_drawn and same_values(site.value, tensor)
-            if taken and (said := values_outside(site, values[i], f"{name}[{i}]")):
-                raise ValueError(said)
+def _warn_of_scales(model_trace: Trace, batch: Batch, whole: Batch | None, name: str) -> None:
+    """Warns of data whose scale is far from that at which nets and learned scales start."""
+    for site, i in taken_as_given(model_trace, batch):
+        values = batch[i] if whole is None else whole[i]
+        if not (hasattr(leaf(site.fn), "loc") and values.is_floating_point() and values.numel() > 1):
+            continue
+        mean, std = float(values.double().mean()), float(values.double().std())
+        if max(abs(mean), std) > FAR or 0 < std < 1 / FAR:
+            warnings.warn(
+                f"{name}[{i}] has the mean {mean:.3g} and the standard deviation {std:.3g}, and nets and scales start "
+                f"at one: site {site.name!r} trains badly. Standardise it, (x - x.mean(0)) / x.std(0); log p(x) in the "
+                "units of before is that of the standardised data - x.std(0).log().sum()"
+            )
+
+
+def check_normalised(pair: nn.Module, data: Source, batch: Batch) -> None:
+    """Runs the pair in training mode on a minibatch of one datum, where there will be one, if it has batch norm.
+
+    Raises:
+        ValueError: where batch norm has no variance there.
+    """
+    normalised = [module for module in pair.modules() if isinstance(module, NORMALISED)]
+    if not normalised or (data.last_rows != 1 and check_batch(batch) > 1):
+        return
+    buffers = {buffer: buffer.clone() for module in normalised for buffer in module.buffers()}
+    one = take(batch, slice(0, 1))
+    try:
+        with modes_kept(pair), torch.no_grad():
+            pair.train()
+            guide_trace = poutine.trace(pair.guide).get_trace(*one)
+            poutine.replay(pair.model, trace=guide_trace)(*one)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            "train gives a minibatch of one datum, of which batch norm knows no variance: choose another batch_size, "
+            "or leave the last one out, ppvae.data.Batches(x, batch_size=..., drop_last=True)"
+        ) from error
+    finally:
+        for buffer, before in buffers.items():
+            buffer.copy_(before)

@@ -75,6 +75,10 @@ class PyroOptimizers:
             self._options, self._states = [dict(group) for group in options], states
         return self._joint
 
+    def clips(self, parameters: Sequence[Tensor]) -> bool:
+        """Whether the object was asked to clip the gradient of any."""
+        return any(self._optim.grad_clip[parameter] is not None for parameter in parameters)
+
     def clip(self, parameters: Sequence[Tensor]) -> None:
         """Clips the gradient of each parameter as the object was asked to."""
         for parameter in parameters:

@@ -30,6 +30,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from ppvae._validate import check_path, naming_path
+from ppvae.infer.checkpoint import Progress
 from ppvae.infer.run_config import differences
 from ppvae.storage import load_state, read_json, remove_temporary, save_state, write_atomically, write_json
 
@@ -59,7 +61,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = check_path("path", path)
         self.last = self.path / "checkpoints" / "last.safetensors"
         self.best = self.path / "checkpoints" / "best.safetensors"
         self.model = self.path / "model.safetensors"
@@ -75,7 +77,8 @@ class RunFolder:
         Raises:
             RuntimeError: where another run writes there, saying which.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        with naming_path("out"):
+            self.path.mkdir(parents=True, exist_ok=True)
         holder = self.path / ".holder"
         try:
             with FileLock(self.path / ".lock", timeout=0):
@@ -180,7 +183,7 @@ class RunFolder:
             raise ValueError(f"{self.history} is damaged: it is no table of numbers ({error})") from error
         if not self.last.is_file():
             return rows
-        kept: list[Row] = self.read_checkpoint()["progress"]["history"]
+        kept: list[Row] = Progress.of(self.read_checkpoint()["progress"], source=str(self.last)).history
         if rows != kept[: len(rows)]:
             raise ValueError(
                 f"{self.history} is damaged, or was edited: {self.last} holds other numbers. Deleted, it is written "
@@ -203,8 +206,15 @@ class RunFolder:
         save_state(self.last, state)
 
     def read_checkpoint(self) -> dict[str, Any]:
-        """The state that the run had when it was last written."""
-        return load_state(self.last)
+        """The state that the run had when it was last written.
+
+        Raises:
+            ValueError: where the file is damaged, or no checkpoint.
+        """
+        state = load_state(self.last)
+        if not isinstance(state, dict) or not {"model", "progress"} <= state.keys():
+            raise ValueError(f"{self.last} is no checkpoint: it must hold 'model' and 'progress'")
+        return state
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Writes `metrics.json`."""
@@ -220,7 +230,7 @@ class RunFolder:
             if path.is_file():
                 return load_state(path)
         if self.last.is_file():
-            return load_state(self.last)["model"]
+            return self.read_checkpoint()["model"]
         raise FileNotFoundError(f"{self.path} holds no weights: no epoch of the run was finished")
 
 

@@ -6,9 +6,8 @@ parameters with one (fused) optimizer in place of one per tensor, and leaves the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import pyro
@@ -19,12 +18,13 @@ from pyro.optim import PyroOptim
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from ppvae._internals import StoreContents, gradient_hooks_off, has_gradient_hooks, put_gradient
+from ppvae._internals import StoreContents, gradient_hooks_off
 from ppvae.compile.compiled import Compile, Compiled, check_compile, repays
 from ppvae.compile.guards import Contents, Same, check_no_buffers, fingerprint, modules_that_run
 from ppvae.compile.verification import Label
+from ppvae.infer.compiled_step import StepFromOutputs
 from ppvae.infer.nonfinite import NonFiniteError, check_finite
-from ppvae.infer.optim import Held, OnGradients, OptimizerFactory, ParamGroups, Stepper
+from ppvae.infer.optim import OnGradients, OptimizerFactory, ParamGroups, Stepper
 from ppvae.isolation import check_trainable, one_at_a_time
 from ppvae.loans import users_store
 from ppvae.objectives.base import (
@@ -37,8 +37,8 @@ from ppvae.objectives.base import (
     evaluate_objective,
     networks_of,
 )
-from ppvae.pair import Batch
-from ppvae.params import BASELINES, LocalParams, lend_params, module_local, owner_of, pyro_name
+from ppvae.pair import Batch, owner_of
+from ppvae.params import BASELINES, LocalParams, lend_params, module_local, pyro_name
 
 SAVED = 1.0
 """Milliseconds that compiling saves at a step of a small model, roughly: it repays itself in 10,000 steps."""
@@ -106,6 +106,12 @@ class SVI(pyro.infer.SVI):
         if isinstance(loss, type) or not callable(loss):
             example = f", e.g. {loss.__name__}()" if isinstance(loss, type) else ""
             raise TypeError(f"loss must be a pyro.infer ELBO object or a function{example}, got {loss!r}")
+        for name, function in (("model", model), ("guide", guide)):
+            if not callable(function):
+                raise TypeError(f"{name} must be a function of the data, got {function!r}")
+        if not isinstance(owner, nn.Module | None):
+            raise TypeError(f"owner must be a module or None, got {owner!r}")
+        check_autocast(autocast)
         TracePosterior.__init__(self)  # Pyro's SVI takes no optimizer but Pyro's
         self.model = model
         self.guide = guide
@@ -134,7 +140,7 @@ class SVI(pyro.infer.SVI):
             self._modules,
             parameters=self.parameters,
             guarded=self._guarded,
-            finish=_StepFromOutputs(self),
+            finish=StepFromOutputs(self.stepper, self.names_of_step, self.parameters),
             names=("weight", "args", "kwargs"),
             labels=self._labels,
             autocast=autocast is not None,
@@ -262,7 +268,7 @@ class SVI(pyro.infer.SVI):
     ) -> StepTerms:
         self._forget_cleared()
         if self._compiles() and not check:
-            terms, (names, _) = self._compiled((weight, args, kwargs))
+            terms, (names, *_) = self._compiled((weight, args, kwargs))
             self._steps += 1
             return StepTerms.of(dict(zip(names, terms, strict=True)))
         with nullcontext() if self._steps else modules_that_run(self._modules):
@@ -282,7 +288,8 @@ class SVI(pyro.infer.SVI):
     def _guarded(self) -> Any:
         """What else a compiled gradient depends on: which parameters are trained, and what of."""
         trained = tuple((id(p), p.requires_grad) for p in self.parameters())
-        return (trained, Same(self.objective), fingerprint(self.objective), self.model, self.guide, self.autocast)
+        step = Same(self.stepper.settled(self.names_of_step, self.parameters()))
+        return (trained, Same(self.objective), fingerprint(self.objective), self.model, self.guide, self.autocast, step)
 
     def _gradient_as_outputs(self, args: tuple[Any, ...]) -> tuple[list[Any], Any]:
         """The gradient of a batch as a computation: the terms, and the gradients of the parameters that have one."""
@@ -290,7 +297,7 @@ class SVI(pyro.infer.SVI):
         with gradient_hooks_off(self.parameters()):  # they are called once for each step, when it is taken
             terms = self._gradient(batch, weight, options).named()
         trained = [p for p in self.parameters() if p.grad is not None]
-        return [*terms.values(), *(p.grad for p in trained)], (list(terms), trained)
+        return [*terms.values(), *(p.grad for p in trained)], (list(terms), trained, None)
 
     def _gradient(
         self, args: tuple[Any, ...], weight: float | None, kwargs: dict[str, Any] | None = None, *, check: bool = False
@@ -324,7 +331,7 @@ class SVI(pyro.infer.SVI):
 
     def _labels(self, layout: Any) -> list[Label]:
         """What the outputs of a compiled gradient are called."""
-        names, trained = layout
+        names, trained, _ = layout
         called = {id(p): name for name, p in self.named_parameters()}
         gradients = [("the gradient of", called.get(id(p), "a parameter")) for p in trained]
         return [*(("the term", name) for name in names), *gradients]
@@ -393,19 +400,11 @@ class SVI(pyro.infer.SVI):
             raise
 
 
-@dataclass(frozen=True)
-class _StepFromOutputs:
-    """Puts the gradients of a compiled graph on their parameters and takes the step; the terms are left."""
+def check_autocast(dtype: Any) -> None:
+    """Checks the dtype of `autocast`.
 
-    svi: SVI
-
-    def __call__(self, outputs: Sequence[Tensor], layout: Any) -> Sequence[Tensor]:
-        names, trained = layout
-        for parameter, gradient in zip(trained, outputs[len(names) :], strict=True):
-            put_gradient(parameter, gradient)
-        self.svi.stepper.step(self.svi.names_of_step, self.svi.parameters())
-        return outputs[: len(names)]
-
-    def held(self, layout: Any) -> Held | None:
-        _, trained = layout
-        return None if any(map(has_gradient_hooks, trained)) else self.svi.stepper.held(trained)
+    Raises:
+        ValueError: where it is no narrow floating type.
+    """
+    if dtype not in (None, torch.bfloat16, torch.float16):
+        raise ValueError(f"autocast must be torch.bfloat16, torch.float16 or None, got {dtype!r}")

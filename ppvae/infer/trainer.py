@@ -18,9 +18,16 @@ from ppvae.data import Source
 from ppvae.infer.callbacks import Callback
 from ppvae.infer.checkpoint import Progress, check_like, check_optimizer_state, progress_bar, to_cpu
 from ppvae.infer.interrupt import stop_requests, until
-from ppvae.infer.nonfinite import NonFiniteError, all_finite, check_finite_parameters
+from ppvae.infer.nonfinite import NonFiniteError, all_finite, check_finite_parameters, nonfinite_rows
 from ppvae.infer.optim import OptimizerFactory, ParamGroups
-from ppvae.infer.preflight import check_fits, check_kl_sites, check_objective, default_objective, warn_of_marks
+from ppvae.infer.preflight import (
+    check_fits,
+    check_kl_sites,
+    check_normalised,
+    check_objective,
+    default_objective,
+    warn_of_marks,
+)
 from ppvae.infer.run_folder import Row, Run, RunFolder
 from ppvae.infer.svi import SVI
 from ppvae.isolation import isolated
@@ -91,6 +98,8 @@ class Trainer:
             check_kl_sites(self.kl_sites, self.pair, batches)
             self.svi.setup(*batches)
             self.svi.check_buffers()
+        with self.random.kept(), self.svi.running():
+            check_normalised(self.pair, self.train, batches[0])
         with forked_rng(self.device, self.seed):
             self.rng = self.random.get()
 
@@ -260,7 +269,8 @@ class Trainer:
                 check_finite_parameters(self.svi.named_parameters())
             except NonFiniteError as error:
                 restore_weights(self.pair, before, source="the step before")
-                raise NonFiniteError(f"{error}, {where} {self.progress.step + 1}. {kept}.") from None
+                cause = nonfinite_rows(batch, "train")
+                raise NonFiniteError(f"{cause}{error}, {where} {self.progress.step + 1}. {kept}.") from None
             self.progress.step += 1
             if self.progress.step > last:
                 break
@@ -303,17 +313,18 @@ class Trainer:
         with self.random.kept():
             for batch in self.valid.epoch(0) if whole is None else [whole]:
                 for draws in importance_draws(self.pair, batch, num_samples=1, seed=self.seed):
-                    total += self._sum_of(draws)
+                    total += self._sum_of(draws, batch)
                 count += check_batch(batch, name="valid")
         return total / count
 
-    def _sum_of(self, draws: Draws) -> float:
+    def _sum_of(self, draws: Draws, batch: Batch) -> float:
         """The summed ELBO of validation data; -inf is only the worst value there is."""
         total = float(draws.elbo().double().sum())
         if not total < math.inf:
             terms = {"log p(x|z)": draws.reconstruction()} | {f"kl_{z}": value for z, value in draws.kl().items()}
             named = ", ".join(f"{name} = {float(value.sum()):g}" for name, value in terms.items())
-            raise NonFiniteError(f"the validation ELBO is {total:g} after epoch {self.progress.epoch}: {named}")
+            cause = nonfinite_rows(batch, "valid")
+            raise NonFiniteError(f"{cause}the validation ELBO is {total:g} after epoch {self.progress.epoch}: {named}")
         return total
 
     def capture(self) -> dict[str, Any]:
@@ -336,7 +347,7 @@ class Trainer:
             restore_weights(self.networks, state.get("objective", {}), source=f"the objective in {source}")
         self.svi.stepper.load_state_dict(to_cpu(state["optimizer"]))
         self.rng = state["rng"]
-        self.progress = Progress.of(to_cpu(state["progress"]))
+        self.progress = Progress.of(to_cpu(state["progress"]), source=source)
 
     def _check(self, state: Any, *, source: str) -> None:
         """Checks that a checkpoint is one of this training, before anything is put back.
@@ -352,7 +363,7 @@ class Trainer:
             now = self.random.get()
             check_like(state["rng"], now | {"cuda": state["rng"]["cuda"]}, "rng")  # of the device that it was made on
             check_optimizer_state(state["optimizer"], self.svi.optimizer)
-            if Progress.of(state["progress"]).step:
+            if Progress.of(state["progress"], source="progress").step:
                 check_like(state["progress"]["epoch_rng"], state["rng"], "progress.epoch_rng")
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{source} is no checkpoint of this training: {error}") from error

@@ -10,7 +10,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from ppvae._validate import check_count
+from ppvae._validate import check_count, check_flag
 from ppvae.nn import check_context
 from ppvae.traces import leaf
 
@@ -49,7 +49,8 @@ class VAEQueries(nn.Module):
         Returns:
             Data of shape (n, *event).
         """
-        p_x = self.decode(self.p_z().sample((num_samples,)))
+        check_flag("mean", mean)
+        p_x = self.decode(self.p_z().sample((check_count("num_samples", num_samples),)))
         return mean_of(p_x) if mean else p_x.sample()
 
     @torch.no_grad()

@@ -16,7 +16,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from ppvae._validate import check_number
+from ppvae._validate import check_count, check_flag, check_number
 from ppvae.models.base import check_pieces, code_of, line_between, mean_of
 from ppvae.pair import KLWeight
 
@@ -102,6 +102,8 @@ class Levels(nn.Module, ABC):
         Returns:
             Data of shape (n, *event).
         """
+        check_count("num_samples", num_samples)
+        check_flag("mean", mean)
         z: list[Tensor] = []
         for _, p_z in self.downwards():
             p = p_z(*self.seen(z))

@@ -21,6 +21,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
+from ppvae._validate import check_count
 from ppvae.distributions import ConditionalNormal, StandardNormal
 from ppvae.models.base import VAEQueries
 from ppvae.nn import MLP
@@ -47,6 +48,8 @@ class PPCA(VAEQueries):
 
     def __init__(self, data_dim: int, latent_dim: int, *, guide: Literal["exact", "amortized"] = "exact") -> None:
         super().__init__()
+        check_count("data_dim", data_dim)
+        check_count("latent_dim", latent_dim)
         self.p_z = StandardNormal(latent_dim)
         self.p_x_given_z = ConditionalNormal(MLP(latent_dim, (), data_dim), scale="learned")
         if guide == "exact":

@@ -32,6 +32,8 @@ class ConcatInputs(nn.Module):
 
     def __init__(self, in_shapes: Sequence[int | Sequence[int]], net: nn.Module) -> None:
         super().__init__()
+        if not isinstance(in_shapes, Sequence) or isinstance(in_shapes, str):
+            raise TypeError(f"in_shapes must be a sequence of event shapes, got {in_shapes!r}")
         self.in_shapes = [as_shape(shape, f"in_shapes[{i}]") for i, shape in enumerate(in_shapes)]
         if not self.in_shapes:
             raise ValueError("in_shapes must hold the shape of at least one input, got none")

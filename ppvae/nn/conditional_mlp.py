@@ -7,9 +7,9 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from ppvae.nn.conditioning import Concat, ConditionalBatchNorm, Conditioning, CrossAttention, FiLM
+from ppvae.nn.conditioning import Concat, ConditionalBatchNorm, Conditioning, CrossAttention, FiLM, check_context
 from ppvae.nn.layers import Layers, Norm
-from ppvae.nn.shapes import Reshape, as_shape, between
+from ppvae.nn.shapes import Reshape, as_shape, between, check_input
 
 How = Literal["concat", "film", "batch_norm", "attention"]
 
@@ -140,7 +140,13 @@ class ConditionalMLP(Conditioning):
 
     def forward(self, h: Tensor, c: Tensor) -> Tensor:
         """Maps ``(..., *in_shape)`` and the condition to ``(..., *out_shape)``; leading dimensions broadcast."""
-        return self.net(h, self.flatten(c if self.embed is None else self.embed(c)))
+        try:
+            return self.net(h, self.flatten(c if self.embed is None else self.embed(c)))
+        except (AttributeError, RuntimeError, TypeError, ValueError):
+            check_input(self, h, self.in_shape, "h")
+            event_shape = check_context(self, c) or ()
+            leads = h.shape[: h.dim() - len(self.in_shape)], c.shape[: c.dim() - len(event_shape)]
+            raise ValueError(f"h and c must have leading dims that broadcast, got {leads[0]} and {leads[1]}") from None
 
 
 def _layers(dims: Sequence[int], tokens: tuple[int, ...], how: How, make: Layers) -> list[nn.Module]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ppvae._validate import check_count
+from ppvae._validate import check_count, check_dense
 
 
 def check_labels(y: Tensor, num_classes: int, *, name: str = "y") -> None:
@@ -27,6 +27,7 @@ def check_labels(y: Tensor, num_classes: int, *, name: str = "y") -> None:
         Traceback (most recent call last):
         ValueError: y must hold class indices from 0 to 9, got values from 3 to 10
     """
+    check_count("num_classes", num_classes)
     _check_index_dtype(y, num_classes, name)
     if y.numel() == 0:
         return
@@ -40,6 +41,7 @@ def check_labels(y: Tensor, num_classes: int, *, name: str = "y") -> None:
 def _check_index_dtype(y: Tensor, num_classes: int, name: str) -> None:
     if not isinstance(y, Tensor):
         raise TypeError(f"{name} must be a tensor of class indices, got {type(y).__name__}")
+    check_dense(name, y)
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         looks_one_hot = y.dim() > 0 and y.shape[-1] == num_classes
         hint = f"{name}.argmax(-1) turns one-hot rows into indices" if looks_one_hot else f"try {name}.long()"

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from ppvae._validate import check_count
 from ppvae.nn.layers import Layers, Norm
 from ppvae.nn.residual import ConvResidualBlock
-from ppvae.nn.shapes import Batched, Reshape, as_shape
+from ppvae.nn.shapes import Batched, Net, Reshape, as_shape
 
 
-class ConvEncoder(nn.Sequential):
+class ConvEncoder(Net):
     """A convolutional net from images ``(..., c, h, w)`` to ``(..., *out_shape)``.
 
     One 3×3 convolution of stride 2 per entry of ``channels``, each to half the size rounded up, with residual
@@ -72,7 +72,7 @@ class ConvEncoder(nn.Sequential):
         self.in_shape, self.out_shape = in_shape, out_shape
 
 
-class ConvDecoder(nn.Sequential):
+class ConvDecoder(Net):
     """A convolutional net from ``(..., *in_shape)`` to images ``(..., *out_shape)``.
 
     The mirror of :class:`ConvEncoder`: one affine map to the coarsest feature map, then a doubling per entry

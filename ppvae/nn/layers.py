@@ -44,8 +44,8 @@ def activation(name: str) -> nn.Module:
         >>> activation("silu")
         SiLU()
     """
-    if name not in _ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(_ACTIVATIONS)}; got {name!r}")
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
+        raise ValueError(f"the name of an activation must be one of {', '.join(_ACTIVATIONS)}; got {name!r}")
     return _ACTIVATIONS[name]()
 
 

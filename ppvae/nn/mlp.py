@@ -7,10 +7,10 @@ from itertools import pairwise
 from torch import nn
 
 from ppvae.nn.layers import Layers, Norm
-from ppvae.nn.shapes import as_shape, between
+from ppvae.nn.shapes import Net, as_shape, between
 
 
-class MLP(nn.Sequential):
+class MLP(Net):
     r"""A multi-layer perceptron from ``(..., *in_shape)`` to ``(..., *out_shape)``.
 
     .. math:: h_{i+1} = a(W_i h_i + b_i), \qquad y = W_L h_L + b_L

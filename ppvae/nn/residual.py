@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ppvae._validate import check_count
 from ppvae.nn.layers import Layers, Norm
-from ppvae.nn.shapes import as_shape, between
+from ppvae.nn.shapes import Net, as_shape, between
 
 
 class ResidualBlock(nn.Module):
@@ -113,7 +113,7 @@ class ConvResidualBlock(nn.Module):
         return x + self.body(x)
 
 
-class ResidualMLP(nn.Sequential):
+class ResidualMLP(Net):
     """A residual net from ``(..., *in_shape)`` to ``(..., *out_shape)``: affine, blocks, activation, affine.
 
     Args:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ppvae._validate import check_number
+from ppvae._validate import InputError, check_dense, check_memory, check_number
 
 
 def as_shape(value: int | Sequence[int], name: str) -> tuple[int, ...]:
@@ -33,6 +33,7 @@ def as_shape(value: int | Sequence[int], name: str) -> tuple[int, ...]:
     is_sequence = isinstance(sizes, Sequence) and not isinstance(sizes, str)
     if not is_sequence or not all(type(size) is int and size > 0 for size in sizes):
         raise ValueError(f"{name} must be a positive int or a sequence of positive ints, got {value!r}")
+    check_memory(name, value, 4.0 * math.prod(sizes))
     return tuple(sizes)
 
 
@@ -58,6 +59,51 @@ def lead_dims(x: Tensor, in_shape: tuple[int, ...]) -> int:
     if x.shape[lead:] != in_shape:
         raise ValueError(f"expected an input of shape (..., {str(in_shape)[1:]}, got {tuple(x.shape)}")
     return lead
+
+
+def check_input(net: nn.Module, x: object, in_shape: tuple[int, ...], name: str = "x") -> None:
+    """Says what a net takes, where it has failed on something else.
+
+    Args:
+        net: The net.
+        x: What it was given.
+        in_shape: Event shape of what it takes.
+        name: What the net calls it, for the error.
+
+    Raises:
+        TypeError: If ``x`` is no dense tensor.
+        ValueError: If it does not end in ``in_shape``, or is of another dtype or device than the parameters.
+    """
+    called = f"{name} of {type(net).__name__}"
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{called} must be a tensor, got {type(x).__name__}")
+    check_dense(called, x)
+    if x.shape[max(x.dim() - len(in_shape), 0) :] != in_shape:
+        raise InputError(f"{called} must have shape (..., {str(in_shape)[1:]}, got {tuple(x.shape)}")
+    for parameter in net.parameters():
+        for what, got, wanted in (("dtype", x.dtype, parameter.dtype), ("device", x.device, parameter.device)):
+            if got != wanted:
+                raise InputError(f"{called} must have the {what} of the parameters, {wanted}, got {got}")
+
+
+class Net(nn.Sequential):
+    """Layers between two event shapes, which say what they take where something else does not fit.
+
+    Attributes:
+        in_shape: Event shape of the input.
+        out_shape: Event shape of the output.
+    """
+
+    in_shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``(..., *in_shape)`` to ``(..., *out_shape)``."""
+        try:
+            return super().forward(x)
+        except (AttributeError, RuntimeError, TypeError, ValueError):
+            check_input(self, x, self.in_shape)
+            raise
 
 
 class Reshape(nn.Module):
@@ -129,6 +175,7 @@ class Batched(nn.Module):
 
     Raises:
         ValueError: If a shape is not a positive int or a sequence of them.
+        TypeError: If ``net`` is not a module.
 
     Example:
         >>> import torch
@@ -139,6 +186,8 @@ class Batched(nn.Module):
 
     def __init__(self, net: nn.Module, in_shape: int | Sequence[int], out_shape: int | Sequence[int]) -> None:
         super().__init__()
+        if not isinstance(net, nn.Module):
+            raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}")
         self.net = net
         self.in_shape = as_shape(in_shape, "in_shape")
         self.out_shape = as_shape(out_shape, "out_shape")

@@ -10,6 +10,7 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
+from ppvae._validate import check_number
 from ppvae.objectives.base import Evaluation, Objective, evaluate_objective, networks_of
 from ppvae.pair import Batch
 
@@ -49,8 +50,10 @@ class JointELBO(Objective):
     def __init__(self, elbo: ELBO, weights: Sequence[float]) -> None:
         if not isinstance(elbo, ELBO) or isinstance(elbo, JointELBO) or not hasattr(elbo, "differentiable_loss"):
             raise TypeError(f"elbo must be a pyro.infer ELBO with a differentiable_loss, got {type(elbo).__name__}")
-        if not weights or not all(weight > 0 for weight in weights):
+        if not isinstance(weights, Sequence) or isinstance(weights, str) or not weights:
             raise ValueError(f"weights must be positive numbers, one for each data set, got {weights!r}")
+        for i, weight in enumerate(weights):
+            check_number(f"weights[{i}]", weight, above=0)
         super().__init__(num_particles=elbo.num_particles, retain_graph=elbo.retain_graph)
         self.weights = tuple(float(weight) for weight in weights)
         self.elbo = copy.copy(elbo)

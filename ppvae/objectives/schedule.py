@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 
-from ppvae._validate import check_count, check_number
+from ppvae._validate import check_count, check_number, check_takes
 
 Schedule = Callable[[float], float]
 """From the time in epochs to a value."""
@@ -32,6 +32,7 @@ class Linear:
 
     def __post_init__(self) -> None:
         check_number("epochs", self.epochs, above=0)
+        _check_ends(self.start, self.end)
 
     def __call__(self, epoch: float) -> float:
         """The value at time `epoch`."""
@@ -52,7 +53,9 @@ class Sigmoid:
     end: float = 1.0
 
     def __post_init__(self) -> None:
+        check_number("midpoint", self.midpoint)
         check_number("width", self.width, above=0)
+        check_number("end", self.end)
 
     def __call__(self, epoch: float) -> float:
         """The value at time `epoch`."""
@@ -78,6 +81,7 @@ class Cyclical:
     def __post_init__(self) -> None:
         check_number("period", self.period, above=0)
         check_number("ramp", self.ramp, above=0, at_most=1)
+        _check_ends(self.start, self.end)
 
     def __call__(self, epoch: float) -> float:
         """The value at time `epoch`."""
@@ -100,6 +104,7 @@ class Cosine:
 
     def __post_init__(self) -> None:
         check_number("epochs", self.epochs, above=0)
+        _check_ends(self.start, self.end)
 
     def __call__(self, epoch: float) -> float:
         """The value at time `epoch`."""
@@ -128,6 +133,7 @@ class Stages:
 
     def __post_init__(self) -> None:
         check_number("epochs", self.epochs, above=0)
+        check_number("start", self.start)
         check_number("growth", self.growth, above=0)
         check_number("fall", self.fall, above=0)
         check_count("num_stages", self.num_stages, at_least=2)
@@ -139,22 +145,47 @@ class Stages:
         return self.start * self.fall ** (-stage / (self.num_stages - 1))
 
 
+def _check_ends(start: float, end: float) -> None:
+    check_number("start", start)
+    check_number("end", end)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A schedule of a user's, each of whose values is checked to be a finite number >= 0.
+
+    Args:
+        name: of the argument, for the message.
+        schedule: any function of the epoch.
+    """
+
+    name: str
+    schedule: Schedule
+
+    def __call__(self, epoch: float) -> float:
+        """The value at time `epoch`."""
+        given = self.schedule(epoch)
+        try:
+            value = math.nan if isinstance(given, str) else float(given)
+        except (TypeError, ValueError, RuntimeError):
+            value = math.nan
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{self.name} must give finite numbers >= 0, got {given!r} at epoch {epoch:g}")
+        return value
+
+
 def as_schedule(value: float | Schedule, *, name: str) -> Schedule:
-    """A number as the constant schedule; a callable as it is.
+    """A number as the constant schedule; a callable with its values checked.
 
     Raises:
-        TypeError: where `value` is neither.
+        TypeError: where `value` is neither, or a callable takes no epoch.
         ValueError: where it is negative or not finite, of a callable at the start.
     """
     if callable(value):
-        first = value(0.0)
-        try:
-            valid = 0 <= float(first) < math.inf
-        except (TypeError, ValueError):
-            valid = False
-        if not valid:
-            raise ValueError(f"{name} must give finite numbers >= 0, got {first!r} at epoch 0")
-        return value
+        check_takes(name, value, "epoch")
+        schedule = Checked(name, value)
+        schedule(0.0)
+        return schedule
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number or a function of the epoch, got {type(value).__name__}")
     constant = check_number(name, value, at_least=0)

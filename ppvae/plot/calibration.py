@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ppvae.plot.figure import DPI, PALETTE, Array, house_style, plain_axes, to_numpy
+from ppvae.plot.figure import DPI, PALETTE, Array, house_style, plain_axes, to_numpy, whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +42,7 @@ def ppc(observed: Array | float, replicated: Array, *, name: str = "T(x)") -> Fi
     """
     from matplotlib.figure import Figure
 
-    single, values = to_numpy("observed", np.asarray(observed)), _vector("replicated", replicated)
+    single, values = to_numpy("observed", observed), _vector("replicated", replicated)
     if single.size != 1:
         raise ValueError(f"observed: got shape {single.shape}, expected one number")
     value = float(single.reshape(()))
@@ -135,8 +135,8 @@ def rank_histogram(ranks: Array, num_samples: int, *, num_bins: int = 20, names:
     from matplotlib.figure import Figure
     from scipy.stats import binom
 
-    if num_bins < 1:
-        raise ValueError(f"num_bins: got {num_bins}, expected at least 1")
+    whole("num_samples", num_samples)
+    whole("num_bins", num_bins)
     columns, labels = _ranks(ranks, num_samples, names)
     n, k = columns.shape
     if k > _MAX_PANELS:

@@ -87,6 +87,8 @@ def compare_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], column:
     """
     from matplotlib.figure import Figure
 
+    if not isinstance(histories, Mapping):
+        raise TypeError(f"histories: got {histories!r}, expected training histories by the name of their run")
     if not histories:
         raise ValueError("histories: got none, expected the history of at least one run")
     with house_style():
@@ -94,9 +96,9 @@ def compare_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], column:
         axes = figure.subplots()
         curves = []
         for i, (name, history) in enumerate(histories.items()):
-            columns = _columns(history)
+            columns = _columns(history, f"histories[{name!r}]")
             if column not in columns:
-                raise ValueError(f"histories: got columns {sorted(columns)} in {name!r}, expected values in {column!r}")
+                raise ValueError(f"column: got {column!r}, expected one with values in {name!r}, of {sorted(columns)}")
             curves.append((name, _epochs(columns, len(history)), columns[column]))
             _draw_curve(axes, i, *curves[-1])
         plain_axes(axes)
@@ -108,19 +110,22 @@ def compare_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], column:
     return figure
 
 
-def _columns(history: Sequence[Mapping[str, Any]]) -> dict[str, _NDArray]:
+def _columns(history: Sequence[Mapping[str, Any]], name: str = "history") -> dict[str, _NDArray]:
     """Returns the columns (epochs,) that hold a finite value, with nan where a row has none."""
+    rows = isinstance(history, Sequence) and not isinstance(history, str)
+    if not rows or not all(isinstance(row, Mapping) for row in history):
+        raise TypeError(f"{name}: got {history!r}, expected a list of rows, numbers by column name")
     columns: dict[str, _NDArray] = {}
     for place, row in enumerate(history):
-        for name, value in row.items():
+        for column, value in row.items():
             try:
                 number = math.nan if value is None else float(value)
             except (TypeError, ValueError):
                 raise ValueError(
-                    f"history: got {value!r} in row {place}, column {name!r}, expected a number or None"
+                    f"{name}: got {value!r} in row {place}, column {column!r}, expected a number or None"
                 ) from None
             if math.isfinite(number):
-                columns.setdefault(name, np.full(len(history), math.nan))[place] = number
+                columns.setdefault(column, np.full(len(history), math.nan))[place] = number
     return columns
 
 

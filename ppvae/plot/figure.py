@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,9 @@ DPI = 200
 
 TEXT_SIZE = 8.0
 """Size of all text in points; tick labels are one point smaller."""
+
+LONGEST = 200
+"""Characters of a file's name, which becomes longer while it is written."""
 
 PALETTE = (
     "#3f90da",  # blue
@@ -93,7 +97,7 @@ def plain_axes(axes: Axes, *, spines: tuple[str, ...] = ("left", "bottom")) -> N
     axes.tick_params(labelsize=TEXT_SIZE - 1, width=0.6, length=2.5, pad=2)
 
 
-def to_numpy(name: str, values: Array) -> np.ndarray[Any, Any]:
+def to_numpy(name: str, values: Array | float) -> np.ndarray[Any, Any]:
     """Returns the values as a numpy array of finite numbers.
 
     Args:
@@ -114,13 +118,27 @@ def to_numpy(name: str, values: Array) -> np.ndarray[Any, Any]:
         values = values.detach().cpu()
         # numpy knows neither bfloat16 nor the 8-bit floats
         values = (values.float() if values.is_floating_point() and values.itemsize < 4 else values).numpy()
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"{name}: got no array, {error}") from error
     if array.dtype.kind not in "buif":
         raise ValueError(f"{name}: got values of type {array.dtype}, expected real numbers")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         bad = array.size - int(np.isfinite(array).sum())
         raise ValueError(f"{name}: got {bad} nan or infinite values of {array.size}, expected finite ones")
     return array
+
+
+def whole(name: str, value: Any, *, at_least: int = 1) -> int:
+    """Returns a count, checked to be one.
+
+    Raises:
+        ValueError: If it is no whole number, or smaller.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < at_least:
+        raise ValueError(f"{name}: got {value!r}, expected a whole number >= {at_least}")
+    return int(value)
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
@@ -147,6 +165,10 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     """
     import matplotlib
 
+    if not hasattr(figure, "savefig"):
+        raise TypeError(f"figure: got {figure!r}, expected a matplotlib Figure")
+    if not isinstance(path, str | os.PathLike) or "\0" in os.fspath(path) or len(Path(path).name) > LONGEST:
+        raise ValueError(f"path: got {path!r}, expected the path of a file")
     path = Path(path)
     if path.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise ValueError(f"path: got {str(path)!r}, expected a name that ends in .png, .pdf or .svg")

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ppvae.plot.figure import DPI, TEXT_SIZE, Array, house_style, plain_axes, to_numpy
+from ppvae.plot.figure import DPI, TEXT_SIZE, Array, house_style, plain_axes, to_numpy, whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,7 +49,7 @@ def samples(images: Array, *, num_columns: int | None = None) -> Figure:
     cells = _cells("images", images, "n")
     if num_columns is None:
         num_columns = math.ceil(math.sqrt(len(cells)))
-    grid = _wrap(cells, num_columns)
+    grid = _wrap(cells, whole("num_columns", num_columns))
     return _draw(_tile(grid, gap=_gap(grid)), scale=_scale(grid))
 
 
@@ -77,7 +78,7 @@ def reconstructions(x: Array, x_mean: Array, *, num_columns: int = 10) -> Figure
     above, below = _cells("x", x, "n"), _cells("x_mean", x_mean, "n")
     if above.shape != below.shape:
         raise ValueError(f"x_mean: got shape {tuple(x_mean.shape)}, expected that of x, {tuple(x.shape)}")
-    num_columns = min(num_columns, len(above))
+    num_columns = min(whole("num_columns", num_columns), len(above))
     above, below = _wrap(above, num_columns), _wrap(below, num_columns)
     height, gap = above.shape[2], _gap(above)
     pairs = np.stack([_tile(np.stack(pair), gap=gap) for pair in zip(above, below, strict=True)])
@@ -143,6 +144,8 @@ def traversal(images: Array, values: Array, *, units: Sequence[int] | None = Non
     if swept.shape != (steps,):
         raise ValueError(f"values: got shape {swept.shape}, expected one value per step, {(steps,)}")
     names = range(len(grid)) if units is None else units
+    if not isinstance(names, Sequence) or not all(isinstance(j, Integral) for j in names):
+        raise TypeError(f"units: got {units!r}, expected a list of numbers of dimensions")
     if len(names) != len(grid):
         raise ValueError(f"units: got {len(names)}, expected one per row, {len(grid)}")
     labels = [f"{round(float(value), 2) + 0.0:g}".replace("-", "−") for value in swept]
@@ -179,6 +182,8 @@ def by_condition(images: Array, *, labels: Sequence[str], x: Array | None = None
         ['x', '0', '1', '2']
     """
     grid = _cells("images", images, "r, c")
+    if not isinstance(labels, Sequence):
+        raise TypeError(f"labels: got {labels!r}, expected a list of names")
     names = list(labels)
     if len(names) != grid.shape[1]:
         raise ValueError(f"labels: got {len(names)}, expected one per column, {grid.shape[1]}")
@@ -211,8 +216,6 @@ def _cells(name: str, images: Array, leading: str) -> _NDArray:
 
 def _wrap(cells: _NDArray, num_columns: int) -> _NDArray:
     """Breaks (n, h, w, 4) into (rows, columns, h, w, 4); what is left of the last row is transparent."""
-    if num_columns < 1:
-        raise ValueError(f"num_columns: got {num_columns}, expected at least 1")
     missing = -len(cells) % num_columns
     cells = np.concatenate([cells, np.zeros((missing, *cells.shape[1:]), cells.dtype)])
     return cells.reshape(-1, num_columns, *cells.shape[1:])

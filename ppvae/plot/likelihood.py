@@ -144,7 +144,8 @@ def _vector(name: str, values: Array) -> _NDArray:
 def _extended(k_hat: Array) -> _NDArray:
     """Returns k̂ (n,), whose values may be infinite but not NaN."""
     try:
-        array = np.asarray(k_hat.detach().cpu() if isinstance(k_hat, torch.Tensor) else k_hat, dtype=np.float64)
+        array = np.asarray(k_hat.detach().cpu() if isinstance(k_hat, torch.Tensor) else k_hat)
+        array = array.astype(np.float64, casting="safe" if array.dtype.kind == "c" else "unsafe")
     except (TypeError, ValueError):
         raise ValueError(f"k_hat: got {type(k_hat).__name__}, expected real numbers") from None
     if np.isnan(array).any():

@@ -59,7 +59,10 @@ def reliability_diagram(confidence: Array, accuracy: Array, count: Array) -> Fig
 
 def _shares(name: str, values: Array, full: np.ndarray) -> np.ndarray:
     """Returns the values of the bins with data, which must lie in [0, 1]."""
-    array = np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values)
+    try:
+        array = np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values)
+    except ValueError as error:
+        raise ValueError(f"{name}: got no array, {error}") from error
     if array.shape != full.shape:
         raise ValueError(f"{name}: got shape {array.shape}, expected that of count, {full.shape}")
     array = to_numpy(name, array[full])

@@ -58,7 +58,7 @@ def naming_nonfinite(data: Batch) -> Iterator[None]:
     except ValueError as error:
         problem = str(error).split(", but found invalid")[0]
         for i, tensor in enumerate(data):
-            if problem.startswith("Expected ") and isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
+            if "Expected " in problem and isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
                 bad = ~tensor.isfinite().reshape(len(tensor), -1).all(1)
                 if bool(bad.any()):
                     where = f"data[{i}] holds NaN or infinite values, first in row {int(bad.nonzero()[0])}"

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppvae._validate import check_count, check_seed, names_of
+from ppvae._validate import check_count, check_memory, check_seed, names_of
 from ppvae.compile.compiled import Compile, Compiled, check_compile, repays
 from ppvae.compile.verification import Label
-from ppvae.pair import Batch, blocks, check_batch, check_pair, device_of, take
+from ppvae.pair import Batch, blocks, check_batch, check_data, check_pair, device_of, take
 from ppvae.params import LocalParams
 from ppvae.rng import get_rng, set_rng
 from ppvae.sampling.agreement import Agreement
@@ -386,8 +386,9 @@ def importance_draws(
         ...     elbo[draws.start : draws.start + len(of_each)] += of_each
     """
     check_pair(pair)
-    n = check_batch(data)
+    n = check_data(data)
     check_count("num_samples", num_samples)
+    check_memory("num_samples", num_samples, 8.0 * num_samples)  # the least that the weights of one datum take
     if batch_size is not None:
         check_count("batch_size", batch_size)
     check_seed(seed)

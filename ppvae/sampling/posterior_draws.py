@@ -18,7 +18,8 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from ppvae._validate import check_seed, names_of
-from ppvae.pair import Batch, check_batch, check_pair, device_of, take
+from ppvae.observed import check_observed
+from ppvae.pair import Batch, check_batch, check_data, check_pair, device_of, take
 from ppvae.params import LocalParams
 from ppvae.rng import get_rng, set_rng
 from ppvae.sampling.agreement import Agreement
@@ -193,7 +194,7 @@ def posterior_sampler(
         (torch.Size([5, 2]), torch.Size([5, 2]))
     """
     check_pair(pair)
-    check_batch(data)
+    check_data(data)
     check_seed(seed)
     device = device_of(pair, data)
     everywhere = slice(None)
@@ -208,13 +209,15 @@ def posterior_sampler(
             )
         sampler = replace(sampler, enumeration=Enumeration())
         latents, _ = sampler.posterior(sampler.guide(probe, 1, {}, {}), 1)
-        of_model = sites(sampler.model(probe, 1, latents, {})).values()
+        trace = sampler.model(probe, 1, latents, {})
+        of_model = sites(trace).values()
         posterior = PosteriorSampler(
             sampler,
             data,
             tuple(site.name for site in of_model if site.is_drawn),
             tuple(site.name for site in of_model if _is_data(site)),
         )
+        check_observed(trace, probe, data)
         if sampler.given or any(site.is_masked for site in of_model):
             _check_agreement(posterior, device)
         yield posterior

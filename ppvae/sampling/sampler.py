@@ -23,15 +23,8 @@ from torch import Tensor, nn
 from ppvae.compile.allocator import Allocations
 from ppvae.failures import failing_on, naming_arguments
 from ppvae.late_params import warn_of_waiting
-from ppvae.pair import (
-    Batch,
-    check_batch,
-    check_data_plate,
-    check_masks,
-    check_sites,
-    take,
-    warn_of_factors,
-)
+from ppvae.observed import OnlyDistributions, check_observed
+from ppvae.pair import Batch, check_batch, check_data_plate, check_masks, check_sites, take, warn_of_factors
 from ppvae.rng import get_rng, set_rng
 from ppvae.sampling.agreement import depends_on_latents
 from ppvae.sampling.elimination import check_eliminated, depends_on_values, eliminated, side_by_side
@@ -279,12 +272,13 @@ def choose_sampler(pair: nn.Module, probe: Batch, num_samples: int, given: Seque
     n = check_batch(probe)
     s = PROBE_SAMPLES + (n == PROBE_SAMPLES)  # code that takes samples for data would be right where they are as many
     repeated = Sampler(pair)
-    with failing_on(probe, pair, "data"):
+    with failing_on(probe, pair, "data"), OnlyDistributions():
         guide_trace = repeated.guide(probe, 1, {}, {})
         latents = repeated.posterior(guide_trace, 1)[0]
         model_trace = repeated.model(probe, 1, latents, {})
     warn_of_waiting(pair)
     check_sites(model_trace, guide_trace)
+    check_observed(model_trace, probe, None)
     check_masks(model_trace, guide_trace)
     warn_of_factors(guide_trace)
     _check_other_size(repeated, probe, model_trace, guide_trace)

@@ -186,7 +186,7 @@ INF[[2, 4], 0] = -torch.inf
         ),
         ((X,), {"seed": -1}, ValueError, "seed must be a whole number >= 0, got -1"),
         ((X,), {"seed": None}, ValueError, "seed must be a whole number .* got None"),
-        ((X,), {"transform": 3}, TypeError, "transform must be a callable .* got int"),
+        ((X,), {"transform": 3}, TypeError, "transform must be a function of .* got 3"),
         ((X + 2,), {"transform": Binarize()}, ValueError, r"Binarize: the first tensor .* from 2 to 2"),
         ((X,), {"device": "abacus"}, ValueError, "device must be a torch device .* got 'abacus'"),
     ],

@@ -104,11 +104,11 @@ def test_options_are_those_of_log_marginal(case):
 def test_errors(case):
     pair, x, _ = case
     for num_classes in (0, -1, True, 2.0):
-        with pytest.raises(ValueError, match="num_classes must be a whole number >= 1"):
+        with pytest.raises(ValueError, match="num_classes must be a whole number >= 2"):
             label_posterior(pair, x, num_classes=num_classes)
     with pytest.raises(ValueError, match=r"log_prior must have shape \(3,\), got \(4,\)"):
         label_posterior(pair, x, num_classes=C, log_prior=torch.zeros(4))
-    with pytest.raises(TypeError, match="log_prior must be a tensor, got list"):
+    with pytest.raises(TypeError, match=r"log_prior must be a torch.Tensor, got list"):
         label_posterior(pair, x, num_classes=C, log_prior=[0.0, 0.0, 0.0])
     with pytest.raises(ValueError, match="y must hold class indices from 0 to 2, got values from 3 to 3"):
         label_posterior(pair, x, num_classes=C + 1, num_samples=1)

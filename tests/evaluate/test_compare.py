@@ -47,11 +47,11 @@ def test_errors():
         compare({"a": A})
     with pytest.raises(ValueError, match="got 3 of 'a', 2 of 'b'"):
         compare({"a": A, "b": B[:2]})
-    with pytest.raises(TypeError, match="estimate of 'b' must be a LogMarginal or a tensor, got float"):
+    with pytest.raises(TypeError, match=r"estimates\['b'\] must be a LogMarginal or a tensor, got float"):
         compare({"a": A, "b": -90.0})
-    with pytest.raises(ValueError, match=r"estimate of 'a' must have shape \(n,\), got \(1, 3\)"):
+    with pytest.raises(ValueError, match=r"estimates\['a'\] must have shape \(n,\), got \(1, 3\)"):
         compare({"a": A[None], "b": B})
-    with pytest.raises(ValueError, match=r"estimate of 'a' must have shape \(n,\), got \(0,\)"):
+    with pytest.raises(ValueError, match=r"estimates\['a'\] must have shape \(n,\), got \(0,\)"):
         compare({"a": A[:0], "b": B[:0]})
     for bad in (-math.inf, math.nan):
         with pytest.raises(ValueError, match=rf"log p\(x\) of datum 1 is {bad:g} by 'b'"):

@@ -74,7 +74,7 @@ def test_a_score_that_one_set_lacks_has_no_area():
 @pytest.mark.parametrize(
     ("run", "error", "message"),
     [
-        (lambda: auroc([1.0], torch.ones(2)), TypeError, "scores_in must be a tensor, got list"),
+        (lambda: auroc([1.0], torch.ones(2)), TypeError, "scores_in must be a torch.Tensor, got list"),
         (lambda: auroc(torch.ones(2), torch.ones(0)), ValueError, r"scores_out must have shape .*got \(0,\)"),
         (lambda: auroc(torch.ones(2, 2), torch.ones(2)), ValueError, r"scores_in must have shape .*got \(2, 2\)"),
         (lambda: auroc(torch.tensor([1.0, torch.nan]), torch.ones(2)), ValueError, "scores_in holds 1 NaN of 2"),
@@ -84,7 +84,7 @@ def test_a_score_that_one_set_lacks_has_no_area():
         (
             lambda: anomaly_scores(PPCA(4, 2), torch.zeros(3, 4), background=nn.Linear(2, 2)),
             TypeError,
-            "pair must be an nn.Module with methods",
+            "background must be an nn.Module with methods",
         ),
     ],
 )

@@ -87,8 +87,7 @@ def test_the_first_fault_is_named(fault, message, step, tmp_path):
         train(pair, out=tmp_path / "run")
     check_stop(pair, error, step, message)
     folder = RunFolder(tmp_path / "run")
-    assert not folder.model.exists()
-    assert folder.last.exists() == (step >= 6)
+    assert folder.last.exists() == folder.model.exists() == (step >= 6)
     if step >= 6:
         assert f"the last checkpoint is {folder.last}" in str(error.value)
         weights = folder.weights()
@@ -162,7 +161,7 @@ def test_a_function_as_loss_is_named_by_its_terms():
 
     with pytest.raises(NonFiniteError, match="the loss is not finite: loss = inf, in epoch 1, step 3"):
         ppvae.fit(pair, Batches(data(), batch_size=BATCH, shuffle=False), loss=loss, epochs=1, progress=False)
-    assert same(state(pair), pair.seen[2])
+    assert same(state(pair), pair.seen[3])  # a look at it comes first
 
 
 def test_what_a_replay_does_not_meet_again_is_said():

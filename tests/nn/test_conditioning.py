@@ -383,5 +383,5 @@ def test_another_event_shape_is_an_error_and_never_broadcast():
         FiLM(D, C, spatial_dims=2)(torch.zeros(7, 4, 4), torch.zeros(C))
     with pytest.raises(ValueError, match=r"expected an input of shape \(..., 5, 3\), got \(7, 4, 3\)"):
         CrossAttention(D, (5, C))(torch.zeros(7, D), torch.zeros(7, 4, C))
-    with pytest.raises(ValueError, match=r"expected an input of shape \(..., 1, 4, 4\), got \(7, 16\)"):
+    with pytest.raises(ValueError, match=r"c must have shape \(..., 1, 4, 4\), got \(7, 16\)"):
         ConditionalMLP(D, (1, 4, 4), 5, 3)(torch.zeros(7, D), torch.zeros(7, 16))

@@ -77,7 +77,7 @@ def test_bad_kinds(value):
 
 def test_as_schedule():
     assert as_schedule(2, name="lr")(123.0) == 2.0
-    assert as_schedule(Linear(4), name="lr") == Linear(4)
+    assert as_schedule(Linear(4), name="lr")(1.0) == Linear(4)(1.0)
     assert repr(Linear(4)) == "Linear(epochs=4, start=0.0, end=1.0)"  # what a run's config says
 
 
