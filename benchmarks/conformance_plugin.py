@@ -15,6 +15,7 @@ from zlib import crc32
 import pyro
 import pyro.infer
 import pytest
+import torch
 
 import ppvae
 
@@ -32,14 +33,18 @@ def pytest_configure(config: pytest.Config) -> None:
     """Puts the SVI to be tested in the place of Pyro's, wherever that was imported to."""
     which = config.getoption("--svi")
     original = pyro.infer.SVI
-    replacement = noted(original) if which == "pyro" else noted(ppvae.SVI, compile=which == "compiled")
+    replacement = {
+        "pyro": lambda: noted(original),
+        "eager": lambda: noted(ppvae.SVI, compile=False),
+        "compiled": lambda: noted(FromTheFirstStep, compile=True),
+    }[which]()
     for module in [module for name, module in sys.modules.items() if name.split(".")[0] == "pyro"]:
         for name, value in list(vars(module).items()):
             if value is original:
                 setattr(module, name, replacement)
     config.addinivalue_line("filterwarnings", "ignore:`torch.jit:FutureWarning")  # later than Pyro's tests are
     if which == "compiled":  # graphs run as they were traced: a compiler takes seconds for each
-        ppvae.compile.compiled.compile_graph = lambda module, inputs: module
+        torch._inductor.compile = lambda module, inputs, options: module
         ppvae.compile.compiled.build_headers = lambda: None
         config.addinivalue_line("filterwarnings", "ignore:not compiled, runs eagerly")
 
@@ -53,6 +58,21 @@ def noted(base: type, **options: Any) -> type:
             built.append(self)
 
     return SVI
+
+
+class FromTheFirstStep(ppvae.SVI):
+    """Compiles from the first step on, where others first meet the parameters: many tests take a single step."""
+
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        """Meets the parameters, with random numbers that are drawn again, and takes the step."""
+        if not self._steps:
+            state = pyro.util.get_rng_state()
+            with self.running():
+                self._evaluate(args, kwargs)
+            pyro.util.set_rng_state(state)
+            for parameter in self.parameters():
+                parameter.grad = None
+        return super().step(*args, **kwargs)
 
 
 @pytest.hookimpl(tryfirst=True)

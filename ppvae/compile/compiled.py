@@ -6,9 +6,9 @@ Pyro's.
 
 What the graph reads besides the batch (parameters, buffers, a KL weight that a schedule updates in place) becomes an
 input that is passed by reference, so its new values count. What Python decided while tracing is guarded: numbers and
-flags on the modules, and values that were asked of tensors. The first run of every graph is compared with the eager
-computation. Where a guard fails, or tracing, or the comparison, the computation runs eagerly, after one warning that
-says why: slower, never wrong.
+flags on the modules, and values that were asked of tensors. The first runs of every graph, and a few later ones, are
+compared with the eager computation. Where a guard fails, or tracing, or the comparison, the computation runs eagerly,
+after one warning that says why: slower, never wrong.
 
 On a GPU the kernels of the graph, and of what finishes it (the optimizer's step), are recorded as one CUDA graph.
 """
@@ -170,8 +170,8 @@ class Compiled:
         if found is None:
             outputs, layout = self._compute(values)
             return self._finished(outputs, layout), layout
-        graph, outputs = found
-        finished = outputs if graph.finishes else self._finished(outputs, graph.layout)
+        graph, outputs, is_finished = found
+        finished = outputs if is_finished else self._finished(outputs, graph.layout)
         return (finished if graph.recording is None else _copies(finished)), graph.layout
 
     @property
@@ -191,30 +191,32 @@ class Compiled:
     def _finished(self, outputs: Sequence[Tensor], layout: Any) -> Sequence[Tensor]:
         return outputs if self._finish is None else self._finish(outputs, layout)
 
-    def _compiled(self, args: Arguments) -> tuple[Graph, Sequence[Tensor]] | None:
-        """What a graph gives, the first time beside the eager computation; None where that is to be taken instead."""
+    def _compiled(self, args: Arguments) -> tuple[Graph, Sequence[Tensor], bool] | None:
+        """A graph, what it gives, and whether that is finished; None where the computation is to run eagerly."""
         graph = self._graph(args)
         if graph is None:
             return None
         answers = graph.ask(args)
         if not graph.accepts(answers):  # what was compiled just now is of other values than were read before
             return None
-        outputs = graph.run(args, answers, self._finish) if graph.verified else self._verified(graph, args, answers)
+        due = graph.is_due
+        outputs = self._verified(graph, args, answers) if due else graph.run(args, answers, self._finish)
         self._hits += outputs is not None
+        graph.uses += outputs is not None
         if outputs is None:
             self._misses += 1
             if self._misses > MAX_MISSES + self._hits:
                 line = graph.reader(answers)
                 raise UncompilableError(f"what is read at {line} keeps changing, and is known too late")
             return None
-        return graph, outputs
+        return graph, outputs, graph.finishes and not due
 
     def _verified(self, graph: Graph, args: Arguments, answers: Answers) -> Sequence[Tensor] | None:
-        """Compares the first run of a graph with the eager computation.
+        """Compares a run of a graph with the eager computation.
 
         Where they differ, what rounding alone can do to this computation is found out: its own of nudged parameters. A
         discrete draw may fall otherwise where its probability is rounded otherwise: it takes two differences, on two
-        calls, to find a compiler wrong.
+        calls in a row, to find a compiler wrong.
 
         Raises:
             UncompilableError: where they differ for the second time.
@@ -239,7 +241,7 @@ class Compiled:
         if tried and not graph.verified:
             difference = differs(tried[0], nudged_once=self._nudged(args, graph.written))
             graph.verified = difference is None
-            graph.differences += difference is not None
+            graph.differences = 0 if difference is None else graph.differences + 1
             if graph.differences > 1:
                 raise UncompilableError(f"compiled, {difference} differs from what it is eagerly")
             found = self._run_where(graph, args, answers, lambda _: True) if graph.verified else None
@@ -253,7 +255,7 @@ class Compiled:
         inside = self._written()
         with state_unchanged(self._modules, [], [*graph.written, *inside]) as keep:
             before = [tensor.detach().clone() for tensor in inside]
-            found = graph.run(args, answers, None)
+            found = graph.run(args, answers, None, record=False)
             if found is None or not accepts([*found, *(tensor.detach().clone() for tensor in graph.written)]):
                 return None
             if inside and self._finish is not None:
@@ -375,6 +377,8 @@ class Compiled:
 
     def _what_is_new(self, args: Arguments) -> str:
         """What sets these arguments apart from those that a graph was made for."""
+        if not self._graphs:
+            return "there are more kinds of arguments"
         graph = self._graphs[-1]
         place = args.difference(graph.kind, graph.numbers)
         if place is None:

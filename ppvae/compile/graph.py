@@ -22,6 +22,10 @@ Answers = tuple[Answer, ...]
 """What Python reads, in order."""
 
 
+COMPARED_AGAIN = (2, 10, 100, 1000)
+"""The runs of a graph that are compared with eager ones, besides the first: what counts later alone shows there."""
+
+
 class Finish(Protocol):
     """What is done with the outputs of a computation each time, e.g. an optimizer's step."""
 
@@ -54,7 +58,8 @@ class Graph:
     Attributes:
         contents: what the modules held.
         trusted: whether the computation's Python is known to do what it did.
-        verified: whether its numbers were compared with the eager ones.
+        verified: whether its numbers were the eager ones when they were last compared.
+        uses: how many calls it has answered.
         written: tensors that the computation writes to.
         kind: of the arguments of that run.
         numbers: among them.
@@ -77,6 +82,7 @@ class Graph:
         self.numbers = dict(args.numbers)
         self.trusted = True
         self.verified = False
+        self.uses = 0
         self.differences = 0
         self.written: list[Tensor] = []
         self.finishes = False
@@ -91,6 +97,11 @@ class Graph:
         self._asked, self._early = traced.take_early_reads()
         self._accepted = dict([self._split(traced.answers)])
         self._function: Callable[..., Any] = compile_graph(traced.module, [*args.tensors, *inputs])
+
+    @property
+    def is_due(self) -> bool:
+        """Whether its next run is to be compared with the eager computation."""
+        return not self.verified or self.uses + 1 in COMPARED_AGAIN
 
     def takes(self, numbers: Mapping[int, Real]) -> bool:
         """Whether it is right of the numbers among some arguments."""
@@ -131,13 +142,16 @@ class Graph:
         self.trusted = self.adopt(again)
         return self.trusted
 
-    def run(self, args: Arguments, answers: Answers, finish: Finish | None) -> Sequence[Tensor] | None:
+    def run(
+        self, args: Arguments, answers: Answers, finish: Finish | None, *, record: bool = True
+    ) -> Sequence[Tensor] | None:
         """Runs the graph; where it `finishes` itself, also what comes after.
 
         Args:
             args: arguments that it takes.
             answers: what Python reads of them.
             finish: what comes after.
+            record: whether to run as a recording, where that is possible.
 
         Returns:
             What was computed; None where Python would have read other values than it did while tracing. Nothing has
@@ -146,11 +160,11 @@ class Graph:
         tensors, late = args.tensors, self._accepted[answers]
         self._runs += 1
         if not late:
-            self._record(tensors, finish)
+            if record:
+                self._record(tensors, finish)
+            recorded = self.recording if record else None
             with torch.no_grad():
-                return (
-                    self.recording(tensors) if self.recording is not None else self._function(*tensors, *self._inputs)
-                )
+                return self._function(*tensors, *self._inputs) if recorded is None else recorded(tensors)
         with torch.no_grad(), state_unchanged(self._modules, [], self.written) as keep:
             outputs = self._function(*tensors, *self._inputs)
             if tuple(map(answer_of, outputs[-len(late) :])) != late:

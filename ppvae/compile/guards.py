@@ -35,11 +35,10 @@ class Contents:
         tree = (module for root in modules for module in root.modules())
         chosen = [vars(module)[name] for module in tree for name in only]
         containers, keyed = (list(chosen), []) if only else _containers(modules)
-        self._dicts = [container for container in containers if isinstance(container, dict)]
+        self._containers = containers
         self._keyed: list[Any] = keyed
-        self._lists = [container for container in containers if not isinstance(container, dict)]
         self._held = [(container, _values(container)) for container in containers]
-        self._everything = self._all_values()
+        self._note()
 
     def tensors(self) -> list[Tensor]:
         """The tensors among the values that need no gradient, which a computation may write to."""
@@ -48,9 +47,10 @@ class Contents:
 
     def changed(self) -> str | None:
         """The name of something that is no longer what it was; None where nothing changed."""
-        now = self._all_values()
-        if len(now) == len(self._everything) and all(map(operator.is_, now, self._everything)):
-            return None  # the common case, quickly
+        if list(map(len, self._containers)) == self._sizes:  # the common case, quickly; most are empty
+            now = self._all_values()
+            if len(now) == len(self._everything) and all(map(operator.is_, now, self._everything)):
+                return None
         for container, before in self._held:
             values = _values(container)
             if len(values) != len(before):
@@ -58,14 +58,19 @@ class Contents:
             for (name, a), (name_before, b) in zip(values.items(), before.items(), strict=True):
                 if name != name_before or not (a is b or (isinstance(a, bool | int | float | str) and a == b)):
                     return f"the attribute {name!r}"
-        self._everything = self._all_values()  # what changed is bookkeeping
+        self._note()  # what changed is bookkeeping
         return None
 
-    def _all_values(self) -> list[Any]:
-        return list(chain(self._lengths(), *map(dict.values, self._dicts), *self._keyed, *self._lists))
+    def _note(self) -> None:
+        """Notes what all of it is now."""
+        filled = [container for container in self._containers if len(container)]
+        self._dicts = [container for container in filled if isinstance(container, dict)]
+        self._lists = [container for container in filled if not isinstance(container, dict)]
+        self._sizes = list(map(len, self._containers))
+        self._everything = self._all_values()
 
-    def _lengths(self) -> Iterator[int]:
-        return chain(map(len, self._dicts), map(len, self._lists))
+    def _all_values(self) -> list[Any]:
+        return list(chain(*map(dict.values, self._dicts), *self._keyed, *self._lists))
 
 
 _OF_A_MODULE = frozenset(vars(nn.Module()))

@@ -1,4 +1,4 @@
-"""A compiler is not believed unseen: the first run of every graph is compared with the eager computation.
+"""A compiler is not believed unseen: the first runs of a graph, and a few later ones, are compared with eager ones.
 
 Both start from the same random state, buffers and parameters. What a computation returns and what it leaves behind in
 buffers must agree up to rounding. How much rounding can make of a number that is a small difference of large ones, such

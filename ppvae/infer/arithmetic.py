@@ -43,6 +43,11 @@ class Formula:
     update: Callable[[Tensor, Tensor, dict[str, Tensor], Sequence[Tensor], Flags], None]
 
 
+def _normal(tensor: Tensor) -> Tensor:
+    """Zero in place of denormal numbers, where moments without a gradient end: a CPU is slow with them."""
+    return torch.where(tensor.abs() < torch.finfo(tensor.dtype).tiny, 0.0, tensor)
+
+
 def _adam_flags(group: Options) -> Flags | None:
     if group["differentiable"] or group["capturable"]:
         return None
@@ -69,8 +74,8 @@ def _adam(
     before = parameter * kept if decoupled else parameter
     if decays and not decoupled:
         gradient = gradient + decay * parameter
-    mean = state["exp_avg"] + weight1 * (gradient - state["exp_avg"])
-    square = beta2 * state["exp_avg_sq"] + weight2 * gradient * gradient
+    mean = _normal(state["exp_avg"] + weight1 * (gradient - state["exp_avg"]))
+    square = _normal(beta2 * state["exp_avg_sq"] + weight2 * gradient * gradient)
     largest = torch.maximum(state["max_exp_avg_sq"], square) if amsgrad else square
     parameter.copy_(before - size * mean / (largest.sqrt() * of_root + eps))
     new = {"step": state["step"] + 1, "exp_avg": mean, "exp_avg_sq": square, "max_exp_avg_sq": largest}
@@ -97,7 +102,7 @@ def _sgd(
     if decays:
         gradient = gradient + decay * parameter
     if has_momentum:
-        velocity = momentum * state["momentum_buffer"] + gradient
+        velocity = _normal(momentum * state["momentum_buffer"] + gradient)
         gradient = gradient + momentum * velocity if nesterov else velocity
         state["momentum_buffer"].copy_(velocity)
     parameter.copy_(parameter - rate * gradient)
@@ -193,7 +198,7 @@ def signature(optimizer: torch.optim.Optimizer, *, clips: bool) -> tuple[Any, ..
     if (formula := FORMULAS.get(type(optimizer))) is None:
         return None
     groups = (
-        (formula.flags(group), *((id(p), p.dtype, p.device, p.stride()) for p in group["params"]))
+        (formula.flags(group), *[(id(p), p.is_cpu, p.dtype) for p in group["params"]])
         for group in optimizer.param_groups
     )
     return (type(optimizer), clips, *groups)

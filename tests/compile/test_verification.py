@@ -17,6 +17,7 @@ from torch import nn
 
 import ppvae
 from ppvae.compile.verification import first_difference, nudged
+from ppvae.infer import SVI
 from tests.compile.compiling import N, binary, compiled_graphs, make_vae, train
 
 
@@ -263,3 +264,58 @@ def test_nudged_parameters_come_back():
         torch.testing.assert_close(tensors, before, rtol=1e-6, atol=0.0)
     assert all(torch.equal(a, b) for a, b in zip(tensors, before, strict=True))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+class Annealed(nn.Module):
+    """A pair with a term whose weight, a tensor that is written to from outside, is zero at first."""
+
+    def __init__(self):
+        super().__init__()
+        self.loc = nn.Parameter(torch.tensor(0.5))
+        self.weight = torch.zeros(())
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(self.loc, 1.0))
+            ppvae.loss_term("penalty", self.weight * z.exp())
+
+
+def annealed_steps(compile, steps):
+    torch.manual_seed(0)
+
+    def anneal(svi, i):
+        svi.model.__self__.weight.fill_(0.0 if i < 4 else 1.0)
+
+    x, options = torch.linspace(-1, 1, N), {"optim": partial(torch.optim.SGD, lr=1e-3), "before_step": anneal}
+    return train(Annealed(), Trace_ELBO(), [(x,)], compile=compile, steps=steps, **options)
+
+
+def test_a_compiler_that_is_wrong_behind_a_zero_factor_is_found_at_a_later_run(monkeypatch):
+    def fault(outputs, inputs, run):
+        weight = next(t for t in inputs if t.dim() == 0 and not t.requires_grad)
+        outputs[0] = outputs[0] * (1 + 0.1 * weight)
+
+    plant(monkeypatch, fault)
+    with pytest.warns(UserWarning, match="not compiled, runs eagerly: compiled, the term loss differs"):
+        losses, _, svi = annealed_steps(True, 16)
+    expected, _, _ = annealed_steps(False, 16)
+    assert losses[:4] == pytest.approx(expected[:4], rel=1e-6)  # while the weight was zero
+    assert losses[10:] == pytest.approx(expected[10:], rel=1e-6)  # from the tenth run on
+    assert compiled_graphs(svi) == 0
+
+
+def test_later_runs_are_compared_too_and_no_other(monkeypatch):
+    plant(monkeypatch, lambda outputs, inputs, run: None)
+    torch.manual_seed(0)
+    pair, x = Annealed(), torch.linspace(-1, 1, N)
+    svi = SVI(pair.model, pair.guide, partial(torch.optim.SGD, lr=1e-3), Trace_ELBO(), compile=True)
+    calls, compute = [], svi._gradient
+    svi._gradient = lambda *args, **kwargs: (calls.append(svi._steps), compute(*args, **kwargs))[1]
+    for _ in range(120):  # the first step is eager, so that a graph's run k is step k
+        svi.step(x)
+    assert sorted(set(calls)) == [0, 1, 2, 10, 100]

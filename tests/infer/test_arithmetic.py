@@ -198,3 +198,17 @@ def test_the_rows_of_numbers_fit():
     for make in OPTIMIZERS.values():
         optimizer = make([nn.Parameter(torch.ones(2))])
         Arithmetic(optimizer, clips=False).settle(optimizer, None)
+
+
+@pytest.mark.parametrize("name", ["adam", "momentum"])
+def test_moments_without_a_gradient_end_at_zero(name):
+    """And not among denormal numbers, with which a CPU computes a hundred times slower."""
+    parameter = nn.Parameter(torch.ones(2))
+    optimizer = OPTIMIZERS[name]([parameter], weight_decay=0.0)
+    arithmetic = Arithmetic(optimizer, clips=False)
+    for gradient in [torch.ones(2), *[torch.tensor([0.0, 1.0])] * 1200]:
+        arithmetic.settle(optimizer, None)
+        arithmetic.take([parameter], [gradient])
+    moment = optimizer.state[parameter]["exp_avg" if name == "adam" else "momentum_buffer"]
+    assert moment[0] == 0
+    assert moment[1] > 0.5
