@@ -4,11 +4,12 @@
 initial value where there is none. After a training the store therefore lists the pair's own parameters. They are lent:
 whatever ppvae runs sees a store without them (`users_store`), so that two pairs with equal names do not meet, and a
 pair that is trained later lends its own in their place. Pyro sees names alone: a warning says so where both pairs are
-still there.
+still there. A pair that is evaluated, one loaded from a file, lends what no other has lent.
 """
 
 from __future__ import annotations
 
+import gc
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping
@@ -33,26 +34,40 @@ _LOANS: dict[str, _Loan] = {}
 """The last loan of each name; one that the store does not hold any more has ended."""
 
 
+_WARNED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Those that took the place of another which was still there: one warning each."""
+
+
+def _is_there(other: weakref.ref[nn.Module], lender: nn.Module) -> bool:
+    """Whether there is another lender, also once reference cycles that nobody uses any more are gone."""
+    if other() is not None and other() is not lender:
+        gc.collect()
+    return other() is not None and other() is not lender
+
+
 def is_lent(store: StoreContents, name: str) -> bool:
     """Whether what the store holds under a name is lent by a pair."""
     return name in _LOANS and name in store.values and store.values[name] is _LOANS[name].parameter()
 
 
-def lend(lender: nn.Module, parameters: Mapping[str, tuple[nn.Parameter, Constraint]]) -> None:
+def lend(
+    lender: nn.Module, parameters: Mapping[str, tuple[nn.Parameter, Constraint]], *, in_place_of_others: bool
+) -> None:
     """Lists parameters in Pyro's store, but for names of which the user has a value there.
 
     Args:
         lender: the module that they are of.
         parameters: each with its constraint, by its name in Pyro.
+        in_place_of_others: whether also those that another lends.
     """
     store = StoreContents.now()
     if not store.is_users:
         return
     for name, (parameter, constraint) in parameters.items():
-        if is_lent(store, name):
+        if in_place_of_others and is_lent(store, name):
             value, _ = store.take(name)
-            other = _LOANS[name].lender()
-            if value is not parameter and other is not None and other is not lender:
+            if value is not parameter and lender not in _WARNED and _is_there(_LOANS[name].lender, lender):
+                _WARNED.add(lender)
                 warnings.warn(
                     f"pyro.param {name!r} is a value of two trained pairs: Pyro's own tools, which go by names, see "
                     "that of the pair trained last from here on; ppvae's see of each its own",

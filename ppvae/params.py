@@ -318,12 +318,21 @@ def local_params(pair: nn.Module, *, attach: bool = True) -> Iterator[None]:
         yield
 
 
-def lend_params(pair: nn.Module) -> None:
-    """Lends the `pyro.param` values of a trained pair to Pyro's store, for Pyro's own tools."""
+def lend_params(pair: nn.Module, *, trained: bool) -> None:
+    """Lends the `pyro.param` values of a pair to Pyro's store, for Pyro's own tools.
+
+    Args:
+        pair: that has run.
+        trained: whether it was trained, and its values count before those of other pairs.
+    """
     home = pair._modules.get(HOME)
     if isinstance(home, PyroParams):
         names = [name for name in home if name in home._constraints and "$$$" not in name]
-        lend(home, {name: (home.unconstrained(name), home._constraints[name]) for name in names})
+        lend(
+            home,
+            {name: (home.unconstrained(name), home._constraints[name]) for name in names},
+            in_place_of_others=trained,
+        )
 
 
 def baselines() -> dict[str, Tensor]:

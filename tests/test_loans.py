@@ -80,9 +80,20 @@ def test_fit_lends_too():
     assert stored() == own(pair)
 
 
-def test_evaluation_lends_nothing():
+def test_evaluation_lends_nothing_of_an_untrained_pair():
     ppvae.evaluate.log_evidence(Located(), X, num_samples=5)
     assert not stored()
+
+
+def test_a_loaded_pair_lends_once_it_has_run(tmp_path):
+    path = ppvae.save(train(Located()), tmp_path / "pair.safetensors")
+    pyro.clear_param_store()
+    pair = ppvae.load(Located(), path)
+    ppvae.evaluate.log_evidence(pair, X, num_samples=5)
+    assert stored() == own(pair)
+    other = ppvae.load(Located(), path)
+    ppvae.evaluate.log_evidence(other, X, num_samples=5)
+    assert pyro.param("loc").unconstrained() is pair.pyro_params.unconstrained("loc")
 
 
 def test_pyro_s_svi_trains_the_pair_on():

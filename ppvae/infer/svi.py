@@ -195,7 +195,7 @@ class SVI(pyro.infer.SVI):
                 with module_local(), LocalParams(self._owners[0], attach=True):
                     yield
             finally:
-                lend_params(self._owners[0])
+                lend_params(self._owners[0], trained=True)
 
     def update(self, *args: Any, weight: float | None = None, check: bool = False) -> StepTerms:
         """Takes one gradient step; with `Trace_ELBO` and its like nothing is read back from the device.
@@ -217,6 +217,9 @@ class SVI(pyro.infer.SVI):
         """The tensors that are trained, in a fixed order."""
         if not self._parameters:
             self._parameters = [parameter for _, parameter in self.named_parameters()]
+            for p in self._parameters:
+                if any(step == 0 and size > 1 for step, size in zip(p.stride(), p.shape, strict=True)):
+                    p.data = p.data.contiguous()  # an expanded initial value, as one in Pyro's store is
         return self._parameters
 
     def named_parameters(self) -> list[tuple[str, Tensor]]:

@@ -13,7 +13,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ppvae.isolation import isolated
 from ppvae.pair import Batch, device_of
-from ppvae.params import LocalParams, module_local
+from ppvae.params import LocalParams, lend_params, module_local
 from ppvae.rng import forked_rng
 
 
@@ -48,6 +48,7 @@ def evaluating(
         params or LocalParams(pair, attach=attach),
     ):
         yield
+    lend_params(pair, trained=False)
 
 
 @contextmanager

@@ -217,3 +217,24 @@ def test_a_name_of_the_user_s_that_only_a_module_s_parameter_has_is_not_shared()
     twenty_steps(SVI(model, guide, ADAM, Trace_ELBO()), x)
     assert {name for name, _ in model.named_parameters()} == {"loc", "scale_unconstrained"}
     assert not torch.equal(model.loc, guide.loc)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_expanded_parameters_of_modules_are_trained_element_by_element(compile):
+    class Guide(PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.loc = PyroParam(lambda: torch.tensor(0.5).expand(3))
+            self.scale = PyroParam(torch.ones(1, 1).expand(1, 3)[0], constraint=dist.constraints.positive)
+
+        def model(self, x):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 0.1).to_event(1), obs=x)
+
+        def guide(self, x):
+            pyro.sample("z", dist.Normal(self.loc, self.scale).to_event(1))
+
+    x = torch.tensor([-1.0, 0.0, 2.0])
+    pair = Guide()
+    twenty_steps(SVI(pair.model, pair.guide, ADAM, Trace_ELBO(), compile=compile), x)
+    assert pair.loc[0] < pair.loc[1] < pair.loc[2]
