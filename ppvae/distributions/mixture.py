@@ -132,11 +132,6 @@ class VampPrior(nn.Module):
             return
         start = start if start.is_floating_point() else start.to(torch.get_default_dtype())
         if self.bounds is not None:
-            if start.min() < self.bounds[0] or start.max() > self.bounds[1]:
-                raise ValueError(
-                    f"pseudo_inputs must lie within bounds {self.bounds}, as the data do, got values from "
-                    f"{float(start.min()):.4g} to {float(start.max()):.4g}; bounds=None is of data without any"
-                )
             (low, high), margin = self.bounds, 0.01 * (self.bounds[1] - self.bounds[0])
             start = start.clamp(low + margin, high - margin)
         self.pseudo = nn.Parameter(start)

@@ -312,8 +312,13 @@ class Trainer:
         whole = self.valid.whole
         with self.random.kept():
             for batch in self.valid.epoch(0) if whole is None else [whole]:
-                for draws in importance_draws(self.pair, batch, num_samples=1, seed=self.seed):
-                    total += self._sum_of(draws, batch)
+                try:
+                    for draws in importance_draws(self.pair, batch, num_samples=1, seed=self.seed):
+                        total += self._sum_of(draws, batch)
+                except ValueError as error:
+                    if cause := nonfinite_rows(batch, "valid"):
+                        raise NonFiniteError(f"{cause}{error}") from error
+                    raise
                 count += check_batch(batch, name="valid")
         return total / count
 

@@ -124,7 +124,7 @@ def test_guide_against_nuts_in_one_dimension_is_two_histograms():
         (lambda: plot.sbc_ecdf(-torch.ones(5).long(), np.ones(9), np.ones(9)), "from -1 to -1, expected"),
         (lambda: plot.sbc_ecdf(uniform(5, 9, 2), np.ones(10), np.ones(10), names=["z"]), "names: got 1, .* of 2"),
         (lambda: plot.rank_histogram(uniform(5, 9, 25), 9), "ranks: got 25 dimensions, expected at most 24"),
-        (lambda: plot.rank_histogram(uniform(5, 9), 9, num_bins=0), "num_bins: got 0, expected at least 1"),
+        (lambda: plot.rank_histogram(uniform(5, 9), 9, num_bins=0), "num_bins: got 0, expected a whole number >= 1"),
         (lambda: plot.rank_histogram(torch.zeros(5, 2, 2).long(), 9), r"ranks: got shape \(5, 2, 2\)"),
         (lambda: plot.guide_against_nuts(torch.zeros(5, 2), torch.zeros(5)), r"got shapes \(5, 2\) and \(5, 1\)"),
         (lambda: plot.guide_against_nuts(torch.zeros(5), torch.zeros(1)), "s and t at least 2"),

@@ -151,7 +151,7 @@ def test_runs_are_compared_on_one_panel():
     ("histories", "message"),
     [
         ({}, "got none"),
-        ({"a": full_history(), "b": [{"loss": 1.0}]}, r"got columns \['loss'\] in 'b', expected values in 'elbo'"),
+        ({"a": full_history(), "b": [{"loss": 1.0}]}, r"got 'elbo', expected one with values in 'b', of \['loss'\]"),
     ],
 )
 def test_runs_that_cannot_be_compared(histories, message):

@@ -170,7 +170,7 @@ def test_traversal_labels_as_many_columns_as_have_room_evenly(steps, expected):
         (lambda: plot.samples(torch.full((1, 2, 2), torch.nan)), "images: got 4 nan or infinite"),
         (
             lambda: plot.samples(torch.zeros(1, 2, 2), num_columns=0),
-            "num_columns: got 0, expected at least 1",
+            "num_columns: got 0, expected a whole number >= 1",
         ),
         (
             lambda: plot.reconstructions(torch.zeros(3, 8, 8), torch.zeros(2, 8, 8)),

@@ -226,7 +226,6 @@ def of_nets() -> list[Function]:
                 "pseudo_inputs": v.NO_DENSE_TENSOR
                 | {
                     "narrow": lambda: v.x(20, 5),
-                    "outside": lambda: 3 * v.x() + 1,
                     "nan": lambda: v.changed(float("nan")),
                 }
                 | {"0-d": lambda: torch.tensor(1.0), "empty": lambda: v.x(0)},
