@@ -66,12 +66,14 @@ class PyroOptimizers:
                 if parameter not in self._optim.optim_objs:
                     make_optimizer(self._optim, parameter, self._known.names[parameter])
         optimizers = [_plain(self._optim.optim_objs[p]) for p in parameters]
-        if not optimizers or not all(map(_fusable, optimizers, parameters)):
+        sparse = any(p.grad is not None and p.grad.is_sparse for p in parameters)
+        if not optimizers or sparse or any(map(hooked_steps, optimizers)):
             return None
         options = [optimizer.param_groups[0] for optimizer in optimizers]
         states = [optimizer.state[p] for optimizer, p in zip(optimizers, parameters, strict=True)]
         if options != self._options or not all(map(operator.is_, states, self._states)):
-            self._joint = _joined(type(optimizers[0]), parameters, options, states)
+            fused = all(fuses(optimizer, [p]) for optimizer, p in zip(optimizers, parameters, strict=True))
+            self._joint = _joined(type(optimizers[0]), parameters, options, states) if fused else None
             self._options, self._states = [dict(group) for group in options], states
         return self._joint
 
@@ -114,11 +116,6 @@ def _named_state(optim: Any) -> dict[str, Any]:
 def _plain(optimizer: Any) -> Any:
     """The optimizer itself, of one inside a scheduler."""
     return getattr(optimizer, "optimizer", optimizer)
-
-
-def _fusable(optimizer: torch.optim.Optimizer, parameter: Tensor) -> bool:
-    """Whether torch's fused kernel may take this optimizer's step."""
-    return not hooked_steps(optimizer) and fuses(optimizer, [parameter])
 
 
 def _joined(
