@@ -29,7 +29,7 @@ from tqdm import tqdm
 from ppvae._internals import handlers
 from ppvae.compile.arguments import Arguments, TooLongError, UncompilableError
 from ppvae.compile.cuda_graph import recordable
-from ppvae.compile.graph import Answers, Finish, Graph, Kind, first_line
+from ppvae.compile.graph import Answers, Finish, Graph, Kind, first_line, what_is_new
 from ppvae.compile.guards import Contents, Kept, fingerprint, modules_that_run, state_unchanged
 from ppvae.compile.inductor import build_headers
 from ppvae.compile.tracing import MAX_OPERATIONS, Computation, Traced, check_same, trace
@@ -168,7 +168,8 @@ class Compiled:
             news, self._news = self._news, ""
             warnings.warn(news, stacklevel=4)
         if found is None:
-            outputs, layout = self._compute(values)
+            with self._bookkeeping():
+                outputs, layout = self._compute(values)
             return self._finished(outputs, layout), layout
         graph, outputs, is_finished = found
         finished = outputs if is_finished else self._finished(outputs, graph.layout)
@@ -245,7 +246,6 @@ class Compiled:
             if graph.differences > 1:
                 raise UncompilableError(f"compiled, {difference} differs from what it is eagerly")
             found = self._run_where(graph, args, answers, lambda _: True) if graph.verified else None
-        graph.contents = Contents(self._modules)  # what Python left on modules is bookkeeping, as it was while tracing
         return found
 
     def _run_where(
@@ -305,7 +305,9 @@ class Compiled:
     def _known(self, args: Arguments) -> Kind:
         """What there is for this kind of arguments."""
         kind = self._kind(args)
-        if kind not in self._kinds and self._has_room():
+        if (known := self._kinds.get(kind)) is not None:
+            return known
+        if self._has_room():
             self._settle(args)
             kind = self._kind(args)
         if len(self._kinds) >= MAX_KINDS and kind not in self._kinds:
@@ -351,7 +353,7 @@ class Compiled:
     def _new_graph(self, known: Kind, args: Arguments) -> Graph | None:
         """Compiles for these arguments; None where there are too many graphs, or too few calls for a long one."""
         if not self._has_room(MAX_GRAPHS if known.calls < FREQUENT else MAX_FREQUENT_GRAPHS):
-            self._tell(f"{self._what_is_new(args)} than are compiled")
+            self._tell(f"{what_is_new(args, self._graphs)} than are compiled")
             return None
         if known.calls * OPERATIONS_A_CALL < self._longest:
             return None
@@ -374,19 +376,6 @@ class Compiled:
         of_one_number = [other for other in known.graphs if other.lifted != graph.lifted and graph.takes(other.numbers)]
         known.graphs = [graph, *(other for other in known.graphs if other not in of_one_number)]
         return graph
-
-    def _what_is_new(self, args: Arguments) -> str:
-        """What sets these arguments apart from those that a graph was made for."""
-        if not self._graphs:
-            return "there are more kinds of arguments"
-        graph = self._graphs[-1]
-        place = args.difference(graph.kind, graph.numbers)
-        if place is None:
-            return "what surrounds the computation takes more forms"
-        if place not in args.numbers:
-            return f"{args.name(place)} comes in more kinds (shapes, keys, absent values)"
-        lines = sorted({line for graph in self._graphs for line in graph.traced.tape.readers.values()})
-        return f"{args.name(place)} takes more values{f', which are read at {lines[0]},' if lines else ''}"
 
     def _tell(self, reason: str) -> None:
         """Says once that some calls run eagerly, and why."""
@@ -421,10 +410,18 @@ class Compiled:
             return traced
 
     @contextmanager
+    def _bookkeeping(self) -> Iterator[None]:
+        """What the computation's Python leaves on modules inside is as good for graphs as it was while tracing."""
+        current = [graph for graph in self._graphs if graph.contents.changed() is None]
+        yield
+        for graph in current:
+            graph.contents = Contents(self._modules)
+
+    @contextmanager
     def _unchanged(self) -> Iterator[None]:
         """Whatever runs inside leaves no trace: not in the random state, nor in any tensor that modules hold."""
         tensors = [*Contents(self._modules).tensors(), *self._written()]
-        with baselines_kept(), state_unchanged(self._modules, self._parameters(), tensors):
+        with self._bookkeeping(), baselines_kept(), state_unchanged(self._modules, self._parameters(), tensors):
             yield
 
     def _compile(self, first: Traced, args: Arguments, lifted: Sequence[int]) -> Graph:

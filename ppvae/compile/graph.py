@@ -228,6 +228,19 @@ class Kind:
         return sorted(self.lifted - self.fixed)
 
 
+def what_is_new(args: Arguments, graphs: Sequence[Graph]) -> str:
+    """What sets some arguments apart from those that graphs were made for."""
+    if not graphs:
+        return "there are more kinds of arguments"
+    place = args.difference(graphs[-1].kind, graphs[-1].numbers)
+    if place is None:
+        return "what surrounds the computation takes more forms"
+    if place not in args.numbers:
+        return f"{args.name(place)} comes in more kinds (shapes, keys, absent values)"
+    lines = sorted({line for graph in graphs for line in graph.traced.tape.readers.values()})
+    return f"{args.name(place)} takes more values{f', which are read at {lines[0]},' if lines else ''}"
+
+
 def first_line(error: Exception) -> str:
     """The first line of what an error says."""
     return str(error).strip().split("\n")[0] or type(error).__name__

@@ -1,8 +1,10 @@
 """The step of torch's own optimizers as operations on tensors: what a compiled graph holds after the gradient.
 
 What changes from step to step (learning rates, bias corrections, the norm that gradients are clipped to) are numbers in
-a table that is filled before each step; states are the optimizer's own tensors, written in place. So schedules, options
+tables that are filled before each step; states are the optimizer's own tensors, written in place. So schedules, options
 and states that are set between steps count, and a step by the optimizer itself goes on from where the graph stands.
+
+Every parameter adds some twenty operations to a graph, which a compiler takes its time for.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ Options = dict[str, Any]
 Flags = tuple[bool, ...]
 """What of a group decides which operations there are."""
 
-COLUMNS = 8
-"""How many numbers the step of a parameter takes at most."""
+MAX_PARAMETERS = 32
+"""Of more, the optimizer takes the step itself: a large net's step is long, and so would be the compilation."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +35,16 @@ class Formula:
     Attributes:
         flags: of a group; None where the operations are not known.
         states: the names of the states that a group with these flags has.
-        numbers: what a step takes: of a group, and of how many steps there are with it.
-        update: takes the step of a parameter: its gradient, states, numbers and flags.
+        numbers: what a step takes of a group.
+        paces: what it takes of a group and of how many steps a parameter has with it.
+        update: takes the step of a parameter: its gradient, states, numbers, paces and flags.
     """
 
     flags: Callable[[Options], Flags | None]
     states: Callable[[Flags], tuple[str, ...]]
-    numbers: Callable[[Options, float], list[float]]
-    update: Callable[[Tensor, Tensor, dict[str, Tensor], Sequence[Tensor], Flags], None]
+    numbers: Callable[[Options], list[float]]
+    paces: Callable[[Options, float], list[float]]
+    update: Callable[[Tensor, Tensor, dict[str, Tensor], Sequence[Tensor], Sequence[Tensor], Flags], None]
 
 
 def _normal(tensor: Tensor) -> Tensor:
@@ -59,28 +63,39 @@ def _adam_states(flags: Flags) -> tuple[str, ...]:
     return ("step", "exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if flags[0] else ()))
 
 
-def _adam_numbers(group: Options, step: float) -> list[float]:
-    rate, decay, (beta1, beta2) = float(group["lr"]), float(group["weight_decay"]), map(float, group["betas"])
-    size, root = rate / (1 - beta1**step), (1 - beta2**step) ** 0.5
-    return [1 - beta1, beta2, 1 - beta2, size, 1 / root, group["eps"], decay, 1 - rate * decay]
+def _adam_numbers(group: Options) -> list[float]:
+    (beta1, beta2), rate, decay = map(float, group["betas"]), float(group["lr"]), float(group["weight_decay"])
+    return [1 - beta1, beta2, 1 - beta2, group["eps"], decay, 1 - rate * decay]
+
+
+def _adam_paces(group: Options, step: float) -> list[float]:
+    beta1, beta2 = map(float, group["betas"])
+    return [float(group["lr"]) / (1 - beta1**step), (1 - beta2**step) ** -0.5]
 
 
 def _adam(
-    parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], numbers: Sequence[Tensor], flags: Flags
+    parameter: Tensor,
+    gradient: Tensor,
+    state: dict[str, Tensor],
+    numbers: Sequence[Tensor],
+    paces: Sequence[Tensor],
+    flags: Flags,
 ) -> None:
     amsgrad, maximizes, decays, decoupled = flags
-    weight1, beta2, weight2, size, of_root, eps, decay, kept = numbers
+    weight1, beta2, weight2, eps, decay, kept = numbers
+    size, correction = paces
     gradient = -gradient if maximizes else gradient
     before = parameter * kept if decoupled else parameter
     if decays and not decoupled:
         gradient = gradient + decay * parameter
     mean = _normal(state["exp_avg"] + weight1 * (gradient - state["exp_avg"]))
-    square = _normal(beta2 * state["exp_avg_sq"] + weight2 * gradient * gradient)
+    square = beta2 * state["exp_avg_sq"] + weight2 * gradient * gradient
     largest = torch.maximum(state["max_exp_avg_sq"], square) if amsgrad else square
-    parameter.copy_(before - size * mean / (largest.sqrt() * of_root + eps))
-    new = {"step": state["step"] + 1, "exp_avg": mean, "exp_avg_sq": square, "max_exp_avg_sq": largest}
-    for name, tensor in state.items():
-        tensor.copy_(new[name])
+    parameter.copy_(before - size * mean / (largest.sqrt() * correction + eps))
+    state["exp_avg"].copy_(mean)
+    state["exp_avg_sq"].copy_(square)
+    if amsgrad:
+        state["max_exp_avg_sq"].copy_(largest)
 
 
 def _sgd_flags(group: Options) -> Flags | None:
@@ -89,15 +104,20 @@ def _sgd_flags(group: Options) -> Flags | None:
     return group["momentum"] != 0, group["maximize"], group["weight_decay"] != 0, group["nesterov"]
 
 
-def _sgd_numbers(group: Options, step: float) -> list[float]:
+def _sgd_numbers(group: Options) -> list[float]:
     return [float(group["lr"]), group["momentum"], group["weight_decay"]]
 
 
 def _sgd(
-    parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], numbers: Sequence[Tensor], flags: Flags
+    parameter: Tensor,
+    gradient: Tensor,
+    state: dict[str, Tensor],
+    numbers: Sequence[Tensor],
+    paces: Sequence[Tensor],
+    flags: Flags,
 ) -> None:
     has_momentum, maximizes, decays, nesterov = flags
-    rate, momentum, decay = numbers[:3]
+    rate, momentum, decay = numbers
     gradient = -gradient if maximizes else gradient
     if decays:
         gradient = gradient + decay * parameter
@@ -108,8 +128,14 @@ def _sgd(
     parameter.copy_(parameter - rate * gradient)
 
 
-_ADAM = Formula(_adam_flags, _adam_states, _adam_numbers, _adam)
-_SGD = Formula(_sgd_flags, lambda flags: ("momentum_buffer",) if flags[0] else (), _sgd_numbers, _sgd)
+_ADAM = Formula(_adam_flags, _adam_states, _adam_numbers, _adam_paces, _adam)
+_SGD = Formula(
+    _sgd_flags,
+    lambda flags: ("momentum_buffer",) if flags[0] else (),
+    _sgd_numbers,
+    lambda group, step: [],
+    _sgd,
+)
 FORMULAS: dict[type, Formula] = {torch.optim.Adam: _ADAM, torch.optim.AdamW: _ADAM, torch.optim.SGD: _SGD}
 """The optimizers whose arithmetic is known."""
 
@@ -125,43 +151,44 @@ class Arithmetic:
     def __init__(self, optimizer: torch.optim.Optimizer, *, clips: bool) -> None:
         self._formula = FORMULAS[type(optimizer)]
         self._clips = clips
-        self._parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
+        groups = list(enumerate(optimizer.param_groups))
+        self._parameters: list[Tensor] = [p for _, group in groups for p in group["params"]]
+        self._group_of = [i for i, group in groups for _ in group["params"]]
         self._places = {id(parameter): i for i, parameter in enumerate(self._parameters)}
-        self._flags = [self._formula.flags(group) or () for group in optimizer.param_groups for _ in group["params"]]
-        self._states = [self._new_state(p, flags) for p, flags in zip(self._parameters, self._flags, strict=True)]
-        for parameter, mine in zip(self._parameters, self._states, strict=True):
-            for name, tensor in mine.items():
-                old = optimizer.state[parameter].get(name)
-                if isinstance(old, Tensor) and (old.shape, old.dtype) == (tensor.shape, tensor.dtype):
-                    mine[name] = old
+        self._flags = [self._formula.flags(group) or () for _, group in groups]
+        self._steps = torch.zeros(len(self._parameters))
+        self._states = [self._new_state(i, optimizer.state[p]) for i, p in enumerate(self._parameters)]
         self._dtype = torch.float64 if any(p.dtype == torch.float64 for p in self._parameters) else torch.float32
-        self._table = torch.zeros(len(self._parameters), COLUMNS, dtype=self._dtype)
+        self._filled: tuple[list[list[float]], list[list[float]]] = ([], [])
+        self._numbers, self._paces = (torch.tensor(table, dtype=self._dtype) for table in self._tables(optimizer))
         self._limit = torch.zeros((), dtype=self._dtype)
-        self._rows: list[list[float]] = []
 
     def settle(self, optimizer: torch.optim.Optimizer, clip_norm: float | None) -> None:
         """Takes over the options and states that the optimizer has now."""
-        rows: list[list[float]] = []
-        known: dict[tuple[int, float], list[float]] = {}
-        place = 0
-        for i, group in enumerate(optimizer.param_groups):
-            for parameter in group["params"]:
-                mine, state = self._states[place], optimizer.state[parameter]
-                for name, tensor in mine.items():
-                    if state.get(name) is not tensor:
-                        tensor.zero_() if state.get(name) is None else tensor.copy_(state[name])
-                        state[name] = tensor
-                step = float(mine["step"]) + 1 if "step" in mine else 0.0
-                if (i, step) not in known:
-                    numbers = self._formula.numbers(group, step)
-                    known[i, step] = numbers + [0.0] * (COLUMNS - len(numbers))
-                rows.append(known[i, step])
-                place += 1
-        if rows != self._rows:
-            self._table.copy_(torch.tensor(rows, dtype=self._dtype))
-            self._rows = rows
+        for parameter, mine in zip(self._parameters, self._states, strict=True):
+            state = optimizer.state[parameter]
+            for name, tensor in mine.items():
+                if (other := state.get(name)) is not tensor:
+                    tensor.zero_() if other is None else tensor.copy_(other)
+                    state[name] = tensor
+        tables = self._tables(optimizer)
+        if tables != self._filled:
+            for tensor, table in zip((self._numbers, self._paces), tables, strict=True):
+                tensor.copy_(torch.tensor(table, dtype=self._dtype))
+            self._filled = tables
         if clip_norm is not None:
             self._limit.fill_(clip_norm)
+
+    def _tables(self, optimizer: torch.optim.Optimizer) -> tuple[list[list[float]], list[list[float]]]:
+        """The numbers of each group, and the paces of each parameter at its next step."""
+        groups = optimizer.param_groups
+        known: dict[tuple[int, float], list[float]] = {}
+        paces = []
+        for key in zip(self._group_of, self._steps.tolist(), strict=True):
+            if key not in known:
+                known[key] = self._formula.paces(groups[key[0]], key[1] + 1)
+            paces.append(known[key])
+        return [self._formula.numbers(group) for group in groups], paces
 
     def covers(self, parameters: Sequence[Tensor]) -> bool:
         """Whether all these are the optimizer's."""
@@ -174,10 +201,15 @@ class Arithmetic:
         if self._clips and gradients:
             norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
             share = (self._limit / (norm + 1e-6)).clamp(max=1.0)
+        numbers = [row.unbind() for row in self._numbers.unbind()]
+        paces = self._paces.unbind(1)
+        counts = [0.0] * len(self._parameters)
         for parameter, gradient in zip(trained, gradients, strict=True):
             i = self._places[id(parameter)]
-            clipped = gradient if share is None else gradient * share
-            self._formula.update(parameter, clipped, self._states[i], self._table[i].unbind(), self._flags[i])
+            group, counts[i] = self._group_of[i], 1.0
+            clipped, pace = gradient if share is None else gradient * share, [column[i] for column in paces]
+            self._formula.update(parameter, clipped, self._states[i], numbers[group], pace, self._flags[group])
+        self._steps.add_(torch.tensor(counts))
 
     def written(self) -> list[tuple[str, Tensor, Tensor]]:
         """What a step writes to: what it is, of which parameter, and the tensor."""
@@ -186,11 +218,16 @@ class Arithmetic:
             found += [(name, parameter, tensor) for name, tensor in state.items()]
         return found
 
-    def _new_state(self, parameter: Tensor, flags: Flags) -> dict[str, Tensor]:
-        return {
-            name: torch.zeros(()) if name == "step" else torch.zeros_like(parameter, requires_grad=False)
-            for name in self._formula.states(flags)
-        }
+    def _new_state(self, place: int, state: dict[str, Any]) -> dict[str, Tensor]:
+        """The tensors of a parameter's state: those that there are, or zeros; the counts of all steps lie in one."""
+        parameter, found = self._parameters[place], dict[str, Tensor]()
+        for name in self._formula.states(self._flags[self._group_of[place]]):
+            old = state.get(name)
+            if isinstance(old, Tensor) and (old.shape, old.dtype) == (parameter.shape, parameter.dtype):
+                found[name] = old
+            else:
+                found[name] = torch.zeros_like(parameter, requires_grad=False)
+        return found | ({"step": self._steps[place]} if "step" in found else {})
 
 
 def signature(optimizer: torch.optim.Optimizer, *, clips: bool) -> tuple[Any, ...] | None:
@@ -205,10 +242,16 @@ def signature(optimizer: torch.optim.Optimizer, *, clips: bool) -> tuple[Any, ..
 
 
 def is_known(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether there is a formula for what an optimizer does, and its parameters are on the CPU, of full precision."""
+    """Whether there is a formula for what an optimizer does, and its parameters are few, and such as it is for."""
     formula = FORMULAS.get(type(optimizer))
-    return formula is not None and all(
-        formula.flags(group) is not None and all(map(_is_plain, group["params"])) for group in optimizer.param_groups
+    count = sum(len(group["params"]) for group in optimizer.param_groups)
+    return (
+        formula is not None
+        and count <= MAX_PARAMETERS
+        and all(
+            formula.flags(group) is not None and all(map(_is_plain, group["params"]))
+            for group in optimizer.param_groups
+        )
     )
 
 

@@ -239,7 +239,7 @@ class Objective(ELBO):
             raise TypeError(
                 f"the value of record({name!r}, ...) must be a 0-d tensor, summed over the batch, got {got}"
             )
-        self._columns[name] = value.detach()
+        self._columns[name] = value.detach().clone()  # a parameter is another after the step
 
     def evaluate(self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any) -> Evaluation:
         """The loss with its traces and what was recorded."""

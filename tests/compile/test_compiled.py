@@ -156,3 +156,18 @@ def test_autocast_computes_in_lower_precision_and_trains_as_well():
 def test_a_guessed_nesting_of_plates_is_settled_before_the_graph():
     svi = assert_same(SemiSupervised, partial(TraceEnum_ELBO, strict_enumeration_warning=False), [(binary(),)])
     assert compiled_graphs(svi) == 1
+
+
+def test_what_would_be_too_long_a_graph_runs_eagerly_after_one_warning(monkeypatch):
+    monkeypatch.setattr("ppvae.compile.compiled.MAX_OPERATIONS", 50)
+    with pytest.warns(UserWarning, match="the others run eagerly: the graph would be too long") as caught:
+        svi = assert_same(make_vae, Trace_ELBO, [(binary(),), (binary(5),)])
+    assert len(caught) == 1
+    assert compiled_graphs(svi) == 0
+
+
+def test_a_long_graph_is_made_for_what_comes_often(monkeypatch):
+    monkeypatch.setattr("ppvae.compile.compiled.OPERATIONS_A_CALL", 50)
+    often, once = [(binary(),)] * 12, [(binary(n),) for n in (3, 4, 5, 6, 7)]
+    svi = assert_same(make_vae, Trace_ELBO, [*often, *once], steps=17)
+    assert compiled_graphs(svi) == 1

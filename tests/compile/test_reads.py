@@ -7,9 +7,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+import ppvae
 from ppvae.infer import SVI
 
 N = 6
@@ -167,6 +169,22 @@ def test_a_number_that_never_comes_back_is_told_once_with_its_line():
         compiled, _, _ = steps(partial(Scaled, read), batches, True)
     assert len(caught) == 1
     assert compiled == pytest.approx(eager, rel=1e-6)
+
+
+def test_what_an_eager_run_leaves_on_modules_makes_no_graph_anew():
+    """An autoguide keeps the plates of its last call."""
+
+    def model(x):
+        weight = 3.0 if x.sum() > 0 else 1.0
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(weight * z, 1.0), obs=x[:, 0])
+
+    pair = ppvae.Pair(model, AutoNormal(model))
+    svi = SVI(pair.model, pair.guide, partial(torch.optim.SGD, lr=1e-3), Trace_ELBO(), compile=True)
+    for x in (X, X, X, X.abs(), X, X.abs(), X.abs(), X):
+        svi.step(x)
+    assert (svi._compiled.num_graphs, svi._compiled._retraces) == (2, 0)
 
 
 class Switching(Scaled):

@@ -1,5 +1,6 @@
 """The step of torch's optimizers inside a graph: the numbers of the optimizer's own, whatever is set between."""
 
+from dataclasses import replace
 from functools import partial
 
 import pyro
@@ -9,8 +10,9 @@ from pyro.infer import Trace_ELBO
 from torch import nn
 
 from ppvae.infer import SVI
-from ppvae.infer.arithmetic import FORMULAS, Arithmetic, is_known
+from ppvae.infer.arithmetic import FORMULAS, MAX_PARAMETERS, Arithmetic, is_known
 from ppvae.infer.optim import Stepper
+from ppvae.objectives import Objective
 from tests.compile.compiling import assert_same, binary, compiled_graphs, make_vae, train
 
 OPTIMIZERS = {
@@ -153,18 +155,24 @@ def test_what_is_no_known_arithmetic_is_done_by_the_optimizer(optim, options):
     assert inside(assert_same(make_vae, Trace_ELBO, [(binary(),)], optim=optim, steps=6, **options)) == [False]
 
 
-def test_half_precision_and_shared_elements_are_left_to_the_optimizer():
+def test_half_precision_shared_elements_and_many_parameters_are_left_to_the_optimizer():
     for parameter in (torch.ones(3, dtype=torch.bfloat16), torch.ones(1).expand(3), torch.ones(3, device="meta")):
         assert not is_known(torch.optim.SGD([nn.Parameter(parameter)], lr=0.1))
+    for number in (MAX_PARAMETERS, MAX_PARAMETERS + 1):
+        many = [nn.Parameter(torch.ones(1)) for _ in range(number)]
+        assert is_known(torch.optim.SGD(many, lr=0.1)) == (number == MAX_PARAMETERS)
 
 
 def test_a_wrong_step_is_found_and_leaves_nothing_behind(monkeypatch):
     """The formula, or what a compiler makes of it: the first step of every graph is repeated by the optimizer."""
     formula = FORMULAS[torch.optim.Adam]
-    wrong = lambda group, step: [*formula.numbers(group, step)[:3], 0.9 * 1e-2, 1.0, 1e-8, 0.0, 1.0]  # noqa: E731
+    shares = (0.9, 1.0)  # of the size of a step, and of the correction of its second moment
+    wrong = replace(
+        formula, paces=lambda group, step: [s * n for s, n in zip(shares, formula.paces(group, step), strict=True)]
+    )
     torch.manual_seed(0)
     eager, expected, _ = train(make_vae(), Trace_ELBO(), [(binary(),)], compile=False, steps=6)
-    monkeypatch.setitem(FORMULAS, torch.optim.Adam, type(formula)(formula.flags, formula.states, wrong, formula.update))
+    monkeypatch.setitem(FORMULAS, torch.optim.Adam, wrong)
     torch.manual_seed(0)
     with pytest.warns(UserWarning, match="not compiled, runs eagerly: compiled, the step's value of .* differs"):
         losses, state, svi = train(make_vae(), Trace_ELBO(), [(binary(),)], compile=True, steps=6)
@@ -212,3 +220,26 @@ def test_moments_without_a_gradient_end_at_zero(name):
     moment = optimizer.state[parameter]["exp_avg" if name == "adam" else "momentum_buffer"]
     assert moment[0] == 0
     assert moment[1] > 0.5
+
+
+class Recorded(Objective):
+    """−ELBO of one draw and an offset that is trained, shown as it is before each step."""
+
+    def __init__(self):
+        super().__init__()
+        self.offset = nn.ParameterList([nn.Parameter(torch.ones(()))])
+
+    def differentiable_loss(self, model, guide, *args, **kwargs):
+        ((model_trace, guide_trace),) = self.traces(model, guide, args, kwargs)
+        self.record("offset", self.offset[0])
+        return guide_trace.log_prob_sum() - model_trace.log_prob_sum() + self.offset[0] ** 2
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_what_is_recorded_is_what_it_was_before_the_step(compile):
+    pair = make_vae()
+    svi = SVI(pair.model, pair.guide, partial(torch.optim.SGD, lr=0.25), Recorded(), compile=compile)
+    with svi.running():
+        terms = [svi.update(binary()).columns["offset"] for _ in range(4)]
+    assert [float(term) for term in terms] == [1.0, 0.5, 0.25, 0.125]
+    assert compiled_graphs(svi) == compile
