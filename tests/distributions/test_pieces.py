@@ -16,6 +16,7 @@ from torch import nn
 from torch.autograd.functional import jacobian
 
 import ppvae
+from ppvae.compile.arguments import Arguments
 from ppvae.compile.tracing import trace
 from ppvae.distributions import (
     ConditionalBernoulli,
@@ -261,7 +262,7 @@ def test_the_traced_step_is_the_eager_one(name):
         torch.manual_seed(2)
         return function(*args)
 
-    traced, x = trace(compute, (binary(),)), binary(seed=1)
+    traced, x = trace(compute, Arguments((binary(),))), binary(seed=1)
     expected, _ = seeded(compute, (x,))
     for a, b in zip(seeded(traced.module, x)[: len(expected)], expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
