@@ -284,7 +284,7 @@ def _check_sizes(experiment: Experiment, args: Any, data: ImageData, weights: Ma
     with torch.device("meta"):
         try:
             shapes = {name: tuple(value.shape) for name, value in experiment.build(args, data).state_dict().items()}
-        except (RuntimeError, NotImplementedError):  # what is computed of the data has no place there
+        except Exception:  # what is computed of the data has no place there; the pair itself fails with better words
             return
     found = {name: tuple(value.shape) for name, value in weights.items()}
     for name in shapes.keys() & found.keys():

@@ -252,7 +252,7 @@ def _svm_error(m1: VAE, args: Args, data: ImageData) -> dict[str, float]:
     svm = SVC().fit(codes.numpy(), data.train[1][labelled].numpy())
     found = svm.predict(code_of(m1.encode(data.intensities.to(device))).cpu().numpy())
     one_hot = torch.nn.functional.one_hot(torch.from_numpy(found), data.num_classes)
-    return error_rate(one_hot, data.test[1])
+    return error_rate(one_hot.double(), data.test[1])
 
 
 def draw(pair: VAE | SSVAE | StackedSSVAE, args: Args, data: ImageData, run: Run) -> None:

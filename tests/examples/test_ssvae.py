@@ -237,7 +237,7 @@ def test_build_follows_the_flags():
         (["--supervised-epochs", "-1"], "--supervised-epochs must be a whole number >= 0, got -1"),
         (["--m1-epochs", "2"], "--m1-epochs goes with --variant m1m2, got m2"),
         (["--dropout", "1"], "dropout"),
-        (["--variant", "m1m2", "--m1-dims", "0"], "hidden_dims"),
+        (["--variant", "m1m2", "--m1-dims", "0"], "--m1-dims"),
         (["--variant", "m1m2", "--classifier", "conv"], "--classifier goes with --variant m2, got m1m2"),
         (["--resume"], "--resume needs --out"),
         (["--likelihood", "gaussian", "--binarize", "static"], "--binarize static does not go with"),

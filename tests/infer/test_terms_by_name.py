@@ -77,8 +77,8 @@ def test_a_checkpoint_without_counts_goes_on_as_it_began():
     new.add_step(8, {"loss": 16.0, "kl_z": 4.0})
     state = asdict(new)
     del state["counts"]
-    assert Progress.of(state) == new
-    assert Progress.of(asdict(Progress())) == Progress()
+    assert Progress.of(state, source="file") == new
+    assert Progress.of(asdict(Progress()), source="file") == Progress()
 
 
 def test_validation_series_of_other_lengths_are_scored():
