@@ -119,11 +119,17 @@ def test_what_changes_between_steps_counts(change):
 
 @CASES
 @pytest.mark.parametrize("clip_norm", [None, 0.5])
-@pytest.mark.usefixtures("with_and_without_inductor")
 def test_compiled_steps_equal_eager_ones(name, clip_norm):
     optim = partial(OPTIMIZERS[name], lr=1e-3)
     svi = assert_same(Line, Trace_ELBO, [(binary(),)], optim=optim, clip_norm=clip_norm, steps=8)
     assert inside(svi) == [True]
+
+
+@pytest.mark.slow
+@pytest.mark.inductor
+@pytest.mark.parametrize(("name", "clip_norm"), [("amsgrad", 0.5), ("adamw", None), ("nesterov", None)])
+def test_a_compiler_keeps_the_arithmetic(name, clip_norm):
+    test_compiled_steps_equal_eager_ones(name, clip_norm)
 
 
 def test_groups_of_parameters_have_options_of_their_own():
