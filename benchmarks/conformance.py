@@ -4,9 +4,9 @@ The tests are those of a checkout of Pyro (https://github.com/pyro-ppl/pyro, Apa
 installed pyro-ppl). Each file runs as it is; what passes and builds an SVI runs again with ours, eager, and compiled
 with graphs as they were traced. `conformance_plugin.py` replaces the class.
 
-    git clone --depth 1 https://github.com/pyro-ppl/pyro /tmp/pyro
-    python benchmarks/conformance.py --pyro /tmp/pyro
-    python benchmarks/conformance.py --pyro /tmp/pyro --modes eager --files tests/optim tests/infer/test_jit.py
+    git clone --depth 1 https://github.com/pyro-ppl/pyro ../pyro
+    python benchmarks/conformance.py --pyro ../pyro
+    python benchmarks/conformance.py --pyro ../pyro --modes eager --files tests/optim tests/infer/test_jit.py
 
 All files take hours on two cores; the exit status is 1 where an eager test is lost.
 """

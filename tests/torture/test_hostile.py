@@ -75,10 +75,11 @@ def check_checkpoints(tmp_path, share, every):
     whole = tmp_path / "whole"
     train("validated", whole)
     state = load_state(RunFolder(whole).last)
-    refused = 0
+    refused, tried = 0, 0
     for i, (path, forgery) in enumerate(forgeries(state, share)):
         if i % every or equal(forgery, state):
             continue
+        tried += 1
         folder = tmp_path / "copy"
         shutil.copytree(whole, folder)
         save_state(RunFolder(folder).last, forgery)
@@ -90,6 +91,7 @@ def check_checkpoints(tmp_path, share, every):
             refused, said = refused + 1, str(error)
         assert str(folder) in said if said else may_differ, (path, said)
         shutil.rmtree(folder)
+    print(f"{refused} of {tried} forged checkpoints refused")
     return refused
 
 
@@ -169,5 +171,6 @@ def test_some_forged_configs(tmp_path, capsys):
 @pytest.mark.torture
 def test_forged_configs(tmp_path, capsys):
     refused, tried = check_configs(tmp_path, capsys, 1)
+    print(f"{refused} of {tried} forged configs refused")
     assert tried > 170
     assert refused > 0.2 * tried
