@@ -18,15 +18,8 @@ from ppvae.objectives import CIWAE, IWAE, MIWAE, PIWAE, JointELBO, Linear
 from ppvae.params import local_params
 from tests.infer.pairs import Published, binary, same, small_vae, state
 from tests.objectives.test_importance_weighted_gradients import Flow
-from tests.reference import (
-    REFERENCES,
-    Concatenating,
-    LinearGaussian,
-    MaskedSeries,
-    linear_gaussian,
-    masked_series,
-    ppca,
-)
+from tests.reference import REFERENCES, Concatenating, LinearGaussian, linear_gaussian, masked_series, ppca
+from tests.reference_latents import MaskedSeries
 
 
 def mean_of_groups(log_w, draws):
