@@ -27,6 +27,7 @@ ORDER = [
     "loans",
     "params",
     "weights",
+    "inputs",
     "nn",
     "data",
     "distributions",

@@ -17,6 +17,7 @@ from ppvae._validate import check_takes
 from ppvae.data import Source
 from ppvae.failures import FAILURES, failing_on
 from ppvae.infer.nonfinite import nonfinite_rows
+from ppvae.inputs import check_number_of_arguments
 from ppvae.late_params import warn_of_waiting
 from ppvae.objectives.base import evaluate_objective
 from ppvae.objectives.joint import JointELBO
@@ -62,6 +63,7 @@ def _check_set(pair: nn.Module, data: Source, name: str) -> None:
     # A bare tensor would be unpacked along its rows without a word.
     if not isinstance(batch, tuple):
         raise TypeError(f"{name} must give minibatches that are tuples of tensors, got {type(batch).__name__}")
+    check_number_of_arguments(pair, batch, name)
     check_batch(batch, name=name)
     if missing := nonfinite_rows(batch, name):
         raise ValueError(missing.removesuffix(": "))
