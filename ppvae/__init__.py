@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ppvae.cli.runs import open_run
     from ppvae.evaluate import elbo, log_marginal
     from ppvae.infer.fit import fit
     from ppvae.infer.svi import SVI
@@ -18,7 +19,19 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["SVI", "KLWeight", "Pair", "__version__", "elbo", "fit", "load", "log_marginal", "loss_term", "save"]
+__all__ = [
+    "SVI",
+    "KLWeight",
+    "Pair",
+    "__version__",
+    "elbo",
+    "fit",
+    "load",
+    "log_marginal",
+    "loss_term",
+    "open_run",
+    "save",
+]
 
 _HOMES = {
     "SVI": "infer",
@@ -30,6 +43,7 @@ _HOMES = {
     "save": "weights",
     "elbo": "evaluate",
     "log_marginal": "evaluate",
+    "open_run": "cli.runs",
 }
 """Where each public name lives."""
 
