@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ppvae.cli.runs import open_run
-    from ppvae.evaluate import elbo, log_marginal
+    from ppvae.evaluate import elbo, encode, log_marginal
     from ppvae.infer.fit import fit
     from ppvae.infer.svi import SVI
     from ppvae.pair import KLWeight, Pair, loss_term
@@ -25,6 +25,7 @@ __all__ = [
     "Pair",
     "__version__",
     "elbo",
+    "encode",
     "fit",
     "load",
     "log_marginal",
@@ -42,6 +43,7 @@ _HOMES = {
     "load": "weights",
     "save": "weights",
     "elbo": "evaluate",
+    "encode": "evaluate",
     "log_marginal": "evaluate",
     "open_run": "cli.runs",
 }
