@@ -183,6 +183,15 @@ def check_objective(objective: Any, pair: Any, batch: Batch) -> None:
         raise kind(f"loss {called} fails on a minibatch of train: {error}") from error
 
 
+def short_batch(data: Source, batch: Any) -> Any:
+    """A minibatch, or one of each set, cut to what the last one will hold; None where that is as large."""
+    if not data.sets:
+        return take(batch, slice(0, data.last_rows)) if data.last_rows else None
+    if not any(part.last_rows for part in data.sets):
+        return None
+    return tuple(take(of, slice(0, part.last_rows or None)) for part, of in zip(data.sets, batch, strict=True))
+
+
 def default_objective(pair: Any, batches: Iterable[Batch]) -> ELBO:
     """What is minimised where nothing else is asked for: with latents that are marked for enumeration, summed over."""
     return TraceEnum_ELBO(strict_enumeration_warning=False) if _marked(pair, batches) else Trace_ELBO()

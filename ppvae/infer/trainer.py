@@ -26,12 +26,13 @@ from ppvae.infer.preflight import (
     check_normalised,
     check_objective,
     default_objective,
+    short_batch,
     warn_of_marks,
 )
 from ppvae.infer.run_folder import Row, Run, RunFolder
 from ppvae.infer.svi import SVI
 from ppvae.isolation import isolated
-from ppvae.objectives.base import StepTerms, networks_of
+from ppvae.objectives.base import Objective, StepTerms, networks_of
 from ppvae.objectives.joint import JointELBO
 from ppvae.objectives.reverse import trained_model
 from ppvae.objectives.schedule import Schedule
@@ -94,7 +95,11 @@ class Trainer:
             first = next(self.train.epoch(0))
             batches = (first,) if self.train.weights is None else first
             self._choose_objective(batches)
+            if isinstance(self.loss, Objective):
+                self.loss.set_data(*[part.num_data for part in self.train.sets or [self.train]])
             check_objective(self.loss, self.pair, first)  # may create a parameter of the objective's own
+            if (short := short_batch(self.train, first)) is not None:
+                check_objective(self.loss, self.pair, short)
             check_kl_sites(self.kl_sites, self.pair, batches)
             self.svi.setup(*batches)
             self.svi.check_buffers()

@@ -175,6 +175,7 @@ class Objective(ELBO):
     - `record(name, value)` shows a term in the history.
     - `set_time(epoch)` is called before every step of `ppvae.fit`: what a schedule gives is written there into tensors,
       in place, so that a compiled step sees it.
+    - `set_data(num_data)` is called once before training, with what the minibatches are a part of.
 
     Args:
         num_particles: draws per datum and step.
@@ -213,6 +214,9 @@ class Objective(ELBO):
             epoch: the time in epochs.
             device: where the values are to lie.
         """
+
+    def set_data(self, *num_data: int | None) -> None:
+        """Hears how many data there are, of several sets in each; None where the source cannot tell."""
 
     @property
     def networks(self) -> dict[str, nn.Module]:
