@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -34,7 +34,7 @@ Traces = list[tuple[Trace, Trace]]
 SitePair = tuple[dict[str, Site], dict[str, Site]]
 """The sites of a model and of its guide."""
 
-OWN_COLUMNS = frozenset({"epoch", "data", "loss", "elbo", "reconstruction", "valid_elbo", "kl_weight", "lr"})
+OWN_COLUMNS = {"epoch", "data", "loss", "elbo", "reconstruction", "valid_elbo", "valid_loss", "kl_weight", "lr"}
 """Columns of the history that no term of a user's may be called."""
 
 _ONE_OF_SEVERAL = re.compile(r"loss_\d+")
@@ -173,6 +173,7 @@ class Objective(ELBO):
       its device, and kept in checkpoints. Its parameters are called `objective.<attribute>.<name>` where
       `param_groups` asks for names, e.g. `{"objective.critic.*": {"lr": 1e-4}}`.
     - `record(name, value)` shows a term in the history.
+    - `before`: objectives of which SVI takes a step each, on the same minibatch, before every step of this one.
     - `set_time(epoch)` is called before every step of `ppvae.fit`: what a schedule gives is written there into tensors,
       in place, so that a compiled step sees it.
 
@@ -194,6 +195,8 @@ class Objective(ELBO):
         >>> "size" in run.history[0]
         True
     """
+
+    before: Sequence[Objective] = ()
 
     def __init__(self, *, num_particles: int = 1, retain_graph: bool | None = None) -> None:
         super().__init__(num_particles=num_particles, retain_graph=retain_graph)
