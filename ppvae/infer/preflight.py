@@ -17,6 +17,7 @@ from ppvae._validate import check_takes
 from ppvae.data import Source
 from ppvae.failures import FAILURES, failing_on
 from ppvae.infer.nonfinite import nonfinite_rows
+from ppvae.inputs import check_number_of_arguments
 from ppvae.late_params import warn_of_waiting
 from ppvae.objectives.base import evaluate_objective
 from ppvae.objectives.joint import JointELBO
@@ -65,6 +66,7 @@ def _check_set(pair: nn.Module, data: Source, name: str) -> list[str]:
     # A bare tensor would be unpacked along its rows without a word.
     if not isinstance(batch, tuple):
         raise TypeError(f"{name} must give minibatches that are tuples of tensors, got {type(batch).__name__}")
+    check_number_of_arguments(pair, batch, name)
     check_batch(batch, name=name)
     if missing := nonfinite_rows(batch, name):
         raise ValueError(missing.removesuffix(": "))
@@ -185,6 +187,15 @@ def check_objective(objective: Any, pair: Any, batch: Batch, *, name: str = "tra
     except (TypeError, ValueError, RuntimeError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"loss {called} fails on a minibatch of {name}: {error}") from error
+
+
+def short_batch(data: Source, batch: Any) -> Any:
+    """A minibatch, or one of each set, cut to what the last one will hold; None where that is as large."""
+    if not data.sets:
+        return take(batch, slice(0, data.last_rows)) if data.last_rows else None
+    if not any(part.last_rows for part in data.sets):
+        return None
+    return tuple(take(of, slice(0, part.last_rows or None)) for part, of in zip(data.sets, batch, strict=True))
 
 
 def default_objective(pair: Any, batches: Iterable[Batch]) -> ELBO:

@@ -30,13 +30,13 @@ from ppvae.loans import users_store
 from ppvae.objectives.base import (
     Evaluation,
     LossAndGrads,
-    StepTerms,
     Traces,
     as_number,
     differentiated,
     evaluate_objective,
     networks_of,
 )
+from ppvae.objectives.step_terms import StepTerms
 from ppvae.pair import Batch, owner_of
 from ppvae.params import BASELINES, LocalParams, lend_params, module_local, pyro_name
 

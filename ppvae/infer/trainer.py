@@ -26,16 +26,18 @@ from ppvae.infer.preflight import (
     check_normalised,
     check_objective,
     default_objective,
+    short_batch,
     warn_of_marks,
 )
 from ppvae.infer.run_folder import Row, Run, RunFolder
 from ppvae.infer.svi import SVI
 from ppvae.isolation import isolated
-from ppvae.objectives.base import Objective, StepTerms, evaluate_objective, networks_of
+from ppvae.objectives.base import Objective, evaluate_objective, networks_of
 from ppvae.objectives.joint import JointELBO
 from ppvae.objectives.reverse import trained_model
 from ppvae.objectives.schedule import Schedule
-from ppvae.pair import Batch, KLWeight, check_batch, device_of, take
+from ppvae.objectives.step_terms import StepTerms
+from ppvae.pair import Batch, KLWeight, check_batch, device_of
 from ppvae.rng import RandomState, forked_rng
 from ppvae.sampling.eval_mode import eval_mode, evaluating, modes_kept, validation
 from ppvae.sampling.importance import Draws, importance_draws
@@ -100,8 +102,13 @@ class Trainer:
             first = next(self.train.epoch(0))
             batches = (first,) if self.train.weights is None else first
             self._choose_objective(batches)
+            if isinstance(self.loss, Objective):
+                self.loss.set_data(*[part.num_data for part in self.train.sets or [self.train]])
             check_objective(self.loss, self.pair, first)  # may create a parameter of the objective's own
-            self._check_other_batches(first)
+            if (short := short_batch(self.train, first)) is not None:
+                check_objective(self.loss, self.pair, short)
+            if self.points and self.valid is not None:
+                self._check_validates(self.valid)
             check_kl_sites(self.kl_sites, self.pair, batches)
             self.svi.setup(*batches)
             self.svi.check_buffers()
@@ -110,16 +117,12 @@ class Trainer:
         with forked_rng(self.device, self.seed):
             self.rng = self.random.get()
 
-    def _check_other_batches(self, first: Batch) -> None:
-        """Checks the objective on minibatches that may be too few data for it, and on those that it is validated by."""
-        batches = [] if self.train.weights is not None else [("train", self.train, first)]
-        if self.points and self.valid is not None:
-            batches.append(("valid", self.valid, next(self.valid.epoch(0))))
-            check_objective(self._valid_objective, self.pair, batches[-1][-1], name="valid")
-        for name, data, batch in batches:
-            if data.last_rows and isinstance(self.loss, Objective | JointELBO):
-                short = take(batch, slice(0, data.last_rows))
-                check_objective(self._valid_objective, self.pair, short, name=name)
+    def _check_validates(self, valid: Source) -> None:
+        """Checks that the validation data have a loss, in each of their minibatches."""
+        batch = next(valid.epoch(0))
+        for part in (batch, short_batch(valid, batch)):
+            if part is not None:
+                check_objective(self._valid_objective, self.pair, part, name="valid")
 
     @property
     def _valid_objective(self) -> Any:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from ppvae.objectives.codes import MatchingObjective
 from ppvae.objectives.divergence import Critic, EncoderLoss, permuted
+from ppvae.objectives.drawn_codes import MatchingObjective
 from ppvae.objectives.scheduled import Value
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ppvae.objectives.codes import CodeObjective
+from ppvae.objectives.drawn_codes import CodeObjective
 from ppvae.objectives.scheduled import Value
 
 

@@ -87,6 +87,12 @@ class JointELBO(Objective):
             if hasattr(elbo, "set_time"):
                 elbo.set_time(epoch, device)
 
+    def set_data(self, *num_data: int | None) -> None:
+        """Tells `elbo` of each set how many data that has."""
+        for elbo, n in zip(self._elbos, num_data, strict=True):
+            if isinstance(elbo, Objective):
+                elbo.set_data(n)
+
     def parts(self, batches: Sequence[Batch]) -> list[tuple[float, Any, Batch]]:
         """Each set's weight, ELBO and minibatch.
 

@@ -37,7 +37,10 @@ class PenalizedELBO(ScheduledObjective):
 
     @abstractmethod
     def _penalty(self, kl: dict[str, Tensor]) -> Tensor:
-        """The penalty per datum, 0-d, from the mean KL of each site, (*inner plates, *dims), nats."""
+        """The penalty per datum, 0-d, from the mean KL of each site, (*inner plates, *dims), nats.
+
+        The step's traces are `self._traces`, a pair for each particle.
+        """
 
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
@@ -92,7 +95,7 @@ class CapacityELBO(PenalizedELBO):
         self.capacity, self.gamma = capacity, gamma
 
     def _penalty(self, kl: dict[str, Tensor]) -> Tensor:
-        return self._values["gamma"] * (_total(kl) - self._values["capacity"]).abs()
+        return self._values["gamma"] * (total_of(kl) - self._values["capacity"]).abs()
 
 
 class ConstrainedELBO(PenalizedELBO):
@@ -131,7 +134,7 @@ class ConstrainedELBO(PenalizedELBO):
         self.max_kl, self.rate = max_kl, rate
 
     def _penalty(self, kl: dict[str, Tensor]) -> Tensor:
-        excess = _total(kl) - self._values["max_kl"]
+        excess = total_of(kl) - self._values["max_kl"]
         u = pyro.param(MULTIPLIER, lambda: torch.zeros_like(excess))
         ascent = (u - u.detach()) * excess.detach()  # of value zero; its gradient drives u up where the KL is too large
         return (self._values["rate"] * u.detach()).exp() * excess - ascent
@@ -178,7 +181,7 @@ class FreeBitsELBO(PenalizedELBO):
         bounds = self._values if self._by_site else dict.fromkeys(kl, self._values["free_bits"])
         # max(κ, KL) in terms that take a κ on the CPU beside a KL on a GPU
         floored = {z: (value - bounds[z]).relu() + bounds[z] if z in bounds else value for z, value in kl.items()}
-        return _total(floored)
+        return total_of(floored)
 
 
 class BalancedELBO(PenalizedELBO):
@@ -214,7 +217,7 @@ class BalancedELBO(PenalizedELBO):
 
     def _penalty(self, kl: dict[str, Tensor]) -> Tensor:
         _check_names("weights", self._values, kl)
-        return _total({z: self._values.get(z, 1.0) * value for z, value in kl.items()})
+        return total_of({z: self._values.get(z, 1.0) * value for z, value in kl.items()})
 
 
 def beta_from_norm(beta_norm: float, *, latent_dim: int, data_dim: int) -> float:
@@ -237,7 +240,8 @@ def beta_from_norm(beta_norm: float, *, latent_dim: int, data_dim: int) -> float
     return as_schedule(beta_norm, name="beta_norm")(0.0) * data_dim / latent_dim
 
 
-def _total(kl: dict[str, Tensor]) -> Tensor:
+def total_of(kl: dict[str, Tensor]) -> Tensor:
+    """The KL of all sites and dimensions together, 0-d, nats."""
     return torch.stack([value.sum() for value in kl.values()]).sum()
 
 

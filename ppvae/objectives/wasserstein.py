@@ -7,8 +7,8 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ppvae._validate import check_number
-from ppvae.objectives.codes import MatchingObjective
 from ppvae.objectives.divergence import MMD, Critic, Divergence
+from ppvae.objectives.drawn_codes import MatchingObjective
 from ppvae.objectives.scheduled import Value
 
 

@@ -17,7 +17,7 @@ from ppvae.infer import SVI
 from ppvae.models import VAE
 from ppvae.nn import MLP
 from ppvae.objectives import AAE, AE, MMD, RAE, WAE, Critic, FactorVAE, InfoVAE, Linear
-from ppvae.objectives.codes import prior_draws
+from ppvae.objectives.drawn_codes import prior_draws
 from tests.compile.compiling import compiled_graphs
 from tests.infer.pairs import D, K, Store, TwoLatents, binary, same, small_vae, state
 from tests.reference import REFERENCES
