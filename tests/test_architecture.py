@@ -20,6 +20,7 @@ ORDER = [
     "isolation",
     "storage",
     "traces",
+    "means",
     "pair",
     "observed",
     "failures",

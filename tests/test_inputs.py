@@ -104,6 +104,8 @@ EVALUATORS = {
     ),
     "inference_gap": lambda pair, x: evaluate.inference_gap(pair, x, num_samples=2, num_steps=2),
     "run_sbc": lambda pair, x: evaluate.run_sbc(pair, x, num_samples=9),
+    "encode": lambda pair, x: evaluate.encode(pair, x),
+    "reconstruct": lambda pair, x: evaluate.reconstruct(pair, x),
     "label_posterior": None,  # takes its one tensor by name
 }
 

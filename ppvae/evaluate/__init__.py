@@ -3,6 +3,7 @@
 from ppvae.evaluate.ais import Annealed, AnnealedDiagnostics, BidirectionalBounds, bidirectional
 from ppvae.evaluate.arviz import to_arviz
 from ppvae.evaluate.classification import Reliability, error_rate, label_posterior, reliability
+from ppvae.evaluate.codes import encode, interpolate, reconstruct, traverse
 from ppvae.evaluate.compare import compare, comparison_table
 from ppvae.evaluate.disentanglement import Disentanglement, Score, disentanglement, disentanglement_of_codes
 from ppvae.evaluate.estimates import Diagnostics, Elbo, LogMarginal
@@ -58,8 +59,10 @@ __all__ = [
     "disentanglement_of_codes",
     "ecdf_band",
     "elbo",
+    "encode",
     "error_rate",
     "inference_gap",
+    "interpolate",
     "label_posterior",
     "latent_report",
     "log_evidence",
@@ -68,7 +71,9 @@ __all__ = [
     "pareto_k",
     "posterior_predictive",
     "ppc",
+    "reconstruct",
     "reliability",
     "run_sbc",
     "to_arviz",
+    "traverse",
 ]

@@ -20,6 +20,7 @@ from ppvae.compile.compiled import Compile
 from ppvae.data import Batches, IterableSource, Source
 from ppvae.infer.callbacks import Callback, check_callbacks
 from ppvae.infer.optim import ParamGroups, check_groups
+from ppvae.infer.recipe import Recipe
 from ppvae.infer.run_config import describe, describe_groups, describe_pair, describe_source, versions
 from ppvae.infer.run_folder import Run, RunFolder
 from ppvae.infer.svi import check_autocast
@@ -64,6 +65,7 @@ def fit(
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
     config: dict[str, Any] | None = None,
+    recipe: Recipe | None = None,
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
 ) -> Run:
@@ -105,6 +107,8 @@ def fit(
         out: run folder; without one nothing is written.
         resume: continue the run in `out`; on the CPU the result is bit for bit that of one that never stopped.
         config: anything JSON to keep in the folder's `config.json` under "experiment".
+        recipe: how the pair is built, and which data it is evaluated on, for `ppvae.open_run(out)` and
+            `python -m ppvae.evaluate OUT`.
         callbacks: functions called as `f(row, pair, epoch)` after every epoch, its checkpoint written: with the new
             row of the history, the pair in eval mode and without gradients, and the number of epochs finished. What
             they draw changes no number of the training. True asks to stop after this epoch; errors are not caught.
@@ -140,7 +144,7 @@ def fit(
     check_flag("resume", resume)
     check_flag("progress", progress)
     callbacks = check_callbacks(callbacks)
-    _check_kinds(optim, autocast, out, config)
+    _check_kinds(optim, autocast, out, config, recipe)
     if patience is not None and valid is None:
         raise ValueError("patience needs validation data: valid is None")
     lr_schedule = as_schedule(lr, name="lr")
@@ -202,13 +206,16 @@ def fit(
         callbacks=callbacks,
     )
     trainer.prepare()
+    if recipe is not None:
+        recipe.check(pair)
     settings |= {"loss": describe(trainer.loss), "pair": describe_pair(pair)}  # with what is made at first use
     with nullcontext() if folder is None else folder.locked():
         with naming_path("out"):
             if folder is not None and resume:
                 _resume(trainer, folder, settings)
             elif folder is not None:
-                folder.create({**versions(), "fit": settings, "experiment": config})
+                kept = {} if recipe is None else {"recipe": recipe.to_json()}
+                folder.create({**versions(), "fit": settings, "experiment": config, **kept})
         return trainer.run(epochs=epochs, patience=patience, progress=progress)
 
 
@@ -236,7 +243,7 @@ def _resume(trainer: Trainer, folder: RunFolder, settings: dict[str, Any]) -> No
     folder.update_config(settings)
 
 
-def _check_kinds(optim: Any, autocast: Any, out: Any, config: Any) -> None:
+def _check_kinds(optim: Any, autocast: Any, out: Any, config: Any, recipe: Any) -> None:
     """Checks what is used only later, or in a file."""
     if isinstance(optim, PyroOptim) or not callable(optim):
         raise TypeError(
@@ -246,6 +253,10 @@ def _check_kinds(optim: Any, autocast: Any, out: Any, config: Any) -> None:
     check_autocast(autocast)
     if out is not None:
         check_path("out", out)
+    if not (recipe is None or isinstance(recipe, Recipe)):
+        raise TypeError(f"recipe must be a ppvae.infer.Recipe of functions, got {type(recipe).__name__}")
+    if recipe is not None and out is None:
+        raise ValueError("recipe is kept in the run folder: out is None")
     if not (config is None or isinstance(config, dict)):
         raise TypeError(f"config must be a dict or None, got {config!r} of type {type(config).__name__}")
     try:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ppvae.objectives.codes import check_several, codes_of
-from ppvae.objectives.regularized import PenalizedELBO, Value, total_of
+from ppvae.objectives.regularized import PenalizedELBO, total_of
+from ppvae.objectives.scheduled import Value
 
 Kind = Literal["I", "II"]
 """Of which covariance: that of the means of q(z|x), or that of q(z)."""

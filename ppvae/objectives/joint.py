@@ -58,6 +58,8 @@ class JointELBO(Objective):
         self.weights = tuple(float(weight) for weight in weights)
         self.elbo = copy.copy(elbo)
         self.elbo.strict_enumeration_warning = False  # a labelled minibatch has nothing to enumerate
+        if before := getattr(elbo, "before", ()):
+            self.before = tuple(JointELBO(part, weights) for part in before)
         self._elbos = tuple(copy.copy(self.elbo) for _ in weights)  # each guesses how the plates of its set nest
 
     @property

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ppvae._validate import check_count
 from ppvae.objectives.codes import check_several, codes_of
-from ppvae.objectives.regularized import PenalizedELBO, Value, total_of
+from ppvae.objectives.regularized import PenalizedELBO, total_of
+from ppvae.objectives.scheduled import Value
 from ppvae.traces import Site, leaf
 
 Weights = Literal["stratified", "minibatch", "paper"]
