@@ -286,7 +286,7 @@ NOISE = torch.randn(40, 2)
         ({"factors": V[:500]}, ValueError, r"factors must have shape \(1000, f\), a row for each datum, got \(500, 2"),
         ({"factors": V * torch.tensor([1, 0])}, ValueError, r"factors\[:, 1\] has a single value"),
         ({"z": Z[:9], "factors": V[:9]}, ValueError, "factors must be of at least 10 data, got 9"),
-        ({"z": NOISE, "factors": V[:40]}, ValueError, "factors: 20 data are too few for a mutual information of 5"),
+        ({"z": NOISE, "factors": V[:40]}, ValueError, "factors: 20 data are too few for a mutual information of"),
         ({"names": ["a"]}, ValueError, r"names must be 2 different ones, one for each factor, got \['a'\]"),
         ({"names": ["a", "a"]}, ValueError, "names must be 2 different ones"),
         ({"names": "ab"}, TypeError, "names must be a list of names, got 'ab'"),
