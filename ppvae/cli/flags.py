@@ -42,8 +42,11 @@ class ExperimentArgs:
     many; the last two from 0."""
     patience: int | None = None
     """Stop after this many epochs without a better validation ELBO."""
-    dataset: Literal["digits", "mnist", "fashion", "kmnist", "cifar10"] = "digits"
-    """Data set: the digits are embedded; the others are downloaded where they are not in data-root."""
+    dataset: Literal[
+        "digits", "mnist", "fashion", "kmnist", "cifar10", "sprites", "sprites64", "dsprites", "3dshapes"
+    ] = "digits"
+    """Data set: the digits are embedded, and sprites generated (32×32, or 64×64 as dSprites); mnist to cifar10 are
+    downloaded where they are not in data-root, where the files of dsprites and 3dshapes must lie."""
     data_root: Path = Path("data")
     """Folder of the data sets, as torchvision lays them out."""
     num_valid: int | None = None

@@ -56,8 +56,9 @@ def load(
     after a permutation fixed by `seed`. Files below `root`, in torchvision's layout, are used as they are.
 
     Args:
-        name: "digits" (embedded, 1797 images of 8x8), "mnist", "fashion", "kmnist" or "cifar10".
-        root: folder of the data sets; "digits" needs none.
+        name: "digits" (embedded, 1797 images of 8x8), "mnist", "fashion", "kmnist", "cifar10"; or 22,000 images of
+            `load_factors`, with their shape as the label: "sprites", "sprites64", "dsprites", "3dshapes".
+        root: folder of the data sets; "digits" and the sprites need none.
         num_valid: size of the validation set, 0 allowed; by default 200 for "digits", else 1000.
         seed: which images are held out for validation, at least 0; the test set does not depend on it.
         download: whether to fetch files that are missing.

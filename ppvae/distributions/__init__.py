@@ -2,6 +2,7 @@
 
 from ppvae.distributions.conditional import ConditionalBernoulli, ConditionalCategorical, ConditionalNormal
 from ppvae.distributions.continuous_bernoulli import ConditionalContinuousBernoulli, ContinuousBernoulli
+from ppvae.distributions.delta import ConditionalDelta
 from ppvae.distributions.discretized_logistic import ConditionalDiscretizedLogistic, DiscretizedLogistic
 from ppvae.distributions.flow import FlowPosterior, FlowPrior
 from ppvae.distributions.mixture import MixturePrior, VampPrior
@@ -24,6 +25,7 @@ __all__ = [
     "ConditionalBernoulli",
     "ConditionalCategorical",
     "ConditionalContinuousBernoulli",
+    "ConditionalDelta",
     "ConditionalDiscretizedLogistic",
     "ConditionalMultivariateNormal",
     "ConditionalNormal",

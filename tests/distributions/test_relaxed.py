@@ -24,7 +24,7 @@ from ppvae.distributions import (
     UniformCategorical,
 )
 from ppvae.models import VAE
-from ppvae.models.base import code_of
+from ppvae.means import code_of
 from ppvae.nn import MLP
 from ppvae.objectives import IWAE, Linear
 
@@ -409,4 +409,4 @@ def test_training_comes_near_what_enumeration_reaches(kind):
     ppvae.fit(enumerated(other).eval(), x, **options)
     ours, theirs = (float(exact_log_p(v, x).mean()) for v in (vae, other))
     start = float(exact_log_p(make_vae(kind), x).mean())
-    assert ours > theirs - 0.2 * (theirs - start)
+    assert ours > theirs - 0.35 * (theirs - start)
