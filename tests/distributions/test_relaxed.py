@@ -23,8 +23,8 @@ from ppvae.distributions import (
     StraightThrough,
     UniformCategorical,
 )
-from ppvae.models import VAE
 from ppvae.means import code_of
+from ppvae.models import VAE
 from ppvae.nn import MLP
 from ppvae.objectives import IWAE, Linear
 
