@@ -2,17 +2,30 @@
 
 from ppvae.distributions.conditional import ConditionalBernoulli, ConditionalCategorical, ConditionalNormal
 from ppvae.distributions.continuous_bernoulli import ConditionalContinuousBernoulli, ContinuousBernoulli
+from ppvae.distributions.delta import ConditionalDelta
 from ppvae.distributions.discretized_logistic import ConditionalDiscretizedLogistic, DiscretizedLogistic
 from ppvae.distributions.flow import FlowPosterior, FlowPrior
 from ppvae.distributions.mixture import MixturePrior, VampPrior
 from ppvae.distributions.multivariate_normal import ConditionalMultivariateNormal
 from ppvae.distributions.prior import StandardNormal, UniformCategorical
 from ppvae.distributions.product import precision_weighted
+from ppvae.distributions.relaxed import (
+    BinaryConcrete,
+    BinaryStraightThrough,
+    Concrete,
+    OneHotConcrete,
+    OneHotStraightThrough,
+    StraightThrough,
+)
 
 __all__ = [
+    "BinaryConcrete",
+    "BinaryStraightThrough",
+    "Concrete",
     "ConditionalBernoulli",
     "ConditionalCategorical",
     "ConditionalContinuousBernoulli",
+    "ConditionalDelta",
     "ConditionalDiscretizedLogistic",
     "ConditionalMultivariateNormal",
     "ConditionalNormal",
@@ -21,7 +34,10 @@ __all__ = [
     "FlowPosterior",
     "FlowPrior",
     "MixturePrior",
+    "OneHotConcrete",
+    "OneHotStraightThrough",
     "StandardNormal",
+    "StraightThrough",
     "UniformCategorical",
     "VampPrior",
     "precision_weighted",

@@ -5,7 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -70,7 +70,7 @@ BAD = {
         (binary(9), binary(9)),
         {},
         TypeError,
-        r"train \(torch.float32 \(9, 6\).* takes 2 positional",
+        r"each tensor of train .* takes 1 \(x\), got 2",
     ),
     "support": (small_vae, poisoned(2.0), {}, ValueError, r"train\[0\] .* Bernoulli at site 'x', e.g. 2: expected"),
     "support, first row": (small_vae, poisoned(0.5, 0), {}, ValueError, r"train\[0\] .* site 'x', e.g. 0.5"),
@@ -90,10 +90,22 @@ BAD = {
     "dict": (small_vae, {"x": binary(4)}, {}, TypeError, "train must be .* got dict"),
     "text": (small_vae, "mnist", {}, TypeError, "train must be .* got str"),
     "number": (small_vae, 3, {}, TypeError, "train must be .* got int"),
-    "data set": (small_vae, TensorDataset(binary(4)), {}, TypeError, "train must be .* got TensorDataset"),
-    "array": (small_vae, binary(4).numpy(), {}, TypeError, "train is an array of ndarray: give torch.as_tensor of it"),
-    "list of dicts": (small_vae, [{"x": binary(4)}], {}, TypeError, "train must give minibatches .* got dict"),
-    "batch of numbers": (small_vae, [(binary(4), 1)], {}, TypeError, r"train\[1\] must be .* got int"),
+    "labels": (
+        small_vae,
+        TensorDataset(binary(4), binary(4)),
+        {},
+        TypeError,
+        r"takes 1 \(x\), got 2; .*columns=\(0,\)",
+    ),
+    "array of text": (
+        small_vae,
+        binary(4).numpy().astype(str),
+        {},
+        TypeError,
+        "must hold numbers, got an array of dtype <U",
+    ),
+    "list of dicts": (small_vae, [{"x": binary(4)}], {}, TypeError, r"minibatches that are dicts, of \['x'\]: .*'x',"),
+    "batch of numbers": (small_vae, [(1,)], {}, TypeError, r"train\[0\] must be .* got int"),
     "epochs": (small_vae, binary(4), {"epochs": 0}, ValueError, "epochs must be a whole number >= 1, got 0"),
     "epochs float": (small_vae, binary(4), {"epochs": 1.5}, ValueError, "epochs must be .* got 1.5"),
     "batch_size": (small_vae, binary(4), {"batch_size": 0}, ValueError, "batch_size must be .* got 0"),
@@ -380,3 +392,22 @@ def test_an_argument_that_all_data_do_without(tmp_path):
         for pair, x in ((Scalar(), scalar()), (Labelled(), (scalar(), None)))
     ]
     assert runs[0].history == runs[1].history
+
+
+@pytest.mark.parametrize("loss", [None, TraceEnum_ELBO(max_plate_nesting=1)])
+def test_values_that_pyro_would_sum_over_without_their_probabilities_are_refused(loss):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.OneHotCategorical(logits=torch.zeros(3)))
+            pyro.sample("x", dist.Normal(z @ torch.arange(3.0), 1.0), obs=x)
+
+    def guide(x):
+        logits = pyro.param("logits", torch.zeros(3))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", family(logits=logits), infer={"enumerate": "parallel"})
+
+    family = dist.OneHotCategoricalStraightThrough
+    with pytest.raises(ValueError, match=r"z.* is marked .*, and draws of OneHotCategoricalStraightT.* are diff"):
+        ppvae.fit(ppvae.Pair(model, guide), torch.zeros(20), loss=loss, epochs=1, progress=False)
+    family = dist.OneHotCategorical
+    ppvae.fit(ppvae.Pair(model, guide), torch.zeros(20), loss=loss, epochs=1, progress=False)
