@@ -3,6 +3,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -29,8 +30,9 @@ def runs(tmp_path_factory):
         "given": (cvae.main, []),
         "grey": (vae.main, ["--likelihood", "gaussian"]),
     }
-    for name, (command, flags) in commands.items():
-        assert command([*SMALL, *flags, "--out", str(folder / name)]) == 0
+    with patch("matplotlib.figure.Figure.savefig"):
+        for name, (command, flags) in commands.items():
+            assert command([*SMALL, *flags, "--out", str(folder / name)]) == 0
     return {name: str(folder / name) for name in commands}
 
 

@@ -11,6 +11,8 @@ from ppvae.data import load
 from ppvae.examples.vae import Args, build, main
 from ppvae.infer import RunFolder
 
+# Figures are drawn in the runs that tests share.
+pytestmark = pytest.mark.usefixtures("figures_undrawn")
 FIGURES = {"reconstructions", "samples", "latent", "interpolation", "training", "traversal"}
 
 
