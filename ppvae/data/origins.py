@@ -40,7 +40,7 @@ class Origin(ABC):
     Attributes:
         shape: of one image, (channels, height, width).
         levels: number of grey levels of a pixel.
-        num_classes: number of labels.
+        num_classes: number of labels; 0 is known only once they are read.
         num_valid: images held out of the training set unless `load` is told otherwise.
     """
 
