@@ -56,21 +56,21 @@ def fit_prior(
         raise TypeError(f"model must have modules p_z and q_z_given_x, as VAE has, got {type(model).__name__}")
     check_tensor("x", x)
     check_seed(seed)
-    codes = _draws(model, x, seed)
-    prior = MixturePrior(num_components, tuple(codes.shape[1:]), covariance=covariance).fit_to(codes, seed=seed)
-    model.p_z = prior.to(codes.device, codes.dtype)
+    device = next((p.device for p in model.parameters()), x.device)
+    with forked_rng(device, seed):
+        codes = _draws(model, x, device)
+        prior = MixturePrior(num_components, tuple(codes.shape[1:]), covariance=covariance)
+    model.p_z = prior.fit_to(codes, seed=seed).to(codes.device, codes.dtype)
     return model
 
 
 @torch.no_grad()
-def _draws(model: VAEQueries, x: Tensor, seed: int) -> Tensor:
+def _draws(model: VAEQueries, x: Tensor, device: torch.device) -> Tensor:
     """A draw z ~ q(z|x) of each datum, in eval mode."""
-    device = next((p.device for p in model.parameters()), x.device)
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with forked_rng(device, seed):
-            parts = [model.encode(x[first:last].to(device)).sample() for first, last in blocks(len(x), BLOCK)]
+        parts = [model.encode(x[first:last].to(device)).sample() for first, last in blocks(len(x), BLOCK)]
     finally:
         for module, mode in modes.items():
             module.training = mode
