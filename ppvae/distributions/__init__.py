@@ -9,8 +9,19 @@ from ppvae.distributions.mixture import MixturePrior, VampPrior
 from ppvae.distributions.multivariate_normal import ConditionalMultivariateNormal
 from ppvae.distributions.prior import StandardNormal, UniformCategorical
 from ppvae.distributions.product import precision_weighted
+from ppvae.distributions.relaxed import (
+    BinaryConcrete,
+    BinaryStraightThrough,
+    Concrete,
+    OneHotConcrete,
+    OneHotStraightThrough,
+    StraightThrough,
+)
 
 __all__ = [
+    "BinaryConcrete",
+    "BinaryStraightThrough",
+    "Concrete",
     "ConditionalBernoulli",
     "ConditionalCategorical",
     "ConditionalContinuousBernoulli",
@@ -23,7 +34,10 @@ __all__ = [
     "FlowPosterior",
     "FlowPrior",
     "MixturePrior",
+    "OneHotConcrete",
+    "OneHotStraightThrough",
     "StandardNormal",
+    "StraightThrough",
     "UniformCategorical",
     "VampPrior",
     "precision_weighted",
