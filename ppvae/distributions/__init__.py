@@ -2,6 +2,14 @@
 
 from ppvae.distributions.conditional import ConditionalBernoulli, ConditionalCategorical, ConditionalNormal
 from ppvae.distributions.continuous_bernoulli import ConditionalContinuousBernoulli, ContinuousBernoulli
+from ppvae.distributions.counts import (
+    ConditionalMultinomial,
+    ConditionalNegativeBinomial,
+    ConditionalPoisson,
+    Multinomial,
+    NegativeBinomial,
+    Poisson,
+)
 from ppvae.distributions.delta import ConditionalDelta
 from ppvae.distributions.discretized_logistic import ConditionalDiscretizedLogistic, DiscretizedLogistic
 from ppvae.distributions.flow import FlowPosterior, FlowPrior
@@ -9,6 +17,8 @@ from ppvae.distributions.mixture import MixturePrior, VampPrior
 from ppvae.distributions.multivariate_normal import ConditionalMultivariateNormal
 from ppvae.distributions.prior import StandardNormal, UniformCategorical
 from ppvae.distributions.product import precision_weighted
+from ppvae.distributions.student_t import ConditionalStudentT
+from ppvae.distributions.von_mises import ConditionalVonMises, VonMises
 
 __all__ = [
     "ConditionalBernoulli",
@@ -16,15 +26,24 @@ __all__ = [
     "ConditionalContinuousBernoulli",
     "ConditionalDelta",
     "ConditionalDiscretizedLogistic",
+    "ConditionalMultinomial",
     "ConditionalMultivariateNormal",
+    "ConditionalNegativeBinomial",
     "ConditionalNormal",
+    "ConditionalPoisson",
+    "ConditionalStudentT",
+    "ConditionalVonMises",
     "ContinuousBernoulli",
     "DiscretizedLogistic",
     "FlowPosterior",
     "FlowPrior",
     "MixturePrior",
+    "Multinomial",
+    "NegativeBinomial",
+    "Poisson",
     "StandardNormal",
     "UniformCategorical",
     "VampPrior",
+    "VonMises",
     "precision_weighted",
 ]
