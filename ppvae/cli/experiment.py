@@ -23,6 +23,7 @@ from ppvae.compile import keep_freed_memory
 from ppvae.data import Batches, Binarize, JointBatches, binarize
 from ppvae.evaluate.psis import ParetoWarning
 from ppvae.infer import NonFiniteError, Run, RunFolder, TensorBoard, fit
+from ppvae.infer.callbacks import Callback
 from ppvae.objectives import Cosine, Cyclical, Linear, Schedule, Sigmoid, Stages
 from ppvae.pair import Batch
 
@@ -51,6 +52,11 @@ def all_latents(args: Any) -> None:
     """No choice among the latents: all of them."""
 
 
+def no_callbacks(args: Any, data: ImageData, out: Path) -> list[Callback]:
+    """Calls nothing after an epoch."""
+    return []
+
+
 def no_further_figures(pair: nn.Module, args: Any, data: ImageData) -> Report:
     """Measures nothing besides the table."""
     return {}
@@ -71,6 +77,7 @@ class Experiment:
         first: trains what has to be trained before the pair.
         kl_sites: from flags to the latents whose KL term --warmup weights; None is all.
         symbol: what the table calls the pair's marginal likelihood.
+        callbacks: from flags, data and run folder to what is called after every epoch.
         measure: what the table shows besides likelihoods, by name: each {"mean", "std_error"} in its own unit; the
             error of a count is None.
     """
@@ -84,6 +91,7 @@ class Experiment:
     objective: Callable[[Any], ELBO] = elbo_of_flag
     first: Callable[[Any, Any, ImageData, torch.device, Path], None] = nothing_first
     kl_sites: Callable[[Any], Sequence[str] | None] = all_latents
+    callbacks: Callable[[Any, ImageData, Path], list[Callback]] = no_callbacks
     symbol: str = "log p(x)"
     measure: Callable[[Any, Any, ImageData], Report] = no_further_figures
 
@@ -141,7 +149,7 @@ class Experiment:
             out=out,
             resume=args.resume,
             config={"module": f"ppvae.examples.{self.name}", "args": to_json(args)},
-            callbacks=[TensorBoard(out)] if args.tensorboard else [],
+            callbacks=[*([TensorBoard(out)] if args.tensorboard else []), *self.callbacks(args, data, out)],
             **fit_options(args, device, args.epochs),
         )
 

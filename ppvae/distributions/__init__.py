@@ -17,10 +17,21 @@ from ppvae.distributions.mixture import MixturePrior, VampPrior
 from ppvae.distributions.multivariate_normal import ConditionalMultivariateNormal
 from ppvae.distributions.prior import StandardNormal, UniformCategorical
 from ppvae.distributions.product import precision_weighted
+from ppvae.distributions.relaxed import (
+    BinaryConcrete,
+    BinaryStraightThrough,
+    Concrete,
+    OneHotConcrete,
+    OneHotStraightThrough,
+    StraightThrough,
+)
 from ppvae.distributions.student_t import ConditionalStudentT
 from ppvae.distributions.von_mises import ConditionalVonMises, VonMises
 
 __all__ = [
+    "BinaryConcrete",
+    "BinaryStraightThrough",
+    "Concrete",
     "ConditionalBernoulli",
     "ConditionalCategorical",
     "ConditionalContinuousBernoulli",
@@ -40,8 +51,11 @@ __all__ = [
     "MixturePrior",
     "Multinomial",
     "NegativeBinomial",
+    "OneHotConcrete",
+    "OneHotStraightThrough",
     "Poisson",
     "StandardNormal",
+    "StraightThrough",
     "UniformCategorical",
     "VampPrior",
     "VonMises",
