@@ -1,15 +1,22 @@
 """Modules that return distributions: ``forward(*context)`` gives a ``pyro.distributions`` object."""
 
+from ppvae.distributions.autoregressive import AutoregressiveCategorical, AutoregressivePrior
+from ppvae.distributions.codebook import Codebook, CodePosterior
 from ppvae.distributions.conditional import ConditionalBernoulli, ConditionalCategorical, ConditionalNormal
 from ppvae.distributions.continuous_bernoulli import ConditionalContinuousBernoulli, ContinuousBernoulli
 from ppvae.distributions.discretized_logistic import ConditionalDiscretizedLogistic, DiscretizedLogistic
 from ppvae.distributions.flow import FlowPosterior, FlowPrior
 from ppvae.distributions.mixture import MixturePrior, VampPrior
 from ppvae.distributions.multivariate_normal import ConditionalMultivariateNormal
-from ppvae.distributions.prior import StandardNormal, UniformCategorical
+from ppvae.distributions.prior import CategoricalPrior, StandardNormal, UniformCategorical
 from ppvae.distributions.product import precision_weighted
 
 __all__ = [
+    "AutoregressiveCategorical",
+    "AutoregressivePrior",
+    "CategoricalPrior",
+    "CodePosterior",
+    "Codebook",
     "ConditionalBernoulli",
     "ConditionalCategorical",
     "ConditionalContinuousBernoulli",

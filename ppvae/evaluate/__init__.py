@@ -17,6 +17,7 @@ from ppvae.evaluate.predictive import PosteriorPredictive, PredictiveCheck, post
 from ppvae.evaluate.psis import ParetoWarning, bound_curve, pareto_k
 from ppvae.evaluate.sbc import SBCRanks, SBCVerdict, check_sbc, ecdf_band, run_sbc
 from ppvae.evaluate.sites import num_observed
+from ppvae.evaluate.temperature import fit_temperature
 
 __all__ = [
     "METHODS",
@@ -54,6 +55,7 @@ __all__ = [
     "ecdf_band",
     "elbo",
     "error_rate",
+    "fit_temperature",
     "inference_gap",
     "label_posterior",
     "latent_report",
