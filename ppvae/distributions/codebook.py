@@ -135,8 +135,9 @@ class CodePosterior(nn.Module):
 
     .. math:: q(k \mid x) = \prod_p \mathrm{softmax}\big(-\lVert z_p(x) - e \rVert^2 / \tau\big)_{k_p}
 
-    At the temperature τ = 0, where it starts, that is one value: the nearest code at every position, a ``Delta``.
-    Values are indices ``(..., P)``, and `codebook(k)` their codes.
+    At the temperature τ = 0, where it starts, and in training mode at any, that is one value: the nearest code at every
+    position, a ``Delta``, with which likelihoods are bounds, and called so. Values are indices ``(..., P)``, and
+    `codebook(k)` their codes.
 
     Args:
         net: A module from the context to the points z, ``(..., P, code_dim)``.
@@ -178,6 +179,6 @@ class CodePosterior(nn.Module):
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
         """Returns q(k|x), of batch shape ``(...)`` and event shape ``(P,)``."""
         distances = self.codebook.distances(self.points(*context))
-        if bool(self.temperature > 0):
+        if not self.training and bool(self.temperature > 0):
             return dist.Categorical(logits=-distances / self.temperature).to_event(1)
         return dist.Delta(distances.argmin(-1), distances.new_zeros(distances.shape[:-2]), event_dim=1)
