@@ -10,7 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ppvae.evaluate import elbo, log_marginal
+    from ppvae.cli.runs import open_run
+    from ppvae.evaluate import elbo, encode, log_marginal
     from ppvae.infer.fit import fit
     from ppvae.infer.svi import SVI
     from ppvae.pair import KLWeight, Pair, loss_term
@@ -18,7 +19,20 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["SVI", "KLWeight", "Pair", "__version__", "elbo", "fit", "load", "log_marginal", "loss_term", "save"]
+__all__ = [
+    "SVI",
+    "KLWeight",
+    "Pair",
+    "__version__",
+    "elbo",
+    "encode",
+    "fit",
+    "load",
+    "log_marginal",
+    "loss_term",
+    "open_run",
+    "save",
+]
 
 _HOMES = {
     "SVI": "infer",
@@ -29,7 +43,9 @@ _HOMES = {
     "load": "weights",
     "save": "weights",
     "elbo": "evaluate",
+    "encode": "evaluate",
     "log_marginal": "evaluate",
+    "open_run": "cli.runs",
 }
 """Where each public name lives."""
 

@@ -79,6 +79,14 @@ class Site:
         return bool(getattr(self.fn, "has_rsample", False))
 
     @property
+    def is_discrete(self) -> bool:
+        """Whether its values can be listed."""
+        try:
+            return bool(leaf(self.fn).support.is_discrete)
+        except (NotImplementedError, AttributeError):
+            return not self.value.is_floating_point()
+
+    @property
     def is_marked(self) -> bool:
         """Whether it asks to be summed over; with `num_samples` Pyro's mark asks for samples side by side."""
         return self.is_drawn and bool(self.infer.get("enumerate")) and not self.infer.get("num_samples")

@@ -21,10 +21,10 @@ import tyro
 from torch import Tensor
 
 from ppvae import plot
-from ppvae.cli.experiment import Trained, restore
 from ppvae.cli.flags import check_used
 from ppvae.cli.posterior_checks import PosteriorChecks, check_posterior
 from ppvae.cli.report import Report, both_bounds, by_class, describe, first, strict_json, table
+from ppvae.cli.runs import Trained, restore
 from ppvae.compile import keep_freed_memory
 from ppvae.evaluate.ais import Annealed, bidirectional
 from ppvae.evaluate.compare import compare, comparison_table
@@ -44,7 +44,7 @@ class Args:
     """Evaluate trained runs: ELBO and log p(x) of their test set, and how far to trust them."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Folders that examples wrote; several are compared with the first, on the same data."""
+    """Folders that examples wrote, or fit with a recipe; several are compared with the first, on the same data."""
     method: str = "importance"
     """How log p(x) is estimated: importance, or annealed, far slower and right where the guide misses part of the
     posterior; or another name in ppvae.evaluate.METHODS."""
@@ -72,6 +72,8 @@ class Args:
     """Where the data set lies, if not where the runs found it."""
     download: bool = False
     """Fetch the data set where it is missing."""
+    trust: bool = False
+    """Import and call the functions that a run of your own names in its config.json (fit's recipe)."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -119,9 +121,15 @@ def _restored(args: Args) -> dict[str, Trained]:
     if len({path.resolve() for path in args.runs}) < max(1, len(args.runs)):
         raise ValueError(f"name at least one run folder, and none twice: got {[str(path) for path in args.runs]}")
     runs: dict[str, Trained] = {}
+    device = "cuda" if args.cuda else "cpu"
     for path in args.runs:
-        run = restore(path, device="cuda" if args.cuda else "cpu", data_root=args.data_root, download=args.download)
-        run = replace(run, test=first(run.test, args.limit), labels=run.labels[: args.limit])
+        run = restore(path, device=device, data_root=args.data_root, download=args.download, trust=args.trust)
+        if not run.test:
+            raise ValueError(f"{path} does not say on which data it is evaluated: its recipe has no data")
+        labels = None if run.labels is None else run.labels[: args.limit]
+        if args.by_class and labels is None:
+            raise ValueError(f"--by-class needs the classes of an example's test set, which {path} has not")
+        run = replace(run, test=first(run.test, args.limit), labels=labels)
         base = next(iter(runs.values()), run)
         same = run.symbol == base.symbol and len(run.test) == len(base.test)
         if not (same and all(_equal(a, b) for a, b in zip(run.test, base.test, strict=True))):
@@ -161,7 +169,7 @@ def _evaluate(run: Trained, folder: Path, args: Args, method: Estimator) -> tupl
     terms = elbo(run.pair, *run.test, num_samples=num_draws, seed=args.seed)
     figures: Report = {"method": args.method, "seed": args.seed, "symbol": run.symbol, **settings}
     figures |= {"num_dims": estimate.num_dims, "test": describe(terms, estimate)}
-    if args.by_class:
+    if args.by_class and run.labels is not None:
         figures["test"]["by_class"] = by_class(terms, estimate, run.labels)
     if args.bidirectional:
         both = bidirectional(run.pair, *run.test, method=_annealed(args), seed=args.seed, progress=sys.stderr.isatty())
@@ -173,7 +181,8 @@ def _evaluate(run: Trained, folder: Path, args: Args, method: Estimator) -> tupl
         _draw_posterior(checks, folder / "figures")
     write_json(folder / f"evaluation{_suffix(args)}.json", strict_json(figures))
     of_datum = {"std_error": estimate.std_error, "ess": estimate.ess, **estimate.diagnostics.of_datum()}
-    state = {"log_marginal": estimate.values, **of_datum, "elbo": terms.values, "labels": run.labels}
+    state = {"log_marginal": estimate.values, **of_datum, "elbo": terms.values}
+    state |= {} if run.labels is None else {"labels": run.labels}
     save_state(folder / f"evaluation{_suffix(args)}.safetensors", state)
     _draw(estimate, folder / "figures", run.symbol, _suffix(args))
     return figures, estimate

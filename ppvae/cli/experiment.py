@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from ppvae._validate import usable_device
-from ppvae.cli.flags import ExperimentArgs, flag, from_json, to_json
+from ppvae.cli.flags import ExperimentArgs, flag, to_json
 from ppvae.cli.images import ImageData, load_images
 from ppvae.cli.report import Report, report, strict_json, table
 from ppvae.compile import keep_freed_memory
@@ -27,7 +25,6 @@ from ppvae.evaluate.psis import ParetoWarning
 from ppvae.infer import NonFiniteError, Run, RunFolder, TensorBoard, fit
 from ppvae.objectives import Cosine, Cyclical, Linear, Schedule, Sigmoid, Stages
 from ppvae.pair import Batch
-from ppvae.weights import restore_weights
 
 
 def images_alone(args: Any, x: Tensor, y: Tensor) -> Batch:
@@ -211,85 +208,6 @@ def warmup_of(args: ExperimentArgs, beta: float = 1.0) -> Schedule | None:
     if args.warmup_shape == "cyclical":
         return Cyclical(args.warmup)
     return Linear(args.warmup, start=args.warmup_from and args.warmup_from / beta)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What an example's run folder gives back.
-
-    Attributes:
-        pair: the trained pair.
-        test: its arguments for the test images.
-        labels: classes of the test images, (n,).
-        symbol: what its marginal likelihood is called.
-    """
-
-    pair: nn.Module
-    test: Batch
-    labels: Tensor
-    symbol: str
-
-
-def restore(folder: Path, *, device: str, data_root: Path | None, download: bool = False) -> Trained:
-    """The trained pair of an example's run folder, and its test data.
-
-    Raises:
-        FileNotFoundError: where the folder holds no run, or the data are not found.
-        ValueError: where the run was not made by an example, so that its config does not say how to build the pair, or
-            the folder is damaged.
-    """
-    run = RunFolder(folder)
-    experiment, args = _experiment_of(run)
-    if data_root is not None:
-        args = replace(args, data_root=data_root)
-    weights = run.weights()
-    data = load_images(args, download=download)
-    try:
-        _check_sizes(experiment, args, data, weights)
-        pair = experiment.build(args, data)
-    except RuntimeError as error:
-        raise ValueError(f"{run.config} describes no pair that can be built: {error}") from error
-    restore_weights(pair, weights, source=str(folder), allow_nonfinite=False)
-    test = experiment.arguments(args, *data.test)
-    return Trained(pair.to(usable_device(device)), test, data.test[1], experiment.symbol)
-
-
-def _experiment_of(run: RunFolder) -> tuple[Experiment, Any]:
-    """The example that made a run, and its flags.
-
-    Raises:
-        FileNotFoundError: where there is no run.
-        ValueError: where there is no such example, or its flags are not those of the example.
-    """
-    of_run = run.read_config().get("experiment") or {}
-    name = of_run.get("module", "") if isinstance(of_run, dict) else ""
-    try:
-        known = isinstance(name, str) and re.fullmatch(r"ppvae\.examples\.[a-z_]+", name)
-        experiment = getattr(importlib.import_module(name), "EXPERIMENT", None) if known else None
-    except ModuleNotFoundError:
-        experiment = None
-    if experiment is None:
-        raise ValueError(
-            f"{run.path} was not made by an example, so its pair cannot be rebuilt from its config; in Python: "
-            "ppvae.load(pair, folder) and then ppvae.log_marginal(pair, x)"
-        )
-    try:
-        return experiment, from_json(experiment.args, of_run.get("args"))
-    except ValueError as error:
-        raise ValueError(f"{run.config}: {error}") from error
-
-
-def _check_sizes(experiment: Experiment, args: Any, data: ImageData, weights: Mapping[str, Tensor]) -> None:
-    """Checks that the pair would be of the size of its weights, before memory is taken for it."""
-    with torch.device("meta"):
-        try:
-            shapes = {name: tuple(value.shape) for name, value in experiment.build(args, data).state_dict().items()}
-        except Exception:  # what is computed of the data has no place there; the pair itself fails with better words
-            return
-    found = {name: tuple(value.shape) for name, value in weights.items()}
-    for name in shapes.keys() & found.keys():
-        if shapes[name] != found[name]:
-            raise ValueError(f"config.json describes {name} of shape {shapes[name]}, the weights hold {found[name]}")
 
 
 def _folder(name: str, args: ExperimentArgs) -> Path:

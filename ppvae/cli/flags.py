@@ -42,10 +42,16 @@ class ExperimentArgs:
     many; the last two from 0."""
     patience: int | None = None
     """Stop after this many epochs without a better validation ELBO."""
-    dataset: Literal["digits", "mnist", "fashion", "kmnist", "cifar10"] = "digits"
-    """Data set: the digits are embedded; the others are downloaded where they are not in data-root."""
+    dataset: Literal[
+        "digits", "mnist", "fashion", "kmnist", "cifar10", "sprites", "sprites64", "dsprites", "3dshapes", "folder"
+    ] = "digits"
+    """Data set: the digits are embedded, and sprites generated (32×32, or 64×64 as dSprites); mnist to cifar10 are
+    downloaded where they are not in data-root, where the files of dsprites and 3dshapes must lie; folder is your own
+    PNG and JPEG files in data-root, in a folder for each class or all in one."""
     data_root: Path = Path("data")
     """Folder of the data sets, as torchvision lays them out."""
+    image_size: int | None = None
+    """Height and width that the pictures of a folder are scaled and cut to."""
     num_valid: int | None = None
     """Training data held out for validation; by default 200 of the digits, 1000 of larger sets."""
     loss: Literal["mean-field", "trace"] = "mean-field"
@@ -73,6 +79,7 @@ class ExperimentArgs:
     def resolved(self) -> Self:
         """These arguments with every default that depends on another filled in."""
         check_seed(self.seed, name="--seed")
+        check_used(self, "dataset", image_size=("folder",))
         for name, value in vars(self).items():
             if name.endswith(("_dim", "_dims")) and value is not None:
                 as_shape(value, flag(name))

@@ -48,7 +48,9 @@ def load_images(args: ExperimentArgs, *, download: bool = True) -> ImageData:
         args: the flags.
         download: whether files that are missing may be fetched.
     """
-    data: DataSet = load(args.dataset, args.data_root, num_valid=args.num_valid, seed=0, download=download)
+    data: DataSet = load(
+        args.dataset, args.data_root, num_valid=args.num_valid, seed=0, download=download, size=args.image_size
+    )
     keep = 256 if args.smoke else None
     discrete = args.likelihood == "categorical"
 

@@ -7,24 +7,33 @@ load("mnist") ──► DataSet(train, valid, test) ──► Batches(*data.trai
 
 from ppvae.data.batches import Batches, JointBatches
 from ppvae.data.datasets import DATASETS, DataSet, Split, load
+from ppvae.data.factor_files import FACTOR_DATA, load_factors
+from ppvae.data.factors import FactorData, Render, StoredFactors
 from ppvae.data.labels import split_labels
 from ppvae.data.source import IterableSource, Source
+from ppvae.data.sprites import Sprites
 from ppvae.data.transforms import Binarize, Dequantize, Transform, binarize, dequantize, quantize
 
 __all__ = [
     "DATASETS",
+    "FACTOR_DATA",
     "Batches",
     "Binarize",
     "DataSet",
     "Dequantize",
+    "FactorData",
     "IterableSource",
     "JointBatches",
+    "Render",
     "Source",
     "Split",
+    "Sprites",
+    "StoredFactors",
     "Transform",
     "binarize",
     "dequantize",
     "load",
+    "load_factors",
     "quantize",
     "split_labels",
 ]

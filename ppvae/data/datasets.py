@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from ppvae._validate import check_count, check_flag, check_seed
+from ppvae.data.folder import Folder
 from ppvae.data.origins import DATASETS, Split
 from ppvae.rng import permutation
 
@@ -49,6 +50,8 @@ def load(
     num_valid: int | None = None,
     seed: int = 0,
     download: bool = True,
+    size: int | tuple[int, int] | None = None,
+    grey: bool | None = None,
 ) -> DataSet:
     """Load a data set by name.
 
@@ -56,11 +59,17 @@ def load(
     after a permutation fixed by `seed`. Files below `root`, in torchvision's layout, are used as they are.
 
     Args:
-        name: "digits" (embedded, 1797 images of 8x8), "mnist", "fashion", "kmnist" or "cifar10".
-        root: folder of the data sets; "digits" needs none.
-        num_valid: size of the validation set, 0 allowed; by default 200 for "digits", else 1000.
+        name: "digits" (embedded, 1797 images of 8x8), "mnist", "fashion", "kmnist", "cifar10"; or 22,000 images of
+            `load_factors`, with their shape as the label: "sprites", "sprites64", "dsprites", "3dshapes"; or "folder":
+            the PNG and JPEG files below `root`, each folder in it a class, tested on those of `root/test` where there
+            is `root/train` too, else on a tenth.
+        root: folder of the data sets; "digits" and the sprites need none.
+        num_valid: size of the validation set, 0 allowed; by default 200 for "digits", a tenth of a folder, else 1000.
         seed: which images are held out for validation, at least 0; the test set does not depend on it.
         download: whether to fetch files that are missing.
+        size: of "folder", the height and width that pictures are scaled and cut to; None takes them as they are, all of
+            one size.
+        grey: of "folder", whether colours are dropped; None is where no picture has any.
 
     Returns:
         The splits, on the CPU.
@@ -81,16 +90,20 @@ def load(
         >>> len(data.train.x), len(data.valid.x), len(data.test.x)
         (1397, 100, 300)
     """
-    if not isinstance(name, str) or name not in DATASETS:
-        raise ValueError(f"name must be one of {', '.join(DATASETS)}; got {name!r}")
+    if not isinstance(name, str) or (name != "folder" and name not in DATASETS):
+        raise ValueError(f"name must be one of {', '.join(DATASETS)}, folder; got {name!r}")
     if not isinstance(root, (str, os.PathLike)):
         raise TypeError(f"root must be a path, got {root!r} of type {type(root).__name__}")
-    origin = DATASETS[name]
-    num_valid = origin.num_valid if num_valid is None else num_valid
-    check_count("num_valid", num_valid, at_least=0)
+    origin = _folder(size, grey) if name == "folder" else DATASETS[name]
+    if name != "folder" and (size is not None or grey is not None):
+        raise ValueError(f"size and grey go with name='folder', got {name!r}")
+    if num_valid is not None:
+        check_count("num_valid", num_valid, at_least=0)
     check_seed(seed)
     check_flag("download", download)
     rest, test = origin.read(Path(root).expanduser().absolute(), download=download)
+    usual = len(rest.y) // 10 if name == "folder" else origin.num_valid
+    num_valid = usual if num_valid is None else num_valid
     cut = len(rest.y) - num_valid
     if cut < 1:
         raise ValueError(f"num_valid={num_valid} leaves nothing of {name}'s {len(rest.y)} training images")
@@ -101,9 +114,19 @@ def load(
         train=_scaled(rest.x[order[:cut]], rest.y[order[:cut]], origin.levels),
         valid=_scaled(rest.x[order[cut:]], rest.y[order[cut:]], origin.levels),
         test=_scaled(*test, origin.levels),
-        num_classes=origin.num_classes,
+        num_classes=origin.num_classes or 1 + int(torch.cat([rest.y, test.y]).max()),
         levels=origin.levels,
     )
+
+
+def _folder(size: int | tuple[int, int] | None, grey: bool | None) -> Folder:
+    """The origin of a folder of pictures with these options."""
+    if grey is not None:
+        check_flag("grey", grey)
+    if size is None:
+        return Folder(grey=grey)
+    height, width = size if isinstance(size, tuple) and len(size) == 2 else (size, size)
+    return Folder(size=(check_count("size", height), check_count("size", width)), grey=grey)
 
 
 def _scaled(k: torch.Tensor, y: torch.Tensor, levels: int) -> Split:

@@ -1,4 +1,4 @@
-"""Where each data set comes from: embedded in a package, or files in torchvision's layout."""
+"""Where each data set comes from: embedded in a package, files in torchvision's layout, images with known factors."""
 
 import math
 import struct
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ppvae.data.factor_files import load_factors
 from ppvae.rng import permutation
 
 
@@ -39,7 +40,7 @@ class Origin(ABC):
     Attributes:
         shape: of one image, (channels, height, width).
         levels: number of grey levels of a pixel.
-        num_classes: number of labels.
+        num_classes: number of labels; 0 is known only once they are read.
         num_valid: images held out of the training set unless `load` is told otherwise.
     """
 
@@ -157,6 +158,29 @@ class Torchvision(Origin):
         return Split(x.reshape(-1, height, width, channels).movedim(-1, 1).contiguous(), y)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Factored(Origin):
+    """Some of the images that have known factors, drawn by a seed fixed here; their shape is the label.
+
+    Attributes:
+        source: what `load_factors` calls them.
+        num_train: images for training and validation.
+        num_test: images held out for the test set: the first of `FactorData.subset`.
+    """
+
+    source: str
+    num_train: int = 20_000
+    num_test: int = 2_000
+
+    def read(self, root: Path, *, download: bool) -> tuple[Split, Split]:
+        """Make the images, or read them from a file, which is never fetched; see `Origin.read`."""
+        data = load_factors(self.source, root)
+        rows = data.subset(self.num_test + self.num_train)
+        shape = data.factors(rows)[:, data.names.index("shape")]
+        test, train = (slice(None, self.num_test), slice(self.num_test, None))
+        return Split(data.grey_levels(rows[train]), shape[train]), Split(data.grey_levels(rows[test]), shape[test])
+
+
 def _idx_fault(dataset: Any, path: Path) -> str:
     """Compare an idx file with its own header: these files have no published checksum once unpacked."""
     ndim = int(path.name.removesuffix("-ubyte")[-1])
@@ -221,5 +245,9 @@ DATASETS: dict[str, Origin] = {
         fault=_md5_fault,
         part=_pickled_part,
     ),
+    "sprites": Factored(source="sprites", shape=(1, 32, 32), levels=2, num_classes=3),
+    "sprites64": Factored(source="sprites64", shape=(1, 64, 64), levels=2, num_classes=3),
+    "dsprites": Factored(source="dsprites", shape=(1, 64, 64), levels=2, num_classes=3),
+    "3dshapes": Factored(source="3dshapes", shape=(3, 64, 64), num_classes=4),
 }
 """The data sets that `load` knows."""

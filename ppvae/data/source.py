@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader
 
+from ppvae.inputs import Column, as_minibatch
 from ppvae.pair import Batch, usable
 from ppvae.rng import RandomState, forked_rng
 from ppvae.storage import digest_of
@@ -95,19 +96,33 @@ class IterableSource(Source):
     """An iterable of minibatches, a `DataLoader` for example, that is passed once an epoch.
 
     Args:
-        data: what is iterated; its minibatches are tensors, or tuples or lists of tensors and None.
+        data: what is iterated; its minibatches are tensors or arrays, tuples or lists of these and None, or dicts.
         name: what errors call it.
         device: where its minibatches go.
+        columns: which parts of a minibatch are the pair's arguments, in its order: places in a tuple, or names in a
+            dict. None is all of a tuple.
+
+    Raises:
+        TypeError: where the data cannot be iterated once an epoch, or the columns are none.
 
     Example:
         >>> import torch
-        >>> source = IterableSource([torch.zeros(16, 8), torch.zeros(4, 8)])
+        >>> images_and_labels = [(torch.zeros(16, 8), torch.zeros(16)), (torch.zeros(4, 8), torch.zeros(4))]
+        >>> source = IterableSource(images_and_labels, columns=(0,))
         >>> [len(x) for (x,) in source.epoch(0)]
         [16, 4]
     """
 
-    def __init__(self, data: Iterable[Any], *, name: str = "data", device: torch.device | str | None = None) -> None:
+    def __init__(
+        self,
+        data: Iterable[Any],
+        *,
+        name: str = "data",
+        device: torch.device | str | None = None,
+        columns: Sequence[Column] | None = None,
+    ) -> None:
         self.data = data
+        self.columns = _checked_columns(columns)
         self.name = name
         self.device = None if device is None else torch.device(device)
         self.batch_size = getattr(data, "batch_size", None)
@@ -122,11 +137,7 @@ class IterableSource(Source):
             TypeError: where one is something other than a tensor, or a tuple of tensors and None.
         """
         for item in self.data:
-            batch = (item,) if isinstance(item, Tensor) else item
-            if not isinstance(batch, tuple | list):
-                raise TypeError(
-                    f"{self.name} must give minibatches that are tensors or tuples of them, got {type(item).__name__}"
-                )
+            batch = as_minibatch(self.name, item, self.columns)
             yield tuple(usable(t.to(self.device, non_blocking=True)) if isinstance(t, Tensor) else t for t in batch)
 
     def digest(self) -> str | None:
@@ -137,14 +148,40 @@ class IterableSource(Source):
     def settings(self) -> dict[str, Any]:
         """What a `DataLoader` was made with."""
         loader = self.data if isinstance(self.data, DataLoader) else None
-        options = {name: getattr(loader, name) for name in ("batch_size", "num_workers", "drop_last") if loader}
+        options: dict[str, Any] = {
+            name: getattr(loader, name) for name in ("batch_size", "num_workers", "drop_last") if loader
+        }
         sampler = type(loader.sampler).__name__ if loader else None
-        return {"of": type(self.data).__name__, "num_batches": self.num_batches, "sampler": sampler, **options}
+        picked = {} if self.columns is None else {"columns": list(self.columns)}
+        return {
+            "of": type(self.data).__name__,
+            "num_batches": self.num_batches,
+            "sampler": sampler,
+            **picked,
+            **options,
+        }
 
     def _digest_of_first(self) -> str:
         with RandomState(torch.device("cpu"), self.generators).kept(), forked_rng(torch.device("cpu"), 0):
-            batch = next(iter(self.data), ())
-        return digest_of(*(t for t in ([batch] if isinstance(batch, Tensor) else batch) if isinstance(t, Tensor)))
+            first = next(iter(self.data), ())
+        batch = as_minibatch(self.name, first, self.columns)
+        return digest_of(*(t for t in batch if isinstance(t, Tensor)))
+
+
+def _checked_columns(columns: Any) -> tuple[Column, ...] | None:
+    """Which parts of a minibatch are arguments, checked.
+
+    Raises:
+        TypeError: where they are no places or names.
+    """
+    if columns is None:
+        return None
+    if isinstance(columns, str) or not isinstance(columns, Iterable):
+        raise TypeError(f"columns must be a list of places or names, e.g. (0,), got {columns!r}")
+    chosen = tuple(columns)
+    if not chosen or not all(isinstance(c, int | str) and not isinstance(c, bool) for c in chosen):
+        raise TypeError(f"columns must be a list of places or names, e.g. (0,), got {columns!r}")
+    return chosen
 
 
 def _length(data: Any) -> int | None:

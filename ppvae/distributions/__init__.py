@@ -4,6 +4,7 @@ from ppvae.distributions.autoregressive import AutoregressiveCategorical, Autore
 from ppvae.distributions.codebook import Codebook, CodePosterior
 from ppvae.distributions.conditional import ConditionalBernoulli, ConditionalCategorical, ConditionalNormal
 from ppvae.distributions.continuous_bernoulli import ConditionalContinuousBernoulli, ContinuousBernoulli
+from ppvae.distributions.delta import ConditionalDelta
 from ppvae.distributions.discretized_logistic import ConditionalDiscretizedLogistic, DiscretizedLogistic
 from ppvae.distributions.flow import FlowPosterior, FlowPrior
 from ppvae.distributions.mixture import MixturePrior, VampPrior
@@ -20,6 +21,7 @@ __all__ = [
     "ConditionalBernoulli",
     "ConditionalCategorical",
     "ConditionalContinuousBernoulli",
+    "ConditionalDelta",
     "ConditionalDiscretizedLogistic",
     "ConditionalMultivariateNormal",
     "ConditionalNormal",

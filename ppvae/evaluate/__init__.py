@@ -3,6 +3,7 @@
 from ppvae.evaluate.ais import Annealed, AnnealedDiagnostics, BidirectionalBounds, bidirectional
 from ppvae.evaluate.arviz import to_arviz
 from ppvae.evaluate.classification import Reliability, error_rate, label_posterior, reliability
+from ppvae.evaluate.codes import encode, interpolate, reconstruct, traverse
 from ppvae.evaluate.compare import compare, comparison_table
 from ppvae.evaluate.estimates import Diagnostics, Elbo, LogMarginal
 from ppvae.evaluate.estimator import Estimator, EvaluationOptions
@@ -54,9 +55,11 @@ __all__ = [
     "comparison_table",
     "ecdf_band",
     "elbo",
+    "encode",
     "error_rate",
     "fit_temperature",
     "inference_gap",
+    "interpolate",
     "label_posterior",
     "latent_report",
     "log_evidence",
@@ -65,7 +68,9 @@ __all__ = [
     "pareto_k",
     "posterior_predictive",
     "ppc",
+    "reconstruct",
     "reliability",
     "run_sbc",
     "to_arviz",
+    "traverse",
 ]

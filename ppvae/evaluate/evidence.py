@@ -19,6 +19,7 @@ from ppvae._validate import check_count
 from ppvae.evaluate.estimates import log_mean
 from ppvae.evaluate.psis import PARETO_GOOD, ParetoWarning, pareto_k
 from ppvae.evaluate.shared import shared_posterior
+from ppvae.inputs import takes_data
 from ppvae.traces import sites
 
 
@@ -55,6 +56,7 @@ class LogEvidence:
         )
 
 
+@takes_data
 def log_evidence(
     pair: nn.Module, *data: Any, num_samples: int = 1000, batch_size: int | None = None, seed: int = 0
 ) -> LogEvidence:
@@ -65,7 +67,7 @@ def log_evidence(
 
     Args:
         pair: a model/guide pair, all of whose latents lie outside the data plate.
-        data: its arguments, tensors of shape (n, ...), on any device.
+        data: its arguments, tensors or arrays of shape (n, ...), on any device; or one iterable of minibatches of them.
         num_samples: s, draws from the guide.
         batch_size: the most data that the model scores at once; by default 8,192, on a GPU 32,768.
         seed: of the draws; the global random state is left alone.
@@ -111,7 +113,7 @@ def log_evidence(
                 f"k̂ = {k:.2f} > {PARETO_GOOD}: the guide's tails are too light, so that the log evidence is likely too "
                 "low and its standard error too small; a guide that is wider or closer to the posterior helps"
             ),
-            stacklevel=2,
+            stacklevel=3,
         )
     spread = float(log_weight.std() / math.sqrt(num_samples)) if num_samples > 1 else math.nan
     return LogEvidence(value, std_error, ess, k, float(log_weight.mean()), spread, num_samples, n)

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from ppvae._internals import is_subsampling
 from ppvae._validate import check_count, check_flag
 from ppvae.evaluate.estimates import standard_error
+from ppvae.inputs import takes_data
 from ppvae.pair import blocks, check_data
 from ppvae.rng import get_rng, set_rng
 from ppvae.sampling.eval_mode import validation
@@ -102,6 +103,7 @@ class InferenceGap:
         )
 
 
+@takes_data
 def inference_gap(
     pair: nn.Module,
     *data: Any,
@@ -130,7 +132,7 @@ def inference_gap(
 
     Args:
         pair: any model/guide pair whose latents have reparameterized draws.
-        data: its arguments, tensors of shape (n, ...), on any device.
+        data: its arguments, tensors or arrays of shape (n, ...), on any device; or one iterable of minibatches of them.
         num_samples: draws per datum from each of q and q* for the bounds and log p̂(x).
         num_steps: the most steps of the search.
         num_particles: draws per datum in each step.

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ppvae._validate import check_count, check_memory
 from ppvae.evaluate.aggregated import SiteDraws, draw_sites, independent_sites, log_aggregated
 from ppvae.evaluate.estimates import standard_error
+from ppvae.inputs import takes_data
 from ppvae.pair import check_data
 from ppvae.sampling.eval_mode import validation
 from ppvae.sampling.posterior_draws import posterior_sampler
@@ -119,6 +120,7 @@ class LatentReport:
         return "\n".join(lines if self.collapsed else [*lines, "no site has collapsed"])
 
 
+@takes_data
 def latent_report(pair: nn.Module, *data: Any, num_samples: int = 10, seed: int = 0) -> LatentReport:
     """Tells what the latents of a pair hold on these data, and which have collapsed.
 

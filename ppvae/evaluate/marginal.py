@@ -22,11 +22,13 @@ from ppvae.evaluate.ais import Annealed
 from ppvae.evaluate.estimates import Elbo, LogMarginal
 from ppvae.evaluate.estimator import Estimator, EvaluationOptions
 from ppvae.evaluate.importance import Importance, cat, checked_draws
+from ppvae.inputs import takes_data
 
 METHODS: dict[str, type[Estimator]] = {"importance": Importance, "annealed": Annealed}
 """The ways to estimate log p(x), by name; put one of your own here to have it under a name too."""
 
 
+@takes_data
 def elbo(
     pair: nn.Module,
     *data: Any,
@@ -41,7 +43,7 @@ def elbo(
 
     Args:
         pair: any model/guide pair.
-        data: its arguments, tensors of shape (n, ...), on any device.
+        data: its arguments, tensors or arrays of shape (n, ...), on any device; or one iterable of minibatches of them.
         num_samples: draws from the guide per datum.
         batch_size: the most data scored at once; by default what a memory budget allows.
         seed: of the draws; the global random state is left alone.
@@ -92,6 +94,7 @@ def elbo(
     )
 
 
+@takes_data
 def log_marginal(
     pair: nn.Module,
     *data: Any,
@@ -116,7 +119,7 @@ def log_marginal(
 
     Args:
         pair: any model/guide pair.
-        data: its arguments, tensors of shape (n, ...), on any device.
+        data: its arguments, tensors or arrays of shape (n, ...), on any device; or one iterable of minibatches of them.
         num_samples: s, draws from the guide per datum, by default 1,000, or chains, by default 16; exactly that many,
             whatever the chunking.
         method: "importance", "annealed" or another name in `ppvae.evaluate.METHODS`; or an estimator with options of
@@ -152,7 +155,7 @@ def log_marginal(
     options = EvaluationOptions(batch_size=batch_size, seed=seed, compile=compile, given=given, progress=progress)
     estimate = estimator_of(method, num_samples).estimate(pair, data, options)
     if (warning := estimate.diagnostics.warning()) is not None:
-        warnings.warn(warning, stacklevel=2)
+        warnings.warn(warning, stacklevel=3)  # the caller of what `takes_data` made
     return estimate
 
 

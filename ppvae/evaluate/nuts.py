@@ -21,6 +21,7 @@ from torch.distributions import Transform
 from ppvae._validate import check_count
 from ppvae.evaluate.psis import import_arviz
 from ppvae.evaluate.sites import Plates, by_datum, elements, in_blocks, inner_plates, mask_of, once
+from ppvae.inputs import takes_data
 from ppvae.sampling.annealed_path import check_movable, to_support
 from ppvae.sampling.posterior_draws import Latents, PosteriorSampler, posterior_sampler
 
@@ -93,6 +94,7 @@ class NUTSComparison:
         )
 
 
+@takes_data
 def compare_with_nuts(
     pair: nn.Module, *data: Any, num_samples: int = 1000, warmup: int = 500, num_chains: int = 1, seed: int = 0
 ) -> NUTSComparison:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ppvae._validate import check_tensor
 from ppvae.evaluate.estimator import Estimator
 from ppvae.evaluate.marginal import elbo, estimator_of, log_marginal
+from ppvae.inputs import takes_data
 from ppvae.pair import check_data, check_pair
 
 ELBO_SAMPLES = 100
@@ -51,6 +52,7 @@ class AnomalyScores:
         return {name: auroc(a, b) for name, (a, b) in pairs.items() if a is not None and b is not None}
 
 
+@takes_data
 def anomaly_scores(
     pair: nn.Module,
     *data: Any,
@@ -63,7 +65,7 @@ def anomaly_scores(
 
     Args:
         pair: any model/guide pair.
-        data: its arguments, tensors of shape (n, ...), on any device.
+        data: its arguments, tensors or arrays of shape (n, ...), on any device; or one iterable of minibatches of them.
         num_samples: draws per datum for log p(x), by default 1,000 importance samples; and at most 100 draws from the
             guide for the reconstruction error.
         method: how log p(x) is estimated, as in `log_marginal`.

@@ -30,6 +30,7 @@ from ppvae.evaluate.sites import (
     observed_value,
     once,
 )
+from ppvae.inputs import takes_data
 from ppvae.pair import Batch, take
 from ppvae.sampling.posterior_draws import PosteriorSampler, check_predictable, posterior_sampler
 from ppvae.sampling.sampler import PROBE_DATA
@@ -100,6 +101,7 @@ class PredictiveCheck:
         )
 
 
+@takes_data
 def posterior_predictive(pair: nn.Module, *data: Any, num_samples: int = 100, seed: int = 0) -> PosteriorPredictive:
     """Draws latents from the guide and new data from the model given them, for every datum.
 
@@ -156,6 +158,7 @@ def posterior_predictive(pair: nn.Module, *data: Any, num_samples: int = 100, se
         )
 
 
+@takes_data
 def ppc(
     pair: nn.Module,
     *data: Any,

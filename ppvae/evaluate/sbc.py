@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ppvae._validate import check_count, check_number
 from ppvae.evaluate.sites import Plates, by_datum, elements, inner_plates, mask_of, once
+from ppvae.inputs import takes_data
 from ppvae.pair import check_data
 from ppvae.sampling.posterior_draws import PosteriorSampler, posterior_sampler, simulate
 
@@ -86,6 +87,7 @@ class SBCVerdict:
         return "\n".join([verdict, *(f"  {finding}" for finding in self.findings)])
 
 
+@takes_data
 def run_sbc(
     pair: nn.Module, *data: Any, num_simulations: int | None = None, num_samples: int = 99, seed: int = 0
 ) -> SBCRanks:

@@ -37,7 +37,7 @@ def write_figures(pair: VAEQueries, args: ExperimentArgs, data: ImageData, run: 
         "reconstructions": plot.reconstructions(pixels(data, x[:20]), pixels(data, pair.reconstruct(x[:20]))),
         "samples": plot.samples(pixels(data, pair.sample(64, mean=True))),
         **_plane_of(codes, y),
-        "interpolation": plot.interpolation(pixels(data, pair.interpolate(x[:5], x[5:10]))),
+        "interpolation": plot.interpolation(pixels(data, pair.interpolate(*_ends_of_lines(x)))),
         "training": plot.training_curves(run.history),
     }
     spread = torch.linspace(-3, 3, 9)
@@ -48,6 +48,12 @@ def write_figures(pair: VAEQueries, args: ExperimentArgs, data: ImageData, run: 
     figures["traversal"] = plot.traversal(images, spread, units=order.tolist())
     for name, figure in figures.items():
         plot.save(figure, run.folder / "figures" / f"{name}.png")
+
+
+def _ends_of_lines(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The images between which lines are drawn: five and the five after them, fewer of a small set."""
+    lines = max(1, min(5, len(x) // 2))
+    return x[:lines], x[-lines:] if len(x) < 2 * lines else x[lines : 2 * lines]
 
 
 @torch.no_grad()
@@ -74,7 +80,7 @@ def write_level_figures(pair: Levels, args: ExperimentArgs, data: ImageData, run
         "levels": plot.by_condition(pixels(data, torch.stack(alone, 1)), labels=list(codes), x=pixels(data, x[:8])),
         "samples": plot.samples(pixels(data, pair.sample(64, mean=True))),
         **_plane_of(list(codes.values())[-1], y),
-        "interpolation": plot.interpolation(pixels(data, pair.interpolate(x[:5], x[5:10]))),
+        "interpolation": plot.interpolation(pixels(data, pair.interpolate(*_ends_of_lines(x)))),
         "training": plot.training_curves(run.history),
     }
     for name, figure in figures.items():

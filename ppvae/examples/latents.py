@@ -12,8 +12,8 @@ from ppvae.cli.report import Report
 from ppvae.evaluate.latents import latent_report
 from ppvae.examples.figures import pixels, swept, write_figures
 from ppvae.infer import Run
+from ppvae.means import code_of, mean_of
 from ppvae.models import VAE
-from ppvae.models.base import code_of, mean_of
 
 NUM_TRAVERSED = 3
 """Test images from whose codes the latent is traversed."""

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ppvae.cli.images import ImageData
 from ppvae.data import Binarize
 from ppvae.examples.figures import pixels
+from ppvae.means import mean_of
 from ppvae.models import CVAE
-from ppvae.models.base import mean_of
 
 
 class Quadrants:

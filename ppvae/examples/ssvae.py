@@ -26,8 +26,8 @@ from ppvae.distributions import ConditionalCategorical, ConditionalNormal, Stand
 from ppvae.evaluate.classification import Reliability, error_rate, label_posterior, reliability
 from ppvae.examples.figures import write_figures, write_label_figures
 from ppvae.infer import Run, fit
+from ppvae.means import code_of
 from ppvae.models import SSVAE, VAE, StackedSSVAE
-from ppvae.models.base import code_of
 from ppvae.nn import MLP, ConditionalMLP, ConditionalSequential, ConvEncoder, OneHot, Rescale
 
 

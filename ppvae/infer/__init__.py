@@ -6,10 +6,11 @@ from typing import Any
 from ppvae.infer.callbacks import TensorBoard
 from ppvae.infer.fit import fit
 from ppvae.infer.nonfinite import NonFiniteError
+from ppvae.infer.recipe import Recipe
 from ppvae.infer.run_folder import Run, RunFolder
 from ppvae.infer.svi import SVI
 
-__all__ = ["SVI", "NonFiniteError", "Run", "RunFolder", "TensorBoard", "fit"]
+__all__ = ["SVI", "NonFiniteError", "Recipe", "Run", "RunFolder", "TensorBoard", "fit"]
 
 _MOVED = {
     "CIWAE": "ppvae.objectives",

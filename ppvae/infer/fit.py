@@ -13,16 +13,19 @@ import torch
 from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
+from torch.utils.data import Dataset, TensorDataset
 
 from ppvae._validate import check_count, check_flag, check_number, check_path, check_seed, naming_path, usable_device
 from ppvae.compile.compiled import Compile
 from ppvae.data import Batches, IterableSource, Source
 from ppvae.infer.callbacks import Callback, check_callbacks
 from ppvae.infer.optim import ParamGroups, check_groups
+from ppvae.infer.recipe import Recipe
 from ppvae.infer.run_config import describe, describe_groups, describe_pair, describe_source, versions
 from ppvae.infer.run_folder import Run, RunFolder
 from ppvae.infer.svi import check_autocast
 from ppvae.infer.trainer import Trainer
+from ppvae.inputs import SupportsArray, as_batch, is_array, loader_of
 from ppvae.isolation import check_trainable, check_unhandled
 from ppvae.objectives.base import networks_of
 from ppvae.objectives.importance_weighted import ImportanceWeightedELBO
@@ -30,8 +33,8 @@ from ppvae.objectives.joint import JointELBO
 from ppvae.objectives.schedule import Schedule, as_schedule
 from ppvae.pair import check_batch, check_names, check_pair, device_of
 
-Data = Tensor | tuple[Tensor | None, ...] | Source | Iterable[Any]
-"""A tensor, a tuple of tensors (or None), a `Source` such as `Batches`, or an iterable of these (a `DataLoader`)."""
+Data = Tensor | SupportsArray | tuple[Tensor | SupportsArray | None, ...] | Source | Dataset[Any] | Iterable[Any]
+"""A tensor or array, a tuple of them (or None), a `Source` such as `Batches`, a torch `Dataset`, or an iterable."""
 
 ADAM = partial(torch.optim.Adam, fused=True)
 """The default optimizer: one fused kernel for all parameters."""
@@ -62,6 +65,7 @@ def fit(
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
     config: dict[str, Any] | None = None,
+    recipe: Recipe | None = None,
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
 ) -> Run:
@@ -74,17 +78,17 @@ def fit(
 
     Args:
         pair: any `nn.Module` with `model(*batch)` and `guide(*batch)`.
-        train: the training data: a tensor (n, ...) or tuple of them, held on the device; `Batches`; `JointBatches`
-            of several sets, e.g. with and without labels; another `ppvae.data.Source`; or an iterable of minibatches
-            that can be iterated once an epoch. Data in memory are checked as a whole before training, others on their
-            first minibatch.
+        train: the training data: a tensor (n, ...), a NumPy array or a pandas frame of numbers, or a tuple of them,
+            held on the device; `Batches`; `JointBatches` of several sets, e.g. with and without labels; another
+            `ppvae.data.Source`; a torch `Dataset`, or an iterable of minibatches that can be iterated once an epoch (a
+            `DataLoader`). Data in memory are checked as a whole before training, others on their first minibatch.
         valid: held-out data for the validation ELBO, in the same forms, but of one set.
         loss: any Pyro ELBO object, or one of `ppvae.objectives`; by default `Trace_ELBO()`, or `TraceEnum_ELBO()`
             where a latent is marked for enumeration, by the guide or by the model alone: the run's config says which.
             Networks that it brings along (see `ppvae.objectives.Objective`) are trained and kept in checkpoints with
             the pair.
         epochs: how often the training data are passed.
-        batch_size: data per minibatch, where `train` is tensors.
+        batch_size: data per minibatch, where `train` does not say.
         lr: learning rate, or a function from the time in epochs to it (see `ppvae.objectives.schedule`).
         optim: called as `optim(parameters, lr=lr)`; options by `partial`, e.g.
             `partial(torch.optim.AdamW, weight_decay=1e-2)`.
@@ -103,6 +107,8 @@ def fit(
         out: run folder; without one nothing is written.
         resume: continue the run in `out`; on the CPU the result is bit for bit that of one that never stopped.
         config: anything JSON to keep in the folder's `config.json` under "experiment".
+        recipe: how the pair is built, and which data it is evaluated on, for `ppvae.open_run(out)` and
+            `python -m ppvae.evaluate OUT`.
         callbacks: functions called as `f(row, pair, epoch)` after every epoch, its checkpoint written: with the new
             row of the history, the pair in eval mode and without gradients, and the number of epochs finished. What
             they draw changes no number of the training. True asks to stop after this epoch; errors are not caught.
@@ -138,15 +144,15 @@ def fit(
     check_flag("resume", resume)
     check_flag("progress", progress)
     callbacks = check_callbacks(callbacks)
-    _check_kinds(optim, autocast, out, config)
+    _check_kinds(optim, autocast, out, config, recipe)
     if patience is not None and valid is None:
         raise ValueError("patience needs validation data: valid is None")
     lr_schedule = as_schedule(lr, name="lr")
     kl_schedule = None if kl_weight is None else as_schedule(kl_weight, name="kl_weight")
     where = device_of(pair) if device is None else usable_device(device)
     _check_kl_sites(kl_sites, kl_weight)
-    train = _source("train", train, batch_size, seed, where, shuffle=True)
-    valid = None if valid is None else _source("valid", valid, VALID_BATCH, seed, where, shuffle=False)
+    train = _source("train", train, pair, batch_size, seed, where, shuffle=True)
+    valid = None if valid is None else _source("valid", valid, pair, VALID_BATCH, seed, where, shuffle=False)
     loss = None if loss is None else _objective(loss, train)
     bound = loss.elbo if isinstance(loss, JointELBO) else loss
     if kl_weight is not None and isinstance(bound, ImportanceWeightedELBO):
@@ -200,13 +206,16 @@ def fit(
         callbacks=callbacks,
     )
     trainer.prepare()
+    if recipe is not None:
+        recipe.check(pair)
     settings |= {"loss": describe(trainer.loss), "pair": describe_pair(pair)}  # with what is made at first use
     with nullcontext() if folder is None else folder.locked():
         with naming_path("out"):
             if folder is not None and resume:
                 _resume(trainer, folder, settings)
             elif folder is not None:
-                folder.create({**versions(), "fit": settings, "experiment": config})
+                kept = {} if recipe is None else {"recipe": recipe.to_json()}
+                folder.create({**versions(), "fit": settings, "experiment": config, **kept})
         return trainer.run(epochs=epochs, patience=patience, progress=progress)
 
 
@@ -234,7 +243,7 @@ def _resume(trainer: Trainer, folder: RunFolder, settings: dict[str, Any]) -> No
     folder.update_config(settings)
 
 
-def _check_kinds(optim: Any, autocast: Any, out: Any, config: Any) -> None:
+def _check_kinds(optim: Any, autocast: Any, out: Any, config: Any, recipe: Any) -> None:
     """Checks what is used only later, or in a file."""
     if isinstance(optim, PyroOptim) or not callable(optim):
         raise TypeError(
@@ -244,6 +253,10 @@ def _check_kinds(optim: Any, autocast: Any, out: Any, config: Any) -> None:
     check_autocast(autocast)
     if out is not None:
         check_path("out", out)
+    if not (recipe is None or isinstance(recipe, Recipe)):
+        raise TypeError(f"recipe must be a ppvae.infer.Recipe of functions, got {type(recipe).__name__}")
+    if recipe is not None and out is None:
+        raise ValueError("recipe is kept in the run folder: out is None")
     if not (config is None or isinstance(config, dict)):
         raise TypeError(f"config must be a dict or None, got {config!r} of type {type(config).__name__}")
     try:
@@ -270,21 +283,26 @@ def _objective(loss: Any, train: Source) -> Any:
         raise TypeError(f"loss does not go with {type(train).__name__}: {error}") from error
 
 
-def _source(name: str, data: Data, batch_size: int, seed: int, device: torch.device, *, shuffle: bool) -> Source:
+def _source(
+    name: str, data: Data, pair: nn.Module, batch_size: int, seed: int, device: torch.device, *, shuffle: bool
+) -> Source:
     """The data as something that gives minibatches on the device, epoch after epoch."""
-    if hasattr(data, "__array__") and not isinstance(data, Tensor):
-        raise TypeError(f"{name} is an array of {type(data).__name__}: give torch.as_tensor of it")
     expected = f"{name} must be a tensor, a tuple of tensors, Batches, or an iterable of minibatches (a DataLoader)"
     if isinstance(data, Source):
         return data if data.device == device else data.to(device)
-    tensors = (data,) if isinstance(data, Tensor) else data
-    if isinstance(tensors, tuple) and any(isinstance(t, Tensor) for t in tensors):
+    if isinstance(data, TensorDataset):
+        data = data.tensors
+    arguments = (data,) if isinstance(data, Tensor) or is_array(data) else data
+    if isinstance(arguments, tuple) and any(isinstance(t, Tensor) or is_array(t) for t in arguments):
+        tensors = as_batch(arguments, pair, name=name)
         # The order of a single minibatch means nothing, but to a guide with parameters for each datum.
         shuffle = shuffle and check_batch(tensors, name=name) > batch_size
         try:
             return Batches(*tensors, batch_size=batch_size, shuffle=shuffle, seed=seed, device=device)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from error
+    if isinstance(data, Dataset):
+        data = loader_of(data, batch_size, seed if shuffle else None)
     if not isinstance(data, Iterable) or isinstance(data, Mapping | str):
         raise TypeError(f"{expected}, got {type(data).__name__}")
     if isinstance(data, Iterator):

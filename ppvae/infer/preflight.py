@@ -17,9 +17,11 @@ from ppvae._validate import check_takes
 from ppvae.data import Source
 from ppvae.failures import FAILURES, failing_on
 from ppvae.infer.nonfinite import nonfinite_rows
+from ppvae.inputs import check_number_of_arguments
 from ppvae.late_params import warn_of_waiting
 from ppvae.objectives.base import evaluate_objective
 from ppvae.objectives.joint import JointELBO
+from ppvae.objectives.kl import point_masses
 from ppvae.observed import OnlyDistributions, check_observed, taken_as_given
 from ppvae.pair import Batch, check_batch, check_data_plate, check_sites, take, unequal_masks
 from ppvae.sampling.eval_mode import modes_kept
@@ -34,7 +36,7 @@ FAR = 100.0
 """Beyond how many times the unit, or below which part of it, data are of another scale."""
 
 
-def check_fits(pair: nn.Module, data: Source, *, name: str) -> None:
+def check_fits(pair: nn.Module, data: Source, *, name: str) -> list[str]:
     """Runs the pair on the first minibatch of every set; checks all data in memory against the supports.
 
     Where the last minibatch is known to be short, also on as few data.
@@ -44,17 +46,19 @@ def check_fits(pair: nn.Module, data: Source, *, name: str) -> None:
         data: what it is to be trained or validated on.
         name: the argument that the errors speak of.
 
+    Returns:
+        The continuous latents to which the guide gives one value, so that there is no ELBO.
+
     Raises:
         TypeError: where a minibatch is no tuple of tensors, or the pair does not take it.
         ValueError: naming the data, the site or the values that do not fit.
     """
     if not data.sets:
-        _check_set(pair, data, name)
-    for i, part in enumerate(data.sets):
-        _check_set(pair, part, f"{name}.sets[{i}]")
+        return _check_set(pair, data, name)
+    return [site for i, part in enumerate(data.sets) for site in _check_set(pair, part, f"{name}.sets[{i}]")]
 
 
-def _check_set(pair: nn.Module, data: Source, name: str) -> None:
+def _check_set(pair: nn.Module, data: Source, name: str) -> list[str]:
     """Checks one data set."""
     batch = next(data.epoch(0), None)
     if batch is None:
@@ -62,11 +66,13 @@ def _check_set(pair: nn.Module, data: Source, name: str) -> None:
     # A bare tensor would be unpacked along its rows without a word.
     if not isinstance(batch, tuple):
         raise TypeError(f"{name} must give minibatches that are tuples of tensors, got {type(batch).__name__}")
+    check_number_of_arguments(pair, batch, name)
     check_batch(batch, name=name)
     if missing := nonfinite_rows(batch, name):
         raise ValueError(missing.removesuffix(": "))
     model_trace, guide_trace = _check_runs(pair, batch, data, name)
-    if name == "valid":  # an ELBO of each datum
+    points = point_masses(model_trace, guide_trace)
+    if name == "valid" and not points:  # an ELBO of each datum
         for where, trace in (("model", model_trace), ("guide", guide_trace)):
             check_data_plate(trace, check_batch(batch), where=where)
         next(importance_draws(pair, take(batch, slice(0, PROBE_DATA)), num_samples=1))
@@ -76,6 +82,7 @@ def _check_set(pair: nn.Module, data: Source, name: str) -> None:
         _check_takes_minibatches(pair, batch, name)
     if data.last_rows:
         _check_runs(pair, tuple(None if t is None else t[: data.last_rows] for t in batch), data, name)
+    return points
 
 
 def _check_runs(pair: nn.Module, batch: Batch, data: Source, name: str) -> tuple[Trace, Trace]:
@@ -149,13 +156,14 @@ def _latents(trace: Trace) -> list[Site]:
     return [site for site in sites(trace).values() if site.role == "latent"]
 
 
-def check_objective(objective: Any, pair: Any, batch: Batch) -> None:
+def check_objective(objective: Any, pair: Any, batch: Batch, *, name: str = "train") -> None:
     """Evaluates an objective once under Pyro's validation, which is off while training.
 
     Args:
         objective: of the training.
         pair: a model/guide pair.
         batch: a minibatch, or one of each data set.
+        name: of the argument that gives the minibatch.
 
     Raises:
         ValueError: where the objective is not for such a pair, e.g. one that needs a reparameterized guide, or two of
@@ -178,7 +186,16 @@ def check_objective(objective: Any, pair: Any, batch: Batch) -> None:
         raise ValueError(f"loss {called} does not go with this pair: {error}") from error
     except (TypeError, ValueError, RuntimeError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"loss {called} fails on a minibatch of train: {error}") from error
+        raise kind(f"loss {called} fails on a minibatch of {name}: {error}") from error
+
+
+def short_batch(data: Source, batch: Any) -> Any:
+    """A minibatch, or one of each set, cut to what the last one will hold; None where that is as large."""
+    if not data.sets:
+        return take(batch, slice(0, data.last_rows)) if data.last_rows else None
+    if not any(part.last_rows for part in data.sets):
+        return None
+    return tuple(take(of, slice(0, part.last_rows or None)) for part, of in zip(data.sets, batch, strict=True))
 
 
 def default_objective(pair: Any, batches: Iterable[Batch]) -> ELBO:

@@ -220,6 +220,15 @@ class RunFolder:
         """Writes `metrics.json`."""
         write_json(self.path / "metrics.json", metrics)
 
+    def read_metrics(self) -> dict[str, Any]:
+        """`metrics.json`; empty where there is none.
+
+        Raises:
+            ValueError: where it is damaged.
+        """
+        path = self.path / "metrics.json"
+        return read_json(path) if path.is_file() else {}
+
     def weights(self) -> dict[str, Tensor]:
         """The weights to use: the run's result, or what a run that did not finish had reached.
 

@@ -30,13 +30,13 @@ from ppvae.loans import users_store
 from ppvae.objectives.base import (
     Evaluation,
     LossAndGrads,
-    StepTerms,
     Traces,
     as_number,
     differentiated,
     evaluate_objective,
     networks_of,
 )
+from ppvae.objectives.step_terms import StepTerms
 from ppvae.pair import Batch, owner_of
 from ppvae.params import BASELINES, LocalParams, lend_params, module_local, pyro_name
 
@@ -269,6 +269,19 @@ class SVI(pyro.infer.SVI):
     def _update(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], *, weight: float | None = None, check: bool = False
     ) -> StepTerms:
+        whole = self.objective
+        for objective in getattr(whole, "before", ()):
+            self.objective = objective
+            try:
+                self._take_step(args, kwargs, weight=weight, check=check)
+            finally:
+                self.objective = whole
+        return self._take_step(args, kwargs, weight=weight, check=check)
+
+    def _take_step(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], *, weight: float | None, check: bool
+    ) -> StepTerms:
+        """One step of the objective of now."""
         self._forget_cleared()
         if self._compiles() and not check:
             terms, (names, *_) = self._compiled((weight, args, kwargs))

@@ -26,21 +26,26 @@ from ppvae.infer.preflight import (
     check_normalised,
     check_objective,
     default_objective,
+    short_batch,
     warn_of_marks,
 )
 from ppvae.infer.run_folder import Row, Run, RunFolder
 from ppvae.infer.svi import SVI
 from ppvae.isolation import isolated
-from ppvae.objectives.base import StepTerms, networks_of
+from ppvae.objectives.base import Objective, evaluate_objective, networks_of
 from ppvae.objectives.joint import JointELBO
 from ppvae.objectives.reverse import trained_model
 from ppvae.objectives.schedule import Schedule
+from ppvae.objectives.step_terms import StepTerms
 from ppvae.pair import Batch, KLWeight, check_batch, device_of
 from ppvae.rng import RandomState, forked_rng
 from ppvae.sampling.eval_mode import eval_mode, evaluating, modes_kept, validation
 from ppvae.sampling.importance import Draws, importance_draws
 from ppvae.storage import load_state, save_state
 from ppvae.weights import restore_weights
+
+SHOWN = ("loss", "elbo", "valid_elbo", "valid_loss")
+"""The columns that the progress bar has, where there are any."""
 
 FLUSH_EVERY = 100
 """Steps between reads from the device: the losses wait there until then."""
@@ -88,13 +93,22 @@ class Trainer:
         self.weighting: Any = nullcontext() if self.kl_weight is None else KLWeight(self.beta, self.kl_sites)
         self.steps_per_epoch = self.train.num_batches
         with self.random.kept(), evaluating(self.pair, self.seed, attach=True), self.weighting:
-            for name, data in (("train", self.train), ("valid", self.valid)):
-                if data is not None:
-                    check_fits(self.pair, data, name=name)
+            found = {
+                name: check_fits(self.pair, data, name=name)
+                for name, data in (("train", self.train), ("valid", self.valid))
+                if data is not None
+            }
+            self.points = {site for points in found.values() for site in points}
             first = next(self.train.epoch(0))
             batches = (first,) if self.train.weights is None else first
             self._choose_objective(batches)
+            if isinstance(self.loss, Objective):
+                self.loss.set_data(*[part.num_data for part in self.train.sets or [self.train]])
             check_objective(self.loss, self.pair, first)  # may create a parameter of the objective's own
+            if (short := short_batch(self.train, first)) is not None:
+                check_objective(self.loss, self.pair, short)
+            if self.points and self.valid is not None:
+                self._check_validates(self.valid)
             check_kl_sites(self.kl_sites, self.pair, batches)
             self.svi.setup(*batches)
             self.svi.check_buffers()
@@ -102,6 +116,18 @@ class Trainer:
             check_normalised(self.pair, self.train, batches[0])
         with forked_rng(self.device, self.seed):
             self.rng = self.random.get()
+
+    def _check_validates(self, valid: Source) -> None:
+        """Checks that the validation data have a loss, in each of their minibatches."""
+        batch = next(valid.epoch(0))
+        for part in (batch, short_batch(valid, batch)):
+            if part is not None:
+                check_objective(self._valid_objective, self.pair, part, name="valid")
+
+    @property
+    def _valid_objective(self) -> Any:
+        """The objective of one data set."""
+        return self.loss.elbo if isinstance(self.loss, JointELBO) else self.loss
 
     def _choose_objective(self, batches: Sequence[Batch]) -> None:
         """Takes the default objective where none was given, and makes the SVI of it."""
@@ -282,12 +308,13 @@ class Trainer:
         now.epoch, now.step, now.sums, now.counts = now.epoch + 1, 0, {}, {}
         best = None
         if self.valid is not None:
-            row["valid_elbo"] = self._valid_elbo()
-            if row["valid_elbo"] > now.best:
-                now.best, now.best_epoch = row["valid_elbo"], now.epoch
+            row |= self._validation()
+            score = row["valid_elbo"] if "valid_elbo" in row else -row["valid_loss"]
+            if score > now.best:
+                now.best, now.best_epoch = score, now.epoch
                 best = self.best_weights = self._weights()
         now.history.append(row)
-        bar.set_postfix({k: f"{row[k]:.2f}" for k in ("loss", "elbo", "valid_elbo") if k in row}, refresh=False)
+        bar.set_postfix({k: f"{row[k]:.2f}" for k in SHOWN if k in row}, refresh=False)
         self._write(best)
 
     def _row(self) -> Row:
@@ -296,7 +323,10 @@ class Trainer:
         assert self.svi.optimizer is not None
         mean = now.means()
         row = {"epoch": float(now.epoch + 1), "loss": mean["loss"]}
-        if now.counts.get("reconstruction") == now.sums["data"]:  # no latent of any minibatch was summed over
+        for z in self.points:  # log q(z|x) does not exist
+            mean.pop(f"kl_{z}", None)
+        summed_over = now.counts.get("reconstruction") != now.sums["data"]  # a latent of some minibatch
+        if not self.points and not summed_over:
             shares = {name: total / now.sums["data"] for name, total in now.sums.items()}
             row["elbo"] = shares["reconstruction"] - sum(v for name, v in shares.items() if name.startswith("kl_"))
         row |= mean
@@ -304,6 +334,20 @@ class Trainer:
         if self.kl_weight is not None:
             row["kl_weight"] = float(self.kl_weight(last))
         return row | {"lr": float(self.svi.optimizer.defaults["lr"] if self.lr is None else self.lr(last))}
+
+    def _validation(self) -> Row:
+        """What the best epoch is chosen by: the ELBO of the validation data; where there is none, the loss on them."""
+        if not self.points:
+            return {"valid_elbo": self._valid_elbo()}
+        assert self.valid is not None
+        total, count = 0.0, 0
+        with self.random.kept(), self.weighting, evaluating(self.pair, self.seed):
+            for batch in self.valid.epoch(0):
+                evaluation = evaluate_objective(self._valid_objective, self.svi.model, self.pair.guide, batch, {})
+                total, count = total + float(evaluation.loss), count + check_batch(batch, name="valid")
+        if not math.isfinite(total):
+            raise NonFiniteError(f"the loss on the validation data is {total:g} after epoch {self.progress.epoch}")
+        return {"valid_loss": total / count}
 
     def _valid_elbo(self) -> float:
         """The mean ELBO of the validation data, one draw per datum, the same draws every epoch."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from ppvae._validate import check_count, check_flag
+from ppvae.means import code_of, mean_of
 from ppvae.nn import check_context
-from ppvae.traces import leaf
 
 
 class VAEQueries(nn.Module):
@@ -66,33 +65,6 @@ class VAEQueries(nn.Module):
             Data of shape (..., num_steps, *event).
         """
         return mean_of(self.decode(line_between(self.encode(x_from), self.encode(x_to), num_steps)))
-
-
-def code_of(q_z: TorchDistribution) -> Tensor:
-    """The mean of q(z|x), or a draw where the family has no mean in closed form."""
-    try:
-        return q_z.mean
-    except NotImplementedError:
-        return q_z.sample()
-
-
-def mean_of(distribution: TorchDistribution) -> Tensor:
-    """E[x] of a likelihood; of a categorical pixel, its expected level.
-
-    Raises:
-        NotImplementedError: where the family has no mean in closed form (a flow).
-    """
-    base = leaf(distribution)
-    if not isinstance(base, dist.Categorical):
-        try:
-            return distribution.mean
-        except NotImplementedError as error:
-            raise NotImplementedError(
-                f"p(x|z) is a {type(distribution).__name__}, whose mean E[x|z] is not known: take draws of "
-                "decode(z).sample(), or sample(num_samples)"
-            ) from error
-    levels = torch.arange(base.probs.shape[-1], device=base.probs.device, dtype=base.probs.dtype)
-    return base.probs @ levels
 
 
 def line_between(q_from: TorchDistribution, q_to: TorchDistribution, num_steps: int) -> Tensor:

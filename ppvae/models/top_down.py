@@ -15,7 +15,7 @@ import pyro
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from ppvae.models.base import code_of
+from ppvae.means import code_of
 from ppvae.models.levels import Levels, modules_of_levels
 from ppvae.pair import KLWeight
 

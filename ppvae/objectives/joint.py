@@ -58,6 +58,8 @@ class JointELBO(Objective):
         self.weights = tuple(float(weight) for weight in weights)
         self.elbo = copy.copy(elbo)
         self.elbo.strict_enumeration_warning = False  # a labelled minibatch has nothing to enumerate
+        if before := getattr(elbo, "before", ()):
+            self.before = tuple(JointELBO(part, weights) for part in before)
         self._elbos = tuple(copy.copy(self.elbo) for _ in weights)  # each guesses how the plates of its set nest
 
     @property
@@ -84,6 +86,12 @@ class JointELBO(Objective):
         for elbo in self._elbos:
             if hasattr(elbo, "set_time"):
                 elbo.set_time(epoch, device)
+
+    def set_data(self, *num_data: int | None) -> None:
+        """Tells `elbo` of each set how many data that has."""
+        for elbo, n in zip(self._elbos, num_data, strict=True):
+            if isinstance(elbo, Objective):
+                elbo.set_data(n)
 
     def parts(self, batches: Sequence[Batch]) -> list[tuple[float, Any, Batch]]:
         """Each set's weight, ELBO and minibatch.

@@ -90,6 +90,49 @@ def check_reparameterized(of_guide: dict[str, Site], *, objective: str) -> None:
             )
 
 
+def checked_latents(model_trace: Trace, guide_trace: Trace, *, objective: str) -> list[str]:
+    """The names of the latents that an objective is of, each of them reparameterized and in the data plate.
+
+    Raises:
+        NotImplementedError: naming a site of the guide whose draws are not differentiable.
+        ValueError: naming a latent outside the data plate, or where there is none at all.
+    """
+    of_guide = sites(guide_trace)
+    check_reparameterized(of_guide, objective=objective)
+    latents = latent_sites(model_trace, guide_trace)
+    if not latents:
+        raise ValueError(f"{objective} is of the latents of a pair, and this one has none")
+    for name in latents:
+        data_size(of_guide[name])
+    return latents
+
+
+def other_terms(model_trace: Trace, guide_trace: Trace, latents: list[str]) -> Any:
+    """What an ELBO has besides log p and log q of these latents, scaled."""
+    in_model = [site.log_prob_sum for name, site in sites(model_trace).items() if name not in latents]
+    parts = {part.name for name in latents for part in parts_of(name, model_trace, guide_trace)}
+    apart = parts.union(latents)
+    in_guide = [site.log_prob_sum for name, site in sites(guide_trace).items() if name not in apart]
+    return sum(in_model) - sum(in_guide)
+
+
+def point_masses(model_trace: Trace, guide_trace: Trace) -> list[str]:
+    """The continuous latents that the guide gives one value: log q(z|x) does not exist, nor does an ELBO.
+
+    A `Delta` that is made of other draws, or holds a density, is none; nor is one at a discrete latent.
+    """
+    in_model, of_guide = sites(model_trace), sites(guide_trace)
+    return [
+        name
+        for name in latent_sites(model_trace, guide_trace)
+        if isinstance(point := leaf(of_guide[name].fn), Delta)
+        and not isinstance(leaf(in_model[name].fn), Delta)
+        and not in_model[name].is_discrete
+        and not parts_of(name, model_trace, guide_trace)
+        and not bool((point.log_density != 0).any())
+    ]
+
+
 def data_size(site: Site) -> int:
     """The data of a minibatch: the size of the plate at dim -1 that a latent site lies in.
 

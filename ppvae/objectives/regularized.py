@@ -14,64 +14,33 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from ppvae._validate import check_count
-from ppvae.objectives.base import Objective
-from ppvae.objectives.kl import check_reparameterized, data_size, latent_sites, mean_kl, parts_of, penalty_weights
-from ppvae.objectives.schedule import Schedule, as_schedule
-from ppvae.traces import sites
-
-Value = float | Schedule
-"""A number, or a function of the time in epochs, see `ppvae.objectives.schedule`."""
+from ppvae.objectives.kl import checked_latents, mean_kl, other_terms, penalty_weights
+from ppvae.objectives.schedule import as_schedule
+from ppvae.objectives.scheduled import ScheduledObjective, Value
 
 MULTIPLIER = "kl_multiplier"
 """The `pyro.param` of `ConstrainedELBO`."""
 
 
-class PenalizedELBO(Objective):
+class PenalizedELBO(ScheduledObjective):
     """Minus the expected log-likelihood, plus a penalty that the subclass makes of the KL terms.
 
     Works with `pyro.infer.SVI`, `ppvae.SVI` and `ppvae.fit`, for pairs whose guides are reparameterized. The KL of a
     site is exact where it is known and the order of the draws allows it, see `ppvae.objectives.kl`; log q of latents
     that only the guide has, and its factors, are subtracted as in any ELBO. A subsampled plate scales everything, a KL
-    weight the penalty; where each datum has a scale of its own, the KL is averaged with them as weights.
-
-    What is a schedule moves in `ppvae.fit` alone: with an SVI of your own, call `set_time(epoch)` before its steps.
-
-    Args:
-        values: the numbers of the penalty, those that are schedules included.
-        of_sites: the argument that they are, where their names are those of sites.
-        num_particles: draws per datum and step, over which likelihood and KL are averaged.
+    weight the penalty; where each datum has a scale of its own, the KL is averaged with them as weights. Likelihood and
+    KL are averaged over the particles.
     """
-
-    def __init__(self, values: Mapping[str, Value], num_particles: int, *, of_sites: str | None = None) -> None:
-        check_count("num_particles", num_particles)
-        super().__init__(num_particles=num_particles)
-        called = {name: name if of_sites is None else f"{of_sites}[{name!r}]" for name in values}
-        self._schedules = {name: as_schedule(value, name=called[name]) for name, value in values.items()}
-        self._values: dict[str, Any] = {  # a number stays one; a schedule's value is a tensor, updated in place
-            name: torch.zeros(()) if callable(value) else float(value) for name, value in values.items()
-        }
-        self.set_time(0.0)
-
-    def set_time(self, epoch: float, device: torch.device | None = None) -> None:
-        """Sets the scheduled values to those at a time in epochs; `ppvae.fit` does it at every step.
-
-        Args:
-            epoch: the time.
-            device: where the values are to lie.
-        """
-        for name, value in self._values.items():
-            if isinstance(value, Tensor):
-                if device is not None and value.device != device:
-                    value = self._values[name] = value.to(device)
-                value.fill_(self._schedules[name](epoch))
 
     @abstractmethod
     def _penalty(self, kl: dict[str, Tensor]) -> Tensor:
-        """The penalty per datum, 0-d, from the mean KL of each site, (*inner plates, *dims), nats."""
+        """The penalty per datum, 0-d, from the mean KL of each site, (*inner plates, *dims), nats.
+
+        The step's traces are `self._traces`, a pair for each particle.
+        """
 
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
@@ -85,23 +54,12 @@ class PenalizedELBO(Objective):
         rest: Any = 0.0
         kl: dict[str, Any] = {}
         for model_trace, guide_trace in self.traces(model, guide, args, kwargs):
-            latents = self._checked_latents(model_trace, guide_trace)
+            latents = checked_latents(model_trace, guide_trace, objective=type(self).__name__)
             total, weight = penalty_weights(latents, model_trace, guide_trace)
-            rest = rest + _other_terms(model_trace, guide_trace, latents) / self.num_particles
+            rest = rest + other_terms(model_trace, guide_trace, latents) / self.num_particles
             for name in latents:
                 kl[name] = kl.get(name, 0.0) + mean_kl(name, model_trace, guide_trace, weight) / self.num_particles
         return total * self._penalty(kl) - rest
-
-    def _checked_latents(self, model_trace: Trace, guide_trace: Trace) -> list[str]:
-        """The names of the latents, each of them reparameterized and in the data plate."""
-        of_guide = sites(guide_trace)
-        check_reparameterized(of_guide, objective=type(self).__name__)
-        latents = latent_sites(model_trace, guide_trace)
-        if not latents:
-            raise ValueError(f"{type(self).__name__} is of the KL terms of latents, and the pair has none")
-        for name in latents:
-            data_size(of_guide[name])
-        return latents
 
 
 class CapacityELBO(PenalizedELBO):
@@ -137,7 +95,7 @@ class CapacityELBO(PenalizedELBO):
         self.capacity, self.gamma = capacity, gamma
 
     def _penalty(self, kl: dict[str, Tensor]) -> Tensor:
-        return self._values["gamma"] * (_total(kl) - self._values["capacity"]).abs()
+        return self._values["gamma"] * (total_of(kl) - self._values["capacity"]).abs()
 
 
 class ConstrainedELBO(PenalizedELBO):
@@ -176,7 +134,7 @@ class ConstrainedELBO(PenalizedELBO):
         self.max_kl, self.rate = max_kl, rate
 
     def _penalty(self, kl: dict[str, Tensor]) -> Tensor:
-        excess = _total(kl) - self._values["max_kl"]
+        excess = total_of(kl) - self._values["max_kl"]
         u = pyro.param(MULTIPLIER, lambda: torch.zeros_like(excess))
         ascent = (u - u.detach()) * excess.detach()  # of value zero; its gradient drives u up where the KL is too large
         return (self._values["rate"] * u.detach()).exp() * excess - ascent
@@ -223,7 +181,7 @@ class FreeBitsELBO(PenalizedELBO):
         bounds = self._values if self._by_site else dict.fromkeys(kl, self._values["free_bits"])
         # max(κ, KL) in terms that take a κ on the CPU beside a KL on a GPU
         floored = {z: (value - bounds[z]).relu() + bounds[z] if z in bounds else value for z, value in kl.items()}
-        return _total(floored)
+        return total_of(floored)
 
 
 class BalancedELBO(PenalizedELBO):
@@ -259,7 +217,7 @@ class BalancedELBO(PenalizedELBO):
 
     def _penalty(self, kl: dict[str, Tensor]) -> Tensor:
         _check_names("weights", self._values, kl)
-        return _total({z: self._values.get(z, 1.0) * value for z, value in kl.items()})
+        return total_of({z: self._values.get(z, 1.0) * value for z, value in kl.items()})
 
 
 def beta_from_norm(beta_norm: float, *, latent_dim: int, data_dim: int) -> float:
@@ -282,16 +240,8 @@ def beta_from_norm(beta_norm: float, *, latent_dim: int, data_dim: int) -> float
     return as_schedule(beta_norm, name="beta_norm")(0.0) * data_dim / latent_dim
 
 
-def _other_terms(model_trace: Trace, guide_trace: Trace, latents: list[str]) -> Any:
-    """What an ELBO has besides the KL of the shared latents, scaled."""
-    in_model = [site.log_prob_sum for name, site in sites(model_trace).items() if name not in latents]
-    parts = {part.name for name in latents for part in parts_of(name, model_trace, guide_trace)}
-    apart = parts.union(latents)
-    in_guide = [site.log_prob_sum for name, site in sites(guide_trace).items() if name not in apart]
-    return sum(in_model) - sum(in_guide)
-
-
-def _total(kl: dict[str, Tensor]) -> Tensor:
+def total_of(kl: dict[str, Tensor]) -> Tensor:
+    """The KL of all sites and dimensions together, 0-d, nats."""
     return torch.stack([value.sum() for value in kl.values()]).sum()
 
 

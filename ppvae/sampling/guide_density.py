@@ -35,6 +35,7 @@ class GuideDensity:
         reversed: the auxiliary variables whose density given the latents the pair's `reverse` holds.
         codes: discrete latents that the guide gives one value.
         refusal: why there are no weights; empty where there are.
+        points: continuous latents that the guide gives one value, which is a refusal.
         latents: of the model: what `reverse` is given.
     """
 
@@ -42,6 +43,7 @@ class GuideDensity:
     reversed: tuple[str, ...] = ()
     codes: tuple[str, ...] = ()
     refusal: str = ""
+    points: tuple[str, ...] = ()
     latents: tuple[str, ...] = ()
 
     @classmethod
@@ -72,13 +74,13 @@ class GuideDensity:
         }
         if not alone and not fixed:
             return cls()
-        codes = tuple(name for name in fixed if _is_discrete(latents[name]))
+        codes = tuple(name for name in fixed if latents[name].is_discrete)
         maps = {name: site for name, site in fixed.items() if name not in codes}
         summed = Enumeration.of_auxiliary({name: site for name, site in alone.items() if site.is_marked})
         free = {name: site for name, site in alone.items() if not site.is_marked}
         points, makers = _unmapped(maps, free, latents, draw) if maps else ([], {})
         if points:
-            return cls(refusal=_point_masses(points))
+            return cls(refusal=_point_masses(points), points=tuple(points))
         if makers and (said := wrong_volumes(run, makers, maps, latents)):
             return cls(refusal=said)
         free = {name: site for name, site in free.items() if name not in makers}
@@ -100,13 +102,6 @@ def _is_delta(site: Site) -> bool:
     return isinstance(leaf(site.fn), Delta)
 
 
-def _is_discrete(site: Site) -> bool:
-    try:
-        return bool(leaf(site.fn).support.is_discrete)
-    except (NotImplementedError, AttributeError):
-        return not site.value.is_floating_point()
-
-
 def _unmapped(
     maps: dict[str, Site], free: dict[str, Site], latents: Mapping[str, Site], draw: Callable[[], dict[str, Tensor]]
 ) -> tuple[list[str], dict[str, Site]]:
@@ -119,7 +114,7 @@ def _unmapped(
     values = draw()
     points = [name for name in maps if bool((values[name] == values[name][:1]).all())]
     moving = {name: site for name, site in maps.items() if name not in points}
-    continuous = {name: site for name, site in free.items() if not _is_discrete(site)}
+    continuous = {name: site for name, site in free.items() if not site.is_discrete}
     named = {name: site for name, site in continuous.items() if latent_of(name, moving) != name}  # z_unconstrained
     for makers in (named, continuous):
         if sum(map(_size, makers.values())) == sum(_size(latents[z]) for z in moving):
@@ -150,7 +145,7 @@ def _point_masses(names: list[str]) -> str:
 
 def _no_reverse(sites: Mapping[str, Site]) -> str:
     names = list(sites)
-    discrete = [name for name, site in sites.items() if _is_discrete(site)]
+    discrete = [name for name, site in sites.items() if site.is_discrete]
     summed = f'mark {discrete} with infer={{"enumerate": "parallel"}} to sum q over them, or ' if discrete else ""
     return (
         f"the guide draws {names}, which the model does not have, so that q(z|x) is an integral over them, and their "

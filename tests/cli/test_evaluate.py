@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from ppvae.cli.evaluate import main
-from ppvae.cli.experiment import restore
 from ppvae.cli.flags import ExperimentArgs
 from ppvae.cli.images import load_images
+from ppvae.cli.runs import restore
 from ppvae.evaluate import METHODS, Importance, compare
 from ppvae.examples import cvae, ssvae, vae
 from ppvae.storage import load_state, read_json

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from ppvae.data import DATASETS, load, quantize
+from ppvae.data.origins import Torchvision
 
 IDX = {"mnist": "MNIST", "fashion": "FashionMNIST", "kmnist": "KMNIST"}
 
@@ -175,7 +176,7 @@ def test_mnist(mnist):
     assert (mnist.train.x.min(), mnist.train.x.max()) == (0, 1)
 
 
-@pytest.mark.parametrize("name", [name for name in DATASETS if name != "digits"])
+@pytest.mark.parametrize("name", [name for name, origin in DATASETS.items() if isinstance(origin, Torchvision)])
 def test_missing_files_without_download(name, tmp_path, lookups):
     with pytest.raises(FileNotFoundError) as error:
         load(name, tmp_path, download=False)
@@ -258,7 +259,11 @@ def test_images_and_labels_that_do_not_belong_together(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "error", "match"),
     [
-        ({"name": "imagenet"}, ValueError, "one of digits, mnist, fashion, kmnist, cifar10; got 'imagenet'"),
+        (
+            {"name": "imagenet"},
+            ValueError,
+            "one of digits, mnist, fashion, .*, sprites, .*; got 'imagenet'",
+        ),
         ({"name": ["digits"]}, ValueError, r"got \['digits'\]"),
         ({"root": 3}, TypeError, "root must be a path, got 3 of type int"),
         ({"num_valid": -1}, ValueError, "num_valid must be a whole number >= 0, got -1"),

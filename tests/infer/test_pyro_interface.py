@@ -17,7 +17,7 @@ from pyro.infer import (
 )
 
 from ppvae.infer import SVI
-from ppvae.objectives.base import StepTerms
+from ppvae.objectives.step_terms import StepTerms
 
 X = torch.linspace(-1.0, 3.0, 9)
 BOTH = [pyro.infer.SVI, SVI]

@@ -12,8 +12,8 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 import ppvae
 from ppvae.distributions import ConditionalBernoulli, ConditionalNormal, StandardNormal
 from ppvae.infer import SVI
+from ppvae.means import mean_of
 from ppvae.models import VAE, HierarchicalVAE, LadderVAE, TopDownVAE
-from ppvae.models.base import mean_of
 from ppvae.nn import MLP
 from ppvae.objectives import Linear
 from tests.models.by_hand import PATTERNS

@@ -17,8 +17,8 @@ from ppvae.distributions import (
     FlowPosterior,
     StandardNormal,
 )
+from ppvae.means import mean_of
 from ppvae.models import VAE
-from ppvae.models.base import mean_of
 from ppvae.nn import MLP, ConvDecoder, ConvEncoder
 
 D, K, N = 6, 2, 7

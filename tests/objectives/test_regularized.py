@@ -217,7 +217,7 @@ def test_a_scale_within_a_datum_and_no_latents_are_named():
     pair = Weighted(Steps(), torch.tensor([[1.0], [2.0]]).expand(2, 7))
     with pytest.raises(ValueError, match=r"a scale of shape \(2, 7\) differs within a datum"):
         BalancedELBO({}).loss(pair.model, pair.guide, torch.randn(7, 2))
-    with pytest.raises(ValueError, match="CapacityELBO is of the KL terms of latents, and the pair has none"):
+    with pytest.raises(ValueError, match="CapacityELBO is of the latents of a pair, and this one has none"):
         CapacityELBO(1.0).loss(lambda x: pyro.sample("x", dist.Normal(0.0, 1.0), obs=x), lambda x: None, torch.ones(()))
 
 

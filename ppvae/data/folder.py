@@ -1,0 +1,134 @@
+"""A folder of pictures as a data set: PNG and JPEG files, in a folder for each class or all in one."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppvae._validate import check_memory
+from ppvae.data.origins import Origin, Split
+from ppvae.rng import permutation
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+TEST_SHARE = 10
+"""One picture of so many is a test picture, where there is no folder of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folder(Origin):
+    """Pictures of a folder: `train/` and `test/` where it has them, else a tenth, drawn by a fixed seed, for testing.
+
+    Each folder in it is a class, numbered in the order of the names; without any there is one class.
+
+    Attributes:
+        size: height and width that pictures are brought to: scaled until the shorter side fits, and cut around the
+            centre. None takes them as they are, all of one size.
+        grey: whether colours are dropped; None is where no picture has any.
+    """
+
+    shape: tuple[int, int, int] = (0, 0, 0)
+    num_classes: int = 0
+    size: tuple[int, int] | None = None
+    grey: bool | None = None
+
+    def read(self, root: Path, *, download: bool) -> tuple[Split, Split]:
+        """Read the pictures; see `Origin.read`. Their number of classes is that of the labels."""
+        if not root.is_dir():
+            raise FileNotFoundError(f"root: there is no folder {root}")
+        apart = all((root / part).is_dir() for part in ("train", "test"))
+        found = {folder: _pictures(folder) for folder in ((root / "train", root / "test") if apart else (root,))}
+        if empty := [folder for folder, files in found.items() if not files]:
+            raise FileNotFoundError(f"root: {empty[0]} has no {', '.join(SUFFIXES)} files")
+        names = [_class_of(file, folder) for folder, files in found.items() for file in files]
+        classes = sorted(set(names))
+        labels = torch.tensor([classes.index(name) for name in names])
+        images = self._decoded([file for files in found.values() for file in files])
+        order = torch.arange(len(names)) if apart else permutation(len(names), seed=0)
+        num_test = len(found[root / "test"]) if apart else max(1, len(names) // TEST_SHARE)
+        train, test = order[:-num_test], order[-num_test:]
+        return Split(images[train], labels[train]), Split(images[test], labels[test])
+
+    def _decoded(self, files: Sequence[Path]) -> Tensor:
+        """The pictures as grey levels, (n, channels, height, width), uint8."""
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            kinds = list(pool.map(_kind, files))
+            size = self._common_size(files, [kind[0] for kind in kinds])
+            grey = all(kind[1] for kind in kinds) if self.grey is None else self.grey
+            # as float32 in three splits, and while these are made
+            check_memory("root", f"{len(files)} pictures", 2 * 4 * len(files) * (1 if grey else 3) * size[0] * size[1])
+            decoded = list(pool.map(partial(_levels, size=size, grey=grey), files))
+        return torch.from_numpy(np.stack(decoded))
+
+    def _common_size(self, files: Sequence[Path], sizes: list[tuple[int, int]]) -> tuple[int, int]:
+        if self.size is not None:
+            return self.size
+        counts = Counter(sizes)
+        if len(counts) > 1:
+            (usual, _), *others = counts.most_common()
+            odd = next(file for file, size in zip(files, sizes, strict=True) if size == others[0][0])
+            raise ValueError(
+                f"size: the pictures are of {len(counts)} sizes, most {usual[0]}x{usual[1]} and {odd} "
+                f"{others[0][0][0]}x{others[0][0][1]}; size=64 scales and cuts all of them to 64x64"
+            )
+        return sizes[0]
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """Its pictures in the order of their names, hidden ones left out."""
+    files = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    return sorted(file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts))
+
+
+def _class_of(file: Path, folder: Path) -> str:
+    """The folder that it lies in; "" where that is the root."""
+    above = file.relative_to(folder).parts[:-1]
+    return above[0] if above else ""
+
+
+def _opened(file: Path) -> Any:
+    """A picture, upright, without transparency: over white where it has any.
+
+    Raises:
+        ValueError: where it is damaged.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(file) as image:
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"root: {file} is damaged, or no picture: {error}") from error
+    if upright.has_transparency_data:
+        white = Image.new("RGBA", upright.size, "white")
+        upright = Image.alpha_composite(white, upright.convert("RGBA")).convert("RGB")
+    return upright
+
+
+def _kind(file: Path) -> tuple[tuple[int, int], bool]:
+    """The height and width of a picture, and whether it is grey."""
+    image = _opened(file)
+    return (image.height, image.width), image.mode in ("1", "L") or image.mode.startswith("I")
+
+
+def _levels(file: Path, *, size: tuple[int, int], grey: bool) -> np.ndarray[Any, Any]:
+    """A picture of this size, (channels, height, width)."""
+    from PIL import Image, ImageOps
+
+    image = _opened(file)
+    if image.mode.startswith("I"):  # 16 bits, of which Pillow would cut off what is above 8
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    image = image.convert("L" if grey else "RGB")
+    if (image.height, image.width) != size:
+        image = ImageOps.fit(image, (size[1], size[0]), Image.Resampling.LANCZOS)
+    return np.asarray(image).reshape(*size, -1).transpose(2, 0, 1)
