@@ -11,9 +11,9 @@ from ppvae.traces import leaf
 
 
 def code_of(q_z: TorchDistribution) -> Tensor:
-    """The mean of q(z|x), or a draw where the family has no mean in closed form."""
+    """The mean of q(z|x), or of a discrete latent the most probable value; a draw where it is not in closed form."""
     try:
-        return q_z.mean
+        return q_z.mode if leaf(q_z).support.is_discrete else q_z.mean
     except NotImplementedError:
         return q_z.sample()
 

@@ -11,13 +11,24 @@ from ppvae.distributions.mixture import MixturePrior, VampPrior
 from ppvae.distributions.multivariate_normal import ConditionalMultivariateNormal
 from ppvae.distributions.prior import CategoricalPrior, StandardNormal, UniformCategorical
 from ppvae.distributions.product import precision_weighted
+from ppvae.distributions.relaxed import (
+    BinaryConcrete,
+    BinaryStraightThrough,
+    Concrete,
+    OneHotConcrete,
+    OneHotStraightThrough,
+    StraightThrough,
+)
 
 __all__ = [
     "AutoregressiveCategorical",
     "AutoregressivePrior",
+    "BinaryConcrete",
+    "BinaryStraightThrough",
     "CategoricalPrior",
     "CodePosterior",
     "Codebook",
+    "Concrete",
     "ConditionalBernoulli",
     "ConditionalCategorical",
     "ConditionalContinuousBernoulli",
@@ -30,7 +41,10 @@ __all__ = [
     "FlowPosterior",
     "FlowPrior",
     "MixturePrior",
+    "OneHotConcrete",
+    "OneHotStraightThrough",
     "StandardNormal",
+    "StraightThrough",
     "UniformCategorical",
     "VampPrior",
     "precision_weighted",

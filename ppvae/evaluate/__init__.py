@@ -5,6 +5,7 @@ from ppvae.evaluate.arviz import to_arviz
 from ppvae.evaluate.classification import Reliability, error_rate, label_posterior, reliability
 from ppvae.evaluate.codes import encode, interpolate, reconstruct, traverse
 from ppvae.evaluate.compare import compare, comparison_table
+from ppvae.evaluate.disentanglement import Disentanglement, Score, disentanglement, disentanglement_of_codes
 from ppvae.evaluate.estimates import Diagnostics, Elbo, LogMarginal
 from ppvae.evaluate.estimator import Estimator, EvaluationOptions
 from ppvae.evaluate.evidence import LogEvidence, log_evidence
@@ -27,6 +28,7 @@ __all__ = [
     "AnomalyScores",
     "BidirectionalBounds",
     "Diagnostics",
+    "Disentanglement",
     "Elbo",
     "Estimator",
     "EvaluationOptions",
@@ -44,6 +46,7 @@ __all__ = [
     "Reliability",
     "SBCRanks",
     "SBCVerdict",
+    "Score",
     "SupportWarning",
     "anomaly_scores",
     "auroc",
@@ -53,6 +56,8 @@ __all__ = [
     "compare",
     "compare_with_nuts",
     "comparison_table",
+    "disentanglement",
+    "disentanglement_of_codes",
     "ecdf_band",
     "elbo",
     "encode",

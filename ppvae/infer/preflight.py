@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions.util import is_identically_zero
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceTMC_ELBO
 from pyro.poutine.trace_struct import Trace
 from torch import nn
@@ -213,6 +214,31 @@ def warn_of_marks(objective: Any, pair: Any, batches: Iterable[Batch]) -> None:
             f"the latents {marked} are marked for enumeration, and {type(bound).__name__} draws them: sum over them "
             "with TraceEnum_ELBO (what loss=None takes), or take infer={'enumerate': ...} away"
         )
+
+
+def check_summed(objective: Any, pair: Any, batches: Iterable[Batch]) -> None:
+    """Checks that the values which `TraceEnum_ELBO` sums over have their probabilities as weights.
+
+    Pyro reads them off the score function, which a family has none of where its draws are differentiable.
+
+    Raises:
+        ValueError: naming the latent whose values would all count fully.
+    """
+    bound = objective.elbo if isinstance(objective, JointELBO) else objective
+    if not isinstance(bound, TraceEnum_ELBO):
+        return
+    for batch in batches:
+        for name, site in sites(poutine.trace(pair.guide).get_trace(*batch)).items():
+            try:
+                listed = site.fn.enumerate_support(expand=False) if site.is_marked else None
+            except NotImplementedError:
+                continue
+            if listed is not None and is_identically_zero(site.fn.score_parts(listed).score_function):
+                raise ValueError(
+                    f"the latent {name!r} is marked for enumeration, and draws of {type(leaf(site.fn)).__name__} are "
+                    "differentiable: Pyro would sum over its values without their probabilities. Take the family "
+                    "without gradients (OneHotCategorical), or ppvae.distributions.StraightThrough, which has both"
+                )
 
 
 def _marked(pair: Any, batches: Iterable[Batch]) -> list[str]:

@@ -25,6 +25,7 @@ from ppvae.infer.preflight import (
     check_kl_sites,
     check_normalised,
     check_objective,
+    check_summed,
     default_objective,
     short_batch,
     warn_of_marks,
@@ -138,7 +139,9 @@ class Trainer:
                 self.loss = loss if self.train.weights is None else JointELBO(loss, self.train.weights)
             else:
                 warn_of_marks(self.loss, self.pair, batches)
+            check_summed(self.loss, self.pair, batches)
         self.networks = nn.ModuleDict(networks_of(self.loss, beside=[self.pair]))
+        self.timed = [part for part in (self.loss, *self.pair.modules()) if hasattr(part, "set_time")]
         self.svi = SVI(
             model,
             self.pair.guide,
@@ -258,12 +261,12 @@ class Trainer:
             return n, self.svi.update(*batch, weight=1 / n, check=check)
 
     def _set_time(self, epoch: float) -> None:
-        """Sets what schedules give: learning rate, KL weight, values of the objective."""
+        """Sets what schedules give: learning rate, KL weight, values of the objective and of modules of the pair."""
         self.svi.stepper.set_rates(epoch, self.lr)
         if self.kl_weight is not None:
             self.beta.fill_(self.kl_weight(epoch))
-        if hasattr(self.loss, "set_time"):
-            self.loss.set_time(epoch, self.device)
+        for part in self.timed:
+            part.set_time(epoch, self.device)
 
     def _flush(self, pending: list[tuple[int, StepTerms]], start: dict[str, Any], bar: Any) -> None:
         """Reads the waiting terms from the device, all at once, and adds them to the epoch's sums."""

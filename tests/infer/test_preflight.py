@@ -5,7 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -399,3 +399,22 @@ def test_an_argument_that_all_data_do_without(tmp_path):
         for pair, x in ((Scalar(), scalar()), (Labelled(), (scalar(), None)))
     ]
     assert runs[0].history == runs[1].history
+
+
+@pytest.mark.parametrize("loss", [None, TraceEnum_ELBO(max_plate_nesting=1)])
+def test_values_that_pyro_would_sum_over_without_their_probabilities_are_refused(loss):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.OneHotCategorical(logits=torch.zeros(3)))
+            pyro.sample("x", dist.Normal(z @ torch.arange(3.0), 1.0), obs=x)
+
+    def guide(x):
+        logits = pyro.param("logits", torch.zeros(3))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", family(logits=logits), infer={"enumerate": "parallel"})
+
+    family = dist.OneHotCategoricalStraightThrough
+    with pytest.raises(ValueError, match=r"z.* is marked .*, and draws of OneHotCategoricalStraightT.* are diff"):
+        ppvae.fit(ppvae.Pair(model, guide), torch.zeros(20), loss=loss, epochs=1, progress=False)
+    family = dist.OneHotCategorical
+    ppvae.fit(ppvae.Pair(model, guide), torch.zeros(20), loss=loss, epochs=1, progress=False)
