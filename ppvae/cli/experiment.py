@@ -23,6 +23,7 @@ from ppvae.compile import keep_freed_memory
 from ppvae.data import Batches, Binarize, JointBatches, binarize
 from ppvae.evaluate.psis import ParetoWarning
 from ppvae.infer import NonFiniteError, Run, RunFolder, TensorBoard, fit
+from ppvae.infer.callbacks import Callback
 from ppvae.infer.optim import ParamGroups
 from ppvae.objectives import Cosine, Cyclical, Linear, Schedule, Sigmoid, Stages
 from ppvae.pair import Batch
@@ -62,6 +63,11 @@ def all_latents(args: Any) -> None:
     """No choice among the latents: all of them."""
 
 
+def no_callbacks(args: Any, data: ImageData, out: Path) -> list[Callback]:
+    """Calls nothing after an epoch."""
+    return []
+
+
 def no_further_figures(pair: nn.Module, args: Any, data: ImageData) -> Report:
     """Measures nothing besides the table."""
     return {}
@@ -84,6 +90,7 @@ class Experiment:
         param_groups: from flags to options of the optimizer by parameter name.
         kl_sites: from flags to the latents whose KL term --warmup weights; None is all.
         symbol: what the table calls the pair's marginal likelihood.
+        callbacks: from flags, data and run folder to what is called after every epoch.
         measure: what the table shows besides likelihoods, by name: each {"mean", "std_error"} in its own unit; the
             error of a count is None.
     """
@@ -99,6 +106,7 @@ class Experiment:
     after: Callable[[Any, Any, ImageData, Run], None] = nothing_after
     param_groups: Callable[[Any], ParamGroups | None] = one_group
     kl_sites: Callable[[Any], Sequence[str] | None] = all_latents
+    callbacks: Callable[[Any, ImageData, Path], list[Callback]] = no_callbacks
     symbol: str = "log p(x)"
     measure: Callable[[Any, Any, ImageData], Report] = no_further_figures
 
@@ -160,7 +168,7 @@ class Experiment:
             out=out,
             resume=args.resume,
             config={"module": f"ppvae.examples.{self.name}", "args": to_json(args)},
-            callbacks=[TensorBoard(out)] if args.tensorboard else [],
+            callbacks=[*([TensorBoard(out)] if args.tensorboard else []), *self.callbacks(args, data, out)],
             **fit_options(args, device, args.epochs),
         )
 
