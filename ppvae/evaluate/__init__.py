@@ -20,6 +20,7 @@ from ppvae.evaluate.predictive import PosteriorPredictive, PredictiveCheck, post
 from ppvae.evaluate.psis import ParetoWarning, bound_curve, pareto_k
 from ppvae.evaluate.sbc import SBCRanks, SBCVerdict, check_sbc, ecdf_band, run_sbc
 from ppvae.evaluate.sites import num_observed
+from ppvae.evaluate.temperature import fit_temperature
 
 __all__ = [
     "METHODS",
@@ -64,6 +65,7 @@ __all__ = [
     "encode",
     "error_rate",
     "expected_log_likelihood",
+    "fit_temperature",
     "inference_gap",
     "interpolate",
     "label_posterior",

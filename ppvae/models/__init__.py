@@ -9,5 +9,17 @@ from ppvae.models.ssvae import SSVAE
 from ppvae.models.stacked import StackedSSVAE
 from ppvae.models.top_down import TopDownVAE
 from ppvae.models.vae import VAE
+from ppvae.models.vqvae import VQVAE
 
-__all__ = ["CVAE", "PPCA", "SSVAE", "VAE", "HierarchicalVAE", "LadderVAE", "StackedSSVAE", "TopDownVAE", "fit_prior"]
+__all__ = [
+    "CVAE",
+    "PPCA",
+    "SSVAE",
+    "VAE",
+    "VQVAE",
+    "HierarchicalVAE",
+    "LadderVAE",
+    "StackedSSVAE",
+    "TopDownVAE",
+    "fit_prior",
+]
