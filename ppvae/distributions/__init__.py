@@ -1,5 +1,7 @@
 """Modules that return distributions: ``forward(*context)`` gives a ``pyro.distributions`` object."""
 
+from ppvae.distributions.autoregressive import AutoregressiveCategorical, AutoregressivePrior
+from ppvae.distributions.codebook import Codebook, CodePosterior
 from ppvae.distributions.conditional import ConditionalBernoulli, ConditionalCategorical, ConditionalNormal
 from ppvae.distributions.continuous_bernoulli import ConditionalContinuousBernoulli, ContinuousBernoulli
 from ppvae.distributions.delta import ConditionalDelta
@@ -7,7 +9,7 @@ from ppvae.distributions.discretized_logistic import ConditionalDiscretizedLogis
 from ppvae.distributions.flow import FlowPosterior, FlowPrior
 from ppvae.distributions.mixture import MixturePrior, VampPrior
 from ppvae.distributions.multivariate_normal import ConditionalMultivariateNormal
-from ppvae.distributions.prior import StandardNormal, UniformCategorical
+from ppvae.distributions.prior import CategoricalPrior, StandardNormal, UniformCategorical
 from ppvae.distributions.product import precision_weighted
 from ppvae.distributions.relaxed import (
     BinaryConcrete,
@@ -19,8 +21,13 @@ from ppvae.distributions.relaxed import (
 )
 
 __all__ = [
+    "AutoregressiveCategorical",
+    "AutoregressivePrior",
     "BinaryConcrete",
     "BinaryStraightThrough",
+    "CategoricalPrior",
+    "CodePosterior",
+    "Codebook",
     "Concrete",
     "ConditionalBernoulli",
     "ConditionalCategorical",

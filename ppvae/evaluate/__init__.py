@@ -19,6 +19,7 @@ from ppvae.evaluate.predictive import PosteriorPredictive, PredictiveCheck, post
 from ppvae.evaluate.psis import ParetoWarning, bound_curve, pareto_k
 from ppvae.evaluate.sbc import SBCRanks, SBCVerdict, check_sbc, ecdf_band, run_sbc
 from ppvae.evaluate.sites import num_observed
+from ppvae.evaluate.temperature import fit_temperature
 
 __all__ = [
     "METHODS",
@@ -61,6 +62,7 @@ __all__ = [
     "elbo",
     "encode",
     "error_rate",
+    "fit_temperature",
     "inference_gap",
     "interpolate",
     "label_posterior",

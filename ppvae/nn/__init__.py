@@ -1,5 +1,6 @@
 """Networks with declared event shapes that accept any number of leading dimensions."""
 
+from ppvae.nn.causal import CausalTransformer
 from ppvae.nn.concat import ConcatInputs
 from ppvae.nn.conditional_mlp import ConditionalMLP, ConditionalSequential
 from ppvae.nn.conditioning import Concat, ConditionalBatchNorm, Conditioning, CrossAttention, FiLM, check_context
@@ -13,6 +14,7 @@ from ppvae.nn.shapes import Batched, Rescale, Reshape, as_shape
 __all__ = [
     "MLP",
     "Batched",
+    "CausalTransformer",
     "Concat",
     "ConcatInputs",
     "ConditionalBatchNorm",
