@@ -63,7 +63,8 @@ class Args(NetArgs):
     beta: float = 4.0
     """β, the weight of the total correlation (tc), or of the whole KL term (beta)."""
     beta_from: float | None = None
-    """Where β starts, to go to --beta in a line over the first half of the epochs, so that the latents that come into use
+    """Where β starts, to go to --beta in a line over the first half of the epochs, so that the latents that come into
+    use
     first are those worth most, alone; none is a constant β (tc)."""
     weights: Weights = "stratified"
     """How the density of all codes is estimated from a minibatch: see `TotalCorrelationELBO` (tc)."""
