@@ -15,7 +15,7 @@ import ppvae
 from ppvae.data import Batches, JointBatches, Source
 from ppvae.infer import SVI
 from ppvae.objectives import JointELBO, Linear, TotalCorrelationELBO
-from ppvae.objectives.total_correlation import log_weights, log_aggregated
+from ppvae.objectives.total_correlation import log_aggregated, log_weights
 from ppvae.params import local_params
 from ppvae.traces import sites
 from tests.compile.test_compiled import assert_same, compiled_graphs
