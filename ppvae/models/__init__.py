@@ -1,6 +1,7 @@
 """Models: one generative story a file, each a Pyro `model`/`guide` pair."""
 
 from ppvae.models.cvae import CVAE
+from ppvae.models.fitted_prior import fit_prior
 from ppvae.models.hierarchical import HierarchicalVAE
 from ppvae.models.ladder import LadderVAE
 from ppvae.models.ppca import PPCA
@@ -8,5 +9,17 @@ from ppvae.models.ssvae import SSVAE
 from ppvae.models.stacked import StackedSSVAE
 from ppvae.models.top_down import TopDownVAE
 from ppvae.models.vae import VAE
+from ppvae.models.vqvae import VQVAE
 
-__all__ = ["CVAE", "PPCA", "SSVAE", "VAE", "HierarchicalVAE", "LadderVAE", "StackedSSVAE", "TopDownVAE"]
+__all__ = [
+    "CVAE",
+    "PPCA",
+    "SSVAE",
+    "VAE",
+    "VQVAE",
+    "HierarchicalVAE",
+    "LadderVAE",
+    "StackedSSVAE",
+    "TopDownVAE",
+    "fit_prior",
+]
