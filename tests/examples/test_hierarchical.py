@@ -46,8 +46,7 @@ def test_run_folder_is_complete(name, flags, tmp_path, capsys):
 
 @pytest.mark.usefixtures("figures_undrawn")
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("skip", [[], ["--skip"]])
-@pytest.mark.parametrize("likelihood", ["gaussian", "categorical"])
+@pytest.mark.parametrize(("likelihood", "skip"), [("gaussian", []), ("categorical", ["--skip"])])
 def test_other_likelihoods(name, skip, likelihood, tmp_path):
     example, own = CASES[name]
     flags = ["--smoke", "--likelihood", likelihood, "--hidden-dims", "8", "8", "--latent-dims", "3", "2", *own, *skip]

@@ -277,7 +277,7 @@ def test_overfits_a_tiny_set():
     both = JointBatches(
         Batches(PATTERNS.repeat(4, 1), LABELS.repeat(4), batch_size=24), Batches(PATTERNS.repeat(8, 1), batch_size=48)
     )
-    ppvae.fit(pair, both, loss=ENUM, epochs=150, lr=2e-2, progress=False)
+    ppvae.fit(pair, both, loss=ENUM, epochs=300, lr=1e-2, progress=False)
     assert torch.equal(pair.classify(PATTERNS).argmax(-1), LABELS)
     assert ppvae.log_marginal(pair, PATTERNS, LABELS, num_samples=500).mean() == pytest.approx(-math.log(6), abs=0.5)
     assert ppvae.log_marginal(pair, PATTERNS, num_samples=500).mean() == pytest.approx(-math.log(6), abs=0.5)
