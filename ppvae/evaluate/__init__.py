@@ -10,6 +10,7 @@ from ppvae.evaluate.estimates import Diagnostics, Elbo, LogMarginal
 from ppvae.evaluate.estimator import Estimator, EvaluationOptions
 from ppvae.evaluate.evidence import LogEvidence, log_evidence
 from ppvae.evaluate.importance import Importance, ImportanceDiagnostics, SupportWarning
+from ppvae.evaluate.impute import Imputation, impute
 from ppvae.evaluate.inference_gap import InferenceGap, inference_gap
 from ppvae.evaluate.latents import LatentReport, LatentSite, latent_report
 from ppvae.evaluate.marginal import METHODS, elbo, log_marginal
@@ -34,6 +35,7 @@ __all__ = [
     "EvaluationOptions",
     "Importance",
     "ImportanceDiagnostics",
+    "Imputation",
     "InferenceGap",
     "LatentReport",
     "LatentSite",
@@ -63,6 +65,7 @@ __all__ = [
     "encode",
     "error_rate",
     "fit_temperature",
+    "impute",
     "inference_gap",
     "interpolate",
     "label_posterior",

@@ -3,6 +3,7 @@
 from ppvae.models.cvae import CVAE
 from ppvae.models.hierarchical import HierarchicalVAE
 from ppvae.models.ladder import LadderVAE
+from ppvae.models.masked import MaskedVAE
 from ppvae.models.ppca import PPCA
 from ppvae.models.ssvae import SSVAE
 from ppvae.models.stacked import StackedSSVAE
@@ -10,4 +11,15 @@ from ppvae.models.top_down import TopDownVAE
 from ppvae.models.vae import VAE
 from ppvae.models.vqvae import VQVAE
 
-__all__ = ["CVAE", "PPCA", "SSVAE", "VAE", "VQVAE", "HierarchicalVAE", "LadderVAE", "StackedSSVAE", "TopDownVAE"]
+__all__ = [
+    "CVAE",
+    "PPCA",
+    "SSVAE",
+    "VAE",
+    "VQVAE",
+    "HierarchicalVAE",
+    "LadderVAE",
+    "MaskedVAE",
+    "StackedSSVAE",
+    "TopDownVAE",
+]
