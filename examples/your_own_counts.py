@@ -1,4 +1,4 @@
-"""Counts of very different sizes, such as reads of genes in cells: how deep each was counted is a size, not a pattern."""
+"""Counts of very different sizes, such as reads of genes in cells: how deep each was read is a size, and no pattern."""
 
 import torch
 from torch import nn

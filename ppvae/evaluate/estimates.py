@@ -143,8 +143,8 @@ class LogMarginal:
         mixed = math.isnan(self.num_dims)
         bits = "densities and probabilities together" if mixed else f"{self.bits_per_dim():.4f} bits per dimension"
         return (
-            f"log p(x) = {self.mean():.3f} ± {self.mean_std_error():.3f} nats ({bits}), mean ± standard error over {len(self.values)} data; "
-            f"{self.diagnostics.in_words(self)}"
+            f"log p(x) = {self.mean():.3f} ± {self.mean_std_error():.3f} nats ({bits}), "
+            f"mean ± standard error over {len(self.values)} data; {self.diagnostics.in_words(self)}"
         )
 
 

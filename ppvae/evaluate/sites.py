@@ -39,8 +39,8 @@ def num_observed(pair: nn.Module, data: Batch, given: Sequence[str], params: Loc
     """Elements of a datum that the model scores: of its observed sites, without those that are given.
 
     Where a mask leaves some out, the mean over the data of those that count. Of the first argument where the model
-    observes nothing, but scores the data by `pyro.factor`. NaN where some are numbers, with a density in their unit, and
-    others levels or counts, with a probability: bits of the two do not add up to bits per dimension.
+    observes nothing, but scores the data by `pyro.factor`. NaN where some are numbers, with a density in their unit,
+    and others levels or counts, with a probability: bits of the two do not add up to bits per dimension.
 
     Example:
         >>> import torch

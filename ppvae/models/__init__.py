@@ -1,6 +1,7 @@
 """Models: one generative story a file, each a Pyro `model`/`guide` pair."""
 
 from ppvae.models.cvae import CVAE
+from ppvae.models.fitted_prior import fit_prior
 from ppvae.models.hierarchical import HierarchicalVAE
 from ppvae.models.ladder import LadderVAE
 from ppvae.models.masked import MaskedVAE
@@ -22,4 +23,5 @@ __all__ = [
     "MaskedVAE",
     "StackedSSVAE",
     "TopDownVAE",
+    "fit_prior",
 ]
