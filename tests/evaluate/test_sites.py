@@ -132,7 +132,7 @@ def test_there_are_none_where_densities_and_probabilities_are_added():
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-            pyro.sample("y", dist.Bernoulli(logits=z), obs=y)
+            pyro.sample("y", dist.Bernoulli(0.3).expand([len(y)]), obs=y)
 
     def guide(x, y):
         with pyro.plate("data", len(x)):

@@ -167,7 +167,9 @@ def test_a_table_trains_is_scored_and_completed():
     assert estimate.values.isfinite().all()
     assert math.isnan(estimate.num_dims)
     alone = observed & (torch.arange(3) == 0)
-    assert (ppvae.log_marginal(pair, x, alone, num_samples=50).values[~observed[:, 0]].abs() < 1e-6).all()
+    of_one = ppvae.log_marginal(pair, x, alone, num_samples=500)
+    of_none = ~observed[:, 0]
+    assert (of_one.values[of_none].abs() < 6 * of_one.std_error[of_none]).all()
     assert encode(pair, x, observed).shape == (80, 2)
     imputed = impute(pair, x, observed, num_samples=10)
     whole = table.frame(imputed.draws[0])
