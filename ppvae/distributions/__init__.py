@@ -4,6 +4,14 @@ from ppvae.distributions.autoregressive import AutoregressiveCategorical, Autore
 from ppvae.distributions.codebook import Codebook, CodePosterior
 from ppvae.distributions.conditional import ConditionalBernoulli, ConditionalCategorical, ConditionalNormal
 from ppvae.distributions.continuous_bernoulli import ConditionalContinuousBernoulli, ContinuousBernoulli
+from ppvae.distributions.counts import (
+    ConditionalMultinomial,
+    ConditionalNegativeBinomial,
+    ConditionalPoisson,
+    Multinomial,
+    NegativeBinomial,
+    Poisson,
+)
 from ppvae.distributions.delta import ConditionalDelta
 from ppvae.distributions.discretized_logistic import ConditionalDiscretizedLogistic, DiscretizedLogistic
 from ppvae.distributions.flow import FlowPosterior, FlowPrior
@@ -19,6 +27,8 @@ from ppvae.distributions.relaxed import (
     OneHotStraightThrough,
     StraightThrough,
 )
+from ppvae.distributions.student_t import ConditionalStudentT
+from ppvae.distributions.von_mises import ConditionalVonMises, VonMises
 
 __all__ = [
     "AutoregressiveCategorical",
@@ -34,18 +44,27 @@ __all__ = [
     "ConditionalContinuousBernoulli",
     "ConditionalDelta",
     "ConditionalDiscretizedLogistic",
+    "ConditionalMultinomial",
     "ConditionalMultivariateNormal",
+    "ConditionalNegativeBinomial",
     "ConditionalNormal",
+    "ConditionalPoisson",
+    "ConditionalStudentT",
+    "ConditionalVonMises",
     "ContinuousBernoulli",
     "DiscretizedLogistic",
     "FlowPosterior",
     "FlowPrior",
     "MixturePrior",
+    "Multinomial",
+    "NegativeBinomial",
     "OneHotConcrete",
     "OneHotStraightThrough",
+    "Poisson",
     "StandardNormal",
     "StraightThrough",
     "UniformCategorical",
     "VampPrior",
+    "VonMises",
     "precision_weighted",
 ]

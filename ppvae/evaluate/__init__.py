@@ -9,6 +9,7 @@ from ppvae.evaluate.disentanglement import Disentanglement, Score, disentangleme
 from ppvae.evaluate.estimates import Diagnostics, Elbo, LogMarginal
 from ppvae.evaluate.estimator import Estimator, EvaluationOptions
 from ppvae.evaluate.evidence import LogEvidence, log_evidence
+from ppvae.evaluate.expected_log_likelihood import ExpectedLogLikelihood, expected_log_likelihood
 from ppvae.evaluate.importance import Importance, ImportanceDiagnostics, SupportWarning
 from ppvae.evaluate.inference_gap import InferenceGap, inference_gap
 from ppvae.evaluate.latents import LatentReport, LatentSite, latent_report
@@ -32,6 +33,7 @@ __all__ = [
     "Elbo",
     "Estimator",
     "EvaluationOptions",
+    "ExpectedLogLikelihood",
     "Importance",
     "ImportanceDiagnostics",
     "InferenceGap",
@@ -62,6 +64,7 @@ __all__ = [
     "elbo",
     "encode",
     "error_rate",
+    "expected_log_likelihood",
     "fit_temperature",
     "inference_gap",
     "interpolate",

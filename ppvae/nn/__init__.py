@@ -9,7 +9,7 @@ from ppvae.nn.conv import ConvDecoder, ConvEncoder
 from ppvae.nn.layers import activation
 from ppvae.nn.mlp import MLP
 from ppvae.nn.residual import ConvResidualBlock, ResidualBlock, ResidualMLP
-from ppvae.nn.shapes import Batched, Rescale, Reshape, as_shape
+from ppvae.nn.shapes import Batched, Log1p, Rescale, Reshape, as_shape
 
 __all__ = [
     "MLP",
@@ -26,6 +26,7 @@ __all__ = [
     "ConvResidualBlock",
     "CrossAttention",
     "FiLM",
+    "Log1p",
     "OneHot",
     "Rescale",
     "Reshape",
