@@ -130,7 +130,7 @@ def choose_temperature(pair: VQVAE, args: Args, data: ImageData, run: Run) -> No
     """Fits the guide's temperature on validation images, or training images where there are none."""
     x = data.valid[0] if len(data.valid[0]) else training_images(args, data)
     pair.eval()
-    fit_temperature(pair, pair.q_k_given_x.temperature, x[:200], num_samples=min(100, args.num_samples), seed=args.seed)
+    fit_temperature(pair, pair.q_k_given_x.temperature, x[:100], num_samples=min(50, args.num_samples), seed=args.seed)
 
 
 def measure(pair: VQVAE, args: Args, data: ImageData) -> Report:
