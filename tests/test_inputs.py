@@ -99,6 +99,9 @@ EVALUATORS = {
     "posterior_predictive": lambda pair, x: evaluate.posterior_predictive(pair, x, num_samples=2),
     "ppc": lambda pair, x: evaluate.ppc(pair, x, statistics={"mean": lambda x: x.mean()}, num_samples=2),
     "latent_report": lambda pair, x: evaluate.latent_report(pair, x, num_samples=2),
+    "disentanglement": lambda pair, x: evaluate.disentanglement(
+        pair, x, factors=torch.stack([torch.arange(N) % 2, torch.arange(N) // 2 % 2], 1), num_bins=2, num_repeats=2
+    ),
     "inference_gap": lambda pair, x: evaluate.inference_gap(pair, x, num_samples=2, num_steps=2),
     "run_sbc": lambda pair, x: evaluate.run_sbc(pair, x, num_samples=9),
     "encode": lambda pair, x: evaluate.encode(pair, x),

@@ -23,8 +23,11 @@ from ppvae.compile import keep_freed_memory
 from ppvae.data import Batches, Binarize, JointBatches, binarize
 from ppvae.evaluate.psis import ParetoWarning
 from ppvae.infer import NonFiniteError, Run, RunFolder, TensorBoard, fit
+from ppvae.infer.callbacks import Callback
+from ppvae.infer.optim import ParamGroups
 from ppvae.objectives import Cosine, Cyclical, Linear, Schedule, Sigmoid, Stages
 from ppvae.pair import Batch
+from ppvae.storage import save_state
 
 
 def images_alone(args: Any, x: Tensor, y: Tensor) -> Batch:
@@ -47,8 +50,22 @@ def nothing_first(pair: nn.Module, args: Any, data: ImageData, device: torch.dev
     """Trains nothing before the pair itself."""
 
 
+def nothing_after(pair: nn.Module, args: Any, data: ImageData, run: Run) -> None:
+    """Fits nothing after the training."""
+
+
+def one_group(args: Any) -> ParamGroups | None:
+    """No options of the optimizer by parameter name."""
+    return None
+
+
 def all_latents(args: Any) -> None:
     """No choice among the latents: all of them."""
+
+
+def no_callbacks(args: Any, data: ImageData, out: Path) -> list[Callback]:
+    """Calls nothing after an epoch."""
+    return []
 
 
 def no_further_figures(pair: nn.Module, args: Any, data: ImageData) -> Report:
@@ -69,8 +86,11 @@ class Experiment:
         batches: from flags and data to the training data.
         objective: from flags to the ELBO.
         first: trains what has to be trained before the pair.
+        after: fits what is fitted to the trained pair; the weights of the run are those that it leaves.
+        param_groups: from flags to options of the optimizer by parameter name.
         kl_sites: from flags to the latents whose KL term --warmup weights; None is all.
         symbol: what the table calls the pair's marginal likelihood.
+        callbacks: from flags, data and run folder to what is called after every epoch.
         measure: what the table shows besides likelihoods, by name: each {"mean", "std_error"} in its own unit; the
             error of a count is None.
     """
@@ -83,7 +103,10 @@ class Experiment:
     batches: Callable[[Any, ImageData, torch.device], Batches | JointBatches] = image_batches
     objective: Callable[[Any], ELBO] = elbo_of_flag
     first: Callable[[Any, Any, ImageData, torch.device, Path], None] = nothing_first
+    after: Callable[[Any, Any, ImageData, Run], None] = nothing_after
+    param_groups: Callable[[Any], ParamGroups | None] = one_group
     kl_sites: Callable[[Any], Sequence[str] | None] = all_latents
+    callbacks: Callable[[Any, ImageData, Path], list[Callback]] = no_callbacks
     symbol: str = "log p(x)"
     measure: Callable[[Any, Any, ImageData], Report] = no_further_figures
 
@@ -120,6 +143,9 @@ class Experiment:
             print(f"stopped in epoch {len(run.history) + 1}; continue with --resume --out {out}", file=sys.stderr)
             return 130
         try:
+            if self.after is not nothing_after:
+                self.after(pair, args, data, run)
+                save_state(RunFolder(out).model, dict(pair.state_dict()))
             self.finish(pair, args, data, run)
         except KeyboardInterrupt:
             print(f"interrupted after training; python -m ppvae.evaluate {out} repeats the table", file=sys.stderr)
@@ -135,13 +161,14 @@ class Experiment:
             self.batches(args, data, device),
             valid,
             loss=self.objective(args),
+            param_groups=self.param_groups(args),
             patience=args.patience,
             kl_weight=warmup_of(args, getattr(pair, "beta", 1.0)),
             kl_sites=self.kl_sites(args) if args.warmup else None,
             out=out,
             resume=args.resume,
             config={"module": f"ppvae.examples.{self.name}", "args": to_json(args)},
-            callbacks=[TensorBoard(out)] if args.tensorboard else [],
+            callbacks=[*([TensorBoard(out)] if args.tensorboard else []), *self.callbacks(args, data, out)],
             **fit_options(args, device, args.epochs),
         )
 

@@ -1,13 +1,23 @@
 """Modules that return distributions: ``forward(*context)`` gives a ``pyro.distributions`` object."""
 
+from ppvae.distributions.autoregressive import AutoregressiveCategorical, AutoregressivePrior
+from ppvae.distributions.codebook import Codebook, CodePosterior
 from ppvae.distributions.conditional import ConditionalBernoulli, ConditionalCategorical, ConditionalNormal
 from ppvae.distributions.continuous_bernoulli import ConditionalContinuousBernoulli, ContinuousBernoulli
+from ppvae.distributions.counts import (
+    ConditionalMultinomial,
+    ConditionalNegativeBinomial,
+    ConditionalPoisson,
+    Multinomial,
+    NegativeBinomial,
+    Poisson,
+)
 from ppvae.distributions.delta import ConditionalDelta
 from ppvae.distributions.discretized_logistic import ConditionalDiscretizedLogistic, DiscretizedLogistic
 from ppvae.distributions.flow import FlowPosterior, FlowPrior
 from ppvae.distributions.mixture import MixturePrior, VampPrior
 from ppvae.distributions.multivariate_normal import ConditionalMultivariateNormal
-from ppvae.distributions.prior import StandardNormal, UniformCategorical
+from ppvae.distributions.prior import CategoricalPrior, StandardNormal, UniformCategorical
 from ppvae.distributions.product import precision_weighted
 from ppvae.distributions.relaxed import (
     BinaryConcrete,
@@ -17,28 +27,44 @@ from ppvae.distributions.relaxed import (
     OneHotStraightThrough,
     StraightThrough,
 )
+from ppvae.distributions.student_t import ConditionalStudentT
+from ppvae.distributions.von_mises import ConditionalVonMises, VonMises
 
 __all__ = [
+    "AutoregressiveCategorical",
+    "AutoregressivePrior",
     "BinaryConcrete",
     "BinaryStraightThrough",
+    "CategoricalPrior",
+    "CodePosterior",
+    "Codebook",
     "Concrete",
     "ConditionalBernoulli",
     "ConditionalCategorical",
     "ConditionalContinuousBernoulli",
     "ConditionalDelta",
     "ConditionalDiscretizedLogistic",
+    "ConditionalMultinomial",
     "ConditionalMultivariateNormal",
+    "ConditionalNegativeBinomial",
     "ConditionalNormal",
+    "ConditionalPoisson",
+    "ConditionalStudentT",
+    "ConditionalVonMises",
     "ContinuousBernoulli",
     "DiscretizedLogistic",
     "FlowPosterior",
     "FlowPrior",
     "MixturePrior",
+    "Multinomial",
+    "NegativeBinomial",
     "OneHotConcrete",
     "OneHotStraightThrough",
+    "Poisson",
     "StandardNormal",
     "StraightThrough",
     "UniformCategorical",
     "VampPrior",
+    "VonMises",
     "precision_weighted",
 ]

@@ -5,6 +5,7 @@ from ppvae.evaluate.arviz import to_arviz
 from ppvae.evaluate.classification import Reliability, error_rate, label_posterior, reliability
 from ppvae.evaluate.codes import encode, interpolate, reconstruct, traverse
 from ppvae.evaluate.compare import compare, comparison_table
+from ppvae.evaluate.disentanglement import Disentanglement, Score, disentanglement, disentanglement_of_codes
 from ppvae.evaluate.estimates import Diagnostics, Elbo, LogMarginal
 from ppvae.evaluate.estimator import Estimator, EvaluationOptions
 from ppvae.evaluate.evidence import LogEvidence, log_evidence
@@ -27,6 +28,7 @@ from ppvae.evaluate.sample_quality import (
 )
 from ppvae.evaluate.sbc import SBCRanks, SBCVerdict, check_sbc, ecdf_band, run_sbc
 from ppvae.evaluate.sites import num_observed
+from ppvae.evaluate.temperature import fit_temperature
 
 __all__ = [
     "METHODS",
@@ -35,6 +37,7 @@ __all__ = [
     "AnomalyScores",
     "BidirectionalBounds",
     "Diagnostics",
+    "Disentanglement",
     "Elbo",
     "Estimator",
     "EvaluationOptions",
@@ -55,6 +58,7 @@ __all__ = [
     "SBCRanks",
     "SBCVerdict",
     "SampleQuality",
+    "Score",
     "SupportWarning",
     "anomaly_scores",
     "auroc",
@@ -65,11 +69,14 @@ __all__ = [
     "compare_features",
     "compare_with_nuts",
     "comparison_table",
+    "disentanglement",
+    "disentanglement_of_codes",
     "draw_samples",
     "ecdf_band",
     "elbo",
     "encode",
     "error_rate",
+    "fit_temperature",
     "frechet_distance",
     "inference_gap",
     "interpolate",

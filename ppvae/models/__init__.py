@@ -8,5 +8,6 @@ from ppvae.models.ssvae import SSVAE
 from ppvae.models.stacked import StackedSSVAE
 from ppvae.models.top_down import TopDownVAE
 from ppvae.models.vae import VAE
+from ppvae.models.vqvae import VQVAE
 
-__all__ = ["CVAE", "PPCA", "SSVAE", "VAE", "HierarchicalVAE", "LadderVAE", "StackedSSVAE", "TopDownVAE"]
+__all__ = ["CVAE", "PPCA", "SSVAE", "VAE", "VQVAE", "HierarchicalVAE", "LadderVAE", "StackedSSVAE", "TopDownVAE"]

@@ -1,5 +1,6 @@
 """Networks with declared event shapes that accept any number of leading dimensions."""
 
+from ppvae.nn.causal import CausalTransformer
 from ppvae.nn.concat import ConcatInputs
 from ppvae.nn.conditional_mlp import ConditionalMLP, ConditionalSequential
 from ppvae.nn.conditioning import Concat, ConditionalBatchNorm, Conditioning, CrossAttention, FiLM, check_context
@@ -8,11 +9,12 @@ from ppvae.nn.conv import ConvDecoder, ConvEncoder
 from ppvae.nn.layers import activation
 from ppvae.nn.mlp import MLP
 from ppvae.nn.residual import ConvResidualBlock, ResidualBlock, ResidualMLP
-from ppvae.nn.shapes import Batched, Rescale, Reshape, as_shape
+from ppvae.nn.shapes import Batched, Log1p, Rescale, Reshape, as_shape
 
 __all__ = [
     "MLP",
     "Batched",
+    "CausalTransformer",
     "Concat",
     "ConcatInputs",
     "ConditionalBatchNorm",
@@ -24,6 +26,7 @@ __all__ = [
     "ConvResidualBlock",
     "CrossAttention",
     "FiLM",
+    "Log1p",
     "OneHot",
     "Rescale",
     "Reshape",

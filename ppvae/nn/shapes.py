@@ -233,3 +233,17 @@ class Rescale(nn.Module):
     def extra_repr(self) -> str:
         """Describes the map."""
         return f"scale={self.scale:g}, shift={self.shift:g}"
+
+
+class Log1p(nn.Module):
+    """log(1 + x): counts of very different sizes, as an encoder takes them.
+
+    Example:
+        >>> import torch
+        >>> Log1p()(torch.tensor([0.0, 999.0]))
+        tensor([0.0000, 6.9078])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the logarithms."""
+        return x.log1p()

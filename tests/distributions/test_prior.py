@@ -71,3 +71,11 @@ def test_uniform_categorical_is_enumerated():
 def test_uniform_categorical_names_the_argument():
     with pytest.raises(ValueError, match="num_classes must be a whole number >= 1, got 0"):
         UniformCategorical(0)
+
+
+def test_a_word_of_uniform_letters():
+    p_k = UniformCategorical(4, 3)
+    assert p_k().event_shape == (3,)
+    torch.testing.assert_close(p_k().log_prob(torch.randint(4, (5, 7, 3))), torch.full((5, 7), -3 * math.log(4)))
+    with pytest.raises(ValueError, match=r"event_shape must be .*, got \(0,\)"):
+        UniformCategorical(4, (0,))

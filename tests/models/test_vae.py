@@ -13,7 +13,9 @@ from ppvae.distributions import (
     ConditionalCategorical,
     ConditionalContinuousBernoulli,
     ConditionalDiscretizedLogistic,
+    ConditionalNegativeBinomial,
     ConditionalNormal,
+    ConditionalStudentT,
     FlowPosterior,
     StandardNormal,
 )
@@ -29,6 +31,8 @@ FAMILIES = {
     "normal-learned": lambda h=5: ConditionalNormal(MLP(K, (h,), D), scale="learned"),
     "normal-fixed": lambda h=5: ConditionalNormal(MLP(K, (h,), D), scale=0.3),
     "categorical": lambda h=5: ConditionalCategorical(MLP(K, (h,), (4, D)), num_classes=4),
+    "negative-binomial": lambda h=5: ConditionalNegativeBinomial(MLP(K, (h,), D)),
+    "student-t": lambda h=5: ConditionalStudentT(MLP(K, (h,), (2, D))),
     "logistic": lambda h=5: ConditionalDiscretizedLogistic(MLP(K, (h,), D), num_levels=4),
 }
 
@@ -63,6 +67,17 @@ def log_density(family, likelihood, z, x):
         upper = torch.where(x > 0.99, torch.inf, x + 1 / 6)
         lower = torch.where(x < 0.01, -torch.inf, x - 1 / 6)
         return (((upper - net) / scale).sigmoid() - ((lower - net) / scale).sigmoid()).log().sum(-1)
+    if family == "negative-binomial":
+        theta = likelihood.log_inverse_dispersion.exp()
+        ways = (x + theta).lgamma() - theta.lgamma() - (x + 1).lgamma()
+        return (ways + theta * (theta / (theta + net.exp())).log() + x * (net.exp() / (theta + net.exp())).log()).sum(
+            -1
+        )
+    if family == "student-t":
+        net, raw = net.unbind(-2)
+        scale, df = nn.functional.softplus(raw) + likelihood.min_scale, 1 + nn.functional.softplus(likelihood.raw_df)
+        norm = ((df + 1) / 2).lgamma() - (df / 2).lgamma() - 0.5 * (df * math.pi).log() - scale.log()
+        return (norm - (df + 1) / 2 * (1 + ((x - net) / scale) ** 2 / df).log()).sum(-1)
     if family == "normal":
         net, raw = net.unbind(-2)
         scale = nn.functional.softplus(raw) + likelihood.min_scale

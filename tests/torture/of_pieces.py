@@ -187,6 +187,24 @@ def of_nets() -> list[Function]:
             {"net": nets, **event},
         ),
         Function(
+            "ConditionalPoisson",
+            distributions.ConditionalPoisson,
+            lambda: {"net": nn.MLP(6, (8,), 2)},
+            {"net": nets, "sized": v.FLAGS, "zero_inflated": v.FLAGS, **event},
+        ),
+        Function(
+            "ConditionalNegativeBinomial",
+            distributions.ConditionalNegativeBinomial,
+            lambda: {"net": nn.MLP(6, (8,), 2)},
+            {"net": nets, "inverse_dispersion": scale["scale"], "sized": v.FLAGS, "zero_inflated": v.FLAGS, **event},
+        ),
+        Function(
+            "ConditionalStudentT",
+            distributions.ConditionalStudentT,
+            lambda: {"net": nn.MLP(6, (8,), (2, 2))},
+            {"net": nets, "df": scale["scale"], **event},
+        ),
+        Function(
             "ConditionalDiscretizedLogistic",
             distributions.ConditionalDiscretizedLogistic,
             lambda: {"net": nn.MLP(6, (8,), 2)},

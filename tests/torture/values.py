@@ -86,7 +86,9 @@ NO_DENSE_TENSOR: Wrong = NO_TENSOR | {
     "meta": lambda: x().to("meta"),
     "nested": lambda: torch.nested.nested_tensor([torch.zeros(3), torch.zeros(6)]),
 }
-DATA: Wrong = NO_DENSE_TENSOR | {
+DATA: Wrong = {name: value for name, value in NO_DENSE_TENSOR.items() if name != "numpy"} | {
+    "array of text": lambda: x().numpy().astype(str),
+    "masked array": lambda: np.ma.masked_greater(x().numpy(), 0.5),
     "0-d": lambda: torch.tensor(1.0),
     "one datum": lambda: x()[0],
     "narrow": lambda: x(20, 5),
