@@ -30,7 +30,7 @@ from ppvae._validate import check_count, check_tensor
 from ppvae.evaluate.estimates import mean_over_data
 from ppvae.evaluate.features import describe_features
 from ppvae.inputs import takes_data
-from ppvae.pair import Batch, blocks
+from ppvae.pair import Batch, blocks, check_data
 from ppvae.sampling.eval_mode import eval_mode
 from ppvae.sampling.posterior_draws import posterior_sampler, simulate
 
@@ -134,6 +134,7 @@ def sample_quality(
         >>> found.num_samples, found.num_features
         (100, 4)
     """
+    check_data(data)
     real = data[argument] if isinstance(argument, int) and 0 <= argument < len(data) else None
     if isinstance(argument, bool) or not isinstance(real, Tensor):
         raise ValueError(f"argument must be the number of one of the pair's {len(data)} arguments, got {argument!r}")

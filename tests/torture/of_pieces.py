@@ -229,6 +229,15 @@ def of_nets() -> list[Function]:
             lambda: {"num_classes": 3},
             {"num_classes": v.COUNTS},
         ),
+        *(
+            Function(
+                kind.__name__,
+                lambda kind=kind, **options: kind(**options).set_time(50.0),
+                lambda: {"piece": distributions.UniformCategorical(3), "temperature": 0.5},
+                {"piece": nets, "temperature": v.POSITIVE | v.SCHEDULES},
+            )
+            for kind in (distributions.Concrete, distributions.StraightThrough)
+        ),
         Function(
             "MixturePrior",
             distributions.MixturePrior,
