@@ -23,7 +23,7 @@ from torch import Tensor
 from ppvae import plot
 from ppvae.cli.flags import check_used, flag
 from ppvae.cli.posterior_checks import PosteriorChecks, check_posterior
-from ppvae.cli.report import Report, both_bounds, by_class, describe, first, strict_json, table
+from ppvae.cli.report import Report, both_bounds, by_class, describe, elbo_or_likelihood, first, strict_json, table
 from ppvae.cli.runs import Trained, restore
 from ppvae.cli.sample_checks import check_samples
 from ppvae.compile import keep_freed_memory
@@ -31,7 +31,8 @@ from ppvae.evaluate.ais import Annealed, bidirectional
 from ppvae.evaluate.compare import compare, comparison_table
 from ppvae.evaluate.estimates import LogMarginal
 from ppvae.evaluate.estimator import Estimator
-from ppvae.evaluate.marginal import elbo, estimator_of, log_marginal
+from ppvae.evaluate.expected_log_likelihood import ExpectedLogLikelihood
+from ppvae.evaluate.marginal import estimator_of, log_marginal
 from ppvae.evaluate.psis import ParetoWarning
 from ppvae.evaluate.sbc import ecdf_band
 from ppvae.storage import save_state, write_json
@@ -187,10 +188,14 @@ def _evaluate(run: Trained, folder: Path, args: Args, method: Estimator) -> tupl
         estimate = log_marginal(run.pair, *run.test, method=method, seed=args.seed, progress=sys.stderr.isatty())
     by_importance, settings = args.method == "importance", estimate.diagnostics.settings()
     num_draws = min(int(settings["num_samples"]), ELBO_SAMPLES) if by_importance else ELBO_SAMPLES
-    terms = elbo(run.pair, *run.test, num_samples=num_draws, seed=args.seed)
+    terms = elbo_or_likelihood(run.pair, run.test, num_samples=num_draws, seed=args.seed)
     figures: Report = {"method": args.method, "seed": args.seed, "symbol": run.symbol, **settings}
     figures |= {"num_dims": estimate.num_dims, "test": describe(terms, estimate)}
-    if args.by_class and run.labels is not None:
+    if isinstance(terms, ExpectedLogLikelihood):
+        if args.by_class or args.posterior:
+            raise ValueError(f"--by-class and --posterior need an ELBO: {folder}: {terms.summary()}")
+        figures["summary"] = terms.summary()
+    elif args.by_class and run.labels is not None:
         figures["test"]["by_class"] = by_class(terms, estimate, run.labels)
     if args.bidirectional:
         both = bidirectional(run.pair, *run.test, method=_annealed(args), seed=args.seed, progress=sys.stderr.isatty())
@@ -202,7 +207,8 @@ def _evaluate(run: Trained, folder: Path, args: Args, method: Estimator) -> tupl
         _draw_posterior(checks, folder / "figures")
     write_json(folder / f"evaluation{_suffix(args)}.json", strict_json(figures))
     of_datum = {"std_error": estimate.std_error, "ess": estimate.ess, **estimate.diagnostics.of_datum()}
-    state = {"log_marginal": estimate.values, **of_datum, "elbo": terms.values}
+    name = "reconstruction" if isinstance(terms, ExpectedLogLikelihood) else "elbo"
+    state = {"log_marginal": estimate.values, **of_datum, name: terms.values}
     state |= {} if run.labels is None else {"labels": run.labels}
     save_state(folder / f"evaluation{_suffix(args)}.safetensors", state)
     _draw(estimate, folder / "figures", run.symbol, _suffix(args))

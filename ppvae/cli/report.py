@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from ppvae._validate import check_count
 from ppvae.evaluate.ais import BidirectionalBounds
 from ppvae.evaluate.estimates import Elbo, LogMarginal, mean_over_data
+from ppvae.evaluate.expected_log_likelihood import ExpectedLogLikelihood, expected_log_likelihood
 from ppvae.evaluate.marginal import elbo, log_marginal
 from ppvae.evaluate.psis import PARETO_GOOD, ParetoWarning
 from ppvae.pair import Batch
+from ppvae.sampling.guide_density import PointMassError
 
 Report = dict[str, Any]
 """JSON-ready: `num_dims`, and for each split its `num_data` and quantities as {"mean", "std_error"} in nats; of log
@@ -34,6 +36,8 @@ def report(
     progress: bool = False,
 ) -> Report:
     """Evaluates a pair on named sets of data: the ELBO and its terms on each, log p(x) on the last.
+
+    With a deterministic encoder, which has no ELBO, the reconstruction alone.
 
     Args:
         pair: any model/guide pair.
@@ -57,14 +61,24 @@ def report(
     *_, last = splits
     for name, data in splits.items():
         batch = first(data, limit)
-        terms = elbo(pair, *batch, num_samples=min(num_samples, 100), seed=seed)
+        terms = elbo_or_likelihood(pair, batch, num_samples=min(num_samples, 100), seed=seed)
         estimate = None
-        if name == last:
+        if isinstance(terms, ExpectedLogLikelihood):
+            figures |= {"num_dims": terms.num_dims, "summary": terms.summary()}
+        elif name == last:
             with warnings.catch_warnings(action="ignore", category=ParetoWarning):  # the table counts these data
                 estimate = log_marginal(pair, *batch, num_samples=num_samples, seed=seed, progress=progress)
             figures["num_dims"] = estimate.num_dims
         figures[name] = describe(terms, estimate)
     return figures
+
+
+def elbo_or_likelihood(pair: nn.Module, data: Batch, *, num_samples: int, seed: int) -> Elbo | ExpectedLogLikelihood:
+    """The ELBO of the data; where the guide has no density, what is left of it."""
+    try:
+        return elbo(pair, *data, num_samples=num_samples, seed=seed)
+    except PointMassError:
+        return expected_log_likelihood(pair, *data, seed=seed)
 
 
 def first(data: Batch, limit: int | None) -> Batch:
@@ -74,19 +88,22 @@ def first(data: Batch, limit: int | None) -> Batch:
     return tuple(t if t is None else t[:limit] for t in data)
 
 
-def describe(terms: Elbo, estimate: LogMarginal | None = None) -> Report:
+def describe(terms: Elbo | ExpectedLogLikelihood, estimate: LogMarginal | None = None) -> Report:
     """One split of the report: each quantity as {"mean", "std_error"}, and the diagnostics of log p(x).
 
     Args:
-        terms: the ELBO of its data.
+        terms: the ELBO of its data, or their reconstruction where there is none.
         estimate: their log p(x), where it is known.
 
     Returns:
         `num_data`, the quantities by name; with `estimate` also `log_marginal`, its `ess` ("median", "min"), and the
         figures of its diagnostics.
     """
-    quantities = {"elbo": terms.values, "reconstruction": terms.reconstruction}
-    quantities |= {f"kl_{site}": value for site, value in terms.kl.items()}
+    if isinstance(terms, ExpectedLogLikelihood):
+        quantities = {"reconstruction": terms.values}
+    else:
+        quantities = {"elbo": terms.values, "reconstruction": terms.reconstruction}
+        quantities |= {f"kl_{site}": value for site, value in terms.kl.items()}
     figures: Report = {"num_data": len(terms.values)}
     if estimate is not None:
         quantities["log_marginal"] = estimate.values

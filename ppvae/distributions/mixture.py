@@ -1,6 +1,7 @@
 """Mixture priors: of learned normals, and of an encoder's own posteriors."""
 
 from collections.abc import Sequence
+from typing import Literal, Self, get_args
 
 import pyro.distributions as dist
 import torch
@@ -8,31 +9,36 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn import functional as F
 
-from ppvae._validate import check_count, check_flag, check_number, check_tensor
+from ppvae._validate import check_count, check_flag, check_number, check_seed, check_tensor
 from ppvae.distributions.normal_mixture import NormalMixture
 from ppvae.distributions.parameters import full_precision
 from ppvae.nn import as_shape
 
+Covariance = Literal["diagonal", "full"]
+"""Of the components of a mixture."""
+
 
 class MixturePrior(nn.Module):
-    r"""A mixture of diagonal normals with learned weights, means and scales, the same for every context.
+    r"""A mixture of normals with learned weights, means and covariances, the same for every context.
 
-    .. math:: p(z) = \sum_j \pi_j\, \mathcal{N}\big(z;\, \mu_j,\, \mathrm{diag}\, \sigma_j^2\big), \qquad
-        \sigma_j = \sigma_{\min} + \mathrm{softplus}(\rho_j)
+    .. math:: p(z) = \sum_j \pi_j\, \mathcal{N}\big(z;\, \mu_j,\, L_j L_j^\top\big), \qquad
+        L_{j,ii} = \sigma_{\min} + \mathrm{softplus}(\rho_{ji})
 
-    The weights start equal, the means as draws from N(0, I), the scales at one. With one component it is a learned
-    normal.
+    with L diagonal, or lower triangular. The weights start equal, the means as draws from N(0, I), the covariances at
+    the identity. With one component it is a learned normal. `fit_to` sets all of it to what fits given codes best.
 
     Args:
         num_components: Number of components.
         event_shape: Shape of one ``z``; an int means one dimension.
+        covariance: Of each component, ``"diagonal"`` or ``"full"``; the latter is of one event dimension.
         min_scale: σ_min, the least scale.
 
     Raises:
-        ValueError: If a size is not a positive int, or ``min_scale`` is not in (0, 1).
+        ValueError: If a size is not a positive int, ``min_scale`` is not in (0, 1), or ``covariance`` is another.
 
     References:
         VAE with a VampPrior (Tomczak & Welling 2018), arXiv 1705.07120: the mixture of Gaussians prior.
+        From variational to deterministic autoencoders (Ghosh et al. 2020), arXiv 1903.12436: one fitted afterwards.
 
     Example:
         >>> p_z = MixturePrior(10, 20)
@@ -40,25 +46,85 @@ class MixturePrior(nn.Module):
         torch.Size([5, 128])
     """
 
-    def __init__(self, num_components: int, event_shape: int | Sequence[int], *, min_scale: float = 1e-4) -> None:
+    def __init__(
+        self,
+        num_components: int,
+        event_shape: int | Sequence[int],
+        *,
+        covariance: Covariance = "diagonal",
+        min_scale: float = 1e-4,
+    ) -> None:
         super().__init__()
         self.event_shape = as_shape(event_shape, "event_shape")
         check_number("min_scale", min_scale, above=0, below=1)
-        self.min_scale = min_scale
+        if covariance not in get_args(Covariance):
+            raise ValueError(f"covariance must be 'diagonal' or 'full', got {covariance!r}")
+        if covariance == "full" and len(self.event_shape) != 1:
+            raise ValueError(f"covariance 'full' is of one event dimension, got the event_shape {self.event_shape}")
+        self.min_scale, self.covariance = min_scale, covariance
         size = (check_count("num_components", num_components), *self.event_shape)
         self.logits = nn.Parameter(torch.zeros(num_components))
         self.loc = nn.Parameter(torch.randn(size))
         # The inverse of softplus, so that the scales start at one.
         self.raw_scale = nn.Parameter(torch.full(size, 1.0 - min_scale).expm1().log())
+        if covariance == "full":
+            self.lower = nn.Parameter(torch.zeros(*size, size[-1]))
 
     def forward(self, *context: Tensor) -> dist.TorchDistribution:
         """Returns p(z), of batch shape ``()`` and event shape ``event_shape``, whatever the context."""
         scale = F.softplus(self.raw_scale) + self.min_scale
-        return NormalMixture(self.logits, dist.Normal(self.loc, scale).to_event(len(self.event_shape)))
+        if self.covariance == "diagonal":
+            return NormalMixture(self.logits, dist.Normal(self.loc, scale).to_event(len(self.event_shape)))
+        components = dist.MultivariateNormal(self.loc, scale_tril=self.lower.tril(-1) + scale.diag_embed())
+        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), components)
+
+    @torch.no_grad()
+    def fit_to(self, codes: Tensor, *, seed: int = 0) -> Self:
+        """Sets weights, means and covariances to those of maximum likelihood, as far as scikit-learn's EM finds them.
+
+        Args:
+            codes: ``(n, *event_shape)``, at least as many as there are components.
+            seed: Of the means that EM starts at.
+
+        Returns:
+            The prior itself.
+
+        Raises:
+            TypeError: If ``codes`` is not a tensor.
+            ValueError: If it is of another shape, not finite, or too few.
+        """
+        from sklearn.mixture import GaussianMixture
+
+        check_tensor("codes", codes)
+        check_seed(seed)
+        num, k = len(self.logits), self.event_shape
+        if codes.shape[1:] != k or len(codes) < max(2, num):
+            raise ValueError(
+                f"codes must be of shape (n, {str(k)[1:]} with n at least {max(2, num)}, got {tuple(codes.shape)}"
+            )
+        if not codes.isfinite().all():
+            raise ValueError("codes must be finite, got NaN or infinite values")
+        kind = "diag" if self.covariance == "diagonal" else "full"
+        least = max(1e-6, 4 * self.min_scale**2)  # added to variances, so that no scale is as small as the least one
+        mixture = GaussianMixture(num, covariance_type=kind, reg_covar=least, random_state=seed % 2**32)
+        mixture.fit(codes.reshape(len(codes), -1).double().cpu().numpy())
+        found = {name: torch.as_tensor(getattr(mixture, name)) for name in ("weights_", "means_", "covariances_")}
+        factor = found["covariances_"].sqrt() if kind == "diag" else torch.linalg.cholesky(found["covariances_"])
+        scale = factor if kind == "diag" else factor.diagonal(dim1=-2, dim2=-1)
+        self.logits.copy_(found["weights_"].log())
+        self.loc.copy_(found["means_"].reshape(self.loc.shape))
+        above = (scale - self.min_scale).reshape(self.loc.shape)
+        self.raw_scale.copy_(above + (-(-above).expm1()).log())  # the inverse of softplus
+        if kind == "full":
+            self.lower.copy_(factor.tril(-1))
+        return self
 
     def extra_repr(self) -> str:
         """Describes the sizes."""
-        return f"num_components={len(self.logits)}, event_shape={self.event_shape}, min_scale={self.min_scale:g}"
+        return (
+            f"num_components={len(self.logits)}, event_shape={self.event_shape}, covariance={self.covariance!r}, "
+            f"min_scale={self.min_scale:g}"
+        )
 
 
 class VampPrior(nn.Module):

@@ -9,6 +9,7 @@ from ppvae.evaluate.disentanglement import Disentanglement, Score, disentangleme
 from ppvae.evaluate.estimates import Diagnostics, Elbo, LogMarginal
 from ppvae.evaluate.estimator import Estimator, EvaluationOptions
 from ppvae.evaluate.evidence import LogEvidence, log_evidence
+from ppvae.evaluate.expected_log_likelihood import ExpectedLogLikelihood, expected_log_likelihood
 from ppvae.evaluate.features import InceptionFeatures, LabelFeatures, train_features
 from ppvae.evaluate.importance import Importance, ImportanceDiagnostics, SupportWarning
 from ppvae.evaluate.inference_gap import InferenceGap, inference_gap
@@ -41,6 +42,7 @@ __all__ = [
     "Elbo",
     "Estimator",
     "EvaluationOptions",
+    "ExpectedLogLikelihood",
     "Importance",
     "ImportanceDiagnostics",
     "InceptionFeatures",
@@ -76,6 +78,7 @@ __all__ = [
     "elbo",
     "encode",
     "error_rate",
+    "expected_log_likelihood",
     "fit_temperature",
     "frechet_distance",
     "inference_gap",

@@ -1,6 +1,7 @@
 """Models: one generative story a file, each a Pyro `model`/`guide` pair."""
 
 from ppvae.models.cvae import CVAE
+from ppvae.models.fitted_prior import fit_prior
 from ppvae.models.hierarchical import HierarchicalVAE
 from ppvae.models.ladder import LadderVAE
 from ppvae.models.ppca import PPCA
@@ -10,4 +11,15 @@ from ppvae.models.top_down import TopDownVAE
 from ppvae.models.vae import VAE
 from ppvae.models.vqvae import VQVAE
 
-__all__ = ["CVAE", "PPCA", "SSVAE", "VAE", "VQVAE", "HierarchicalVAE", "LadderVAE", "StackedSSVAE", "TopDownVAE"]
+__all__ = [
+    "CVAE",
+    "PPCA",
+    "SSVAE",
+    "VAE",
+    "VQVAE",
+    "HierarchicalVAE",
+    "LadderVAE",
+    "StackedSSVAE",
+    "TopDownVAE",
+    "fit_prior",
+]

@@ -13,7 +13,7 @@ It is the yardstick of every estimator here: with the exact posterior as its gui
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 import pyro
 import pyro.distributions as dist
@@ -21,10 +21,13 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from ppvae._validate import check_count
+from ppvae._validate import check_count, check_tensor
 from ppvae.distributions import ConditionalNormal, StandardNormal
 from ppvae.models.base import VAEQueries
 from ppvae.nn import MLP
+
+LEAST_NOISE = 1e-6
+"""Of σ², where k directions hold all of the variance of the data."""
 
 
 class PPCA(VAEQueries):
@@ -58,6 +61,46 @@ class PPCA(VAEQueries):
             self.q_z_given_x = ConditionalNormal(MLP(data_dim, (), (2, latent_dim)))
         else:
             raise ValueError(f"guide must be 'exact' or 'amortized', got {guide!r}")
+
+    @classmethod
+    @torch.no_grad()
+    def of_data(cls, x: Tensor, latent_dim: int) -> Self:
+        """The model of maximum likelihood, in closed form: PCA, with the noise that it leaves.
+
+        W = U (Λ − σ²I)^½ of the k largest eigenvalues Λ of the covariance and their eigenvectors U; b is the mean, and
+        σ² the mean of the other eigenvalues. Where σ² → 0, E[x|z] at the code of x is x as PCA reconstructs it.
+
+        Args:
+            x: data (n, d).
+            latent_dim: k, less than d.
+
+        Raises:
+            TypeError: where `x` is no tensor.
+            ValueError: where it is no table of at least two data, or has no more dimensions than the latent.
+
+        Example:
+            >>> import torch
+            >>> x = torch.randn(100, 3) @ torch.randn(3, 8) + 0.1 * torch.randn(100, 8)
+            >>> PPCA.of_data(x, 3).log_prob(x).mean() > PPCA.of_data(x, 2).log_prob(x).mean()
+            tensor(True)
+        """
+        check_tensor("x", x)
+        check_count("latent_dim", latent_dim)
+        if x.dim() != 2 or len(x) < 2 or x.shape[1] <= latent_dim:
+            raise ValueError(
+                f"x must be of shape (n, d) with n at least 2 and d more than latent_dim, {latent_dim}, got "
+                f"{tuple(x.shape)}"
+            )
+        data, pair = x.double(), cls(x.shape[1], latent_dim).to(x.device)
+        variances, directions = torch.linalg.eigh(torch.cov(data.T, correction=0))
+        noise = variances[:-latent_dim].mean().clamp(min=LEAST_NOISE)
+        scale = (variances[-latent_dim:] - noise).clamp(min=0).sqrt()
+        (linear,) = pair.p_x_given_z.net.children()
+        assert isinstance(linear, nn.Linear)
+        linear.weight.copy_(directions[:, -latent_dim:] * scale)
+        linear.bias.copy_(data.mean(0))
+        pair.p_x_given_z.raw_scale.copy_((noise.sqrt() - pair.p_x_given_z.min_scale).expm1().log())
+        return pair
 
     def model(self, x: Tensor) -> None:
         """Z ~ N(0, I), x ~ N(Wz + b, σ²I)."""

@@ -26,6 +26,10 @@ from ppvae.sampling.volume import wrong_volumes
 from ppvae.traces import Site, latent_of, leaf
 
 
+class PointMassError(ValueError):
+    """The guide gives a continuous latent one value: there are no importance weights, and no ELBO."""
+
+
 @dataclass(frozen=True)
 class GuideDensity:
     """What the weights of a pair's draws take besides the densities of the guide's sites.
@@ -92,10 +96,11 @@ class GuideDensity:
         """Checks that there are weights.
 
         Raises:
-            ValueError: naming the sites for which there are none, and what to do.
+            PointMassError: naming the latents that the guide gives one value, and what to do.
+            ValueError: naming other sites for which there are none.
         """
         if self.refusal:
-            raise ValueError(self.refusal)
+            raise (PointMassError if self.points else ValueError)(self.refusal)
 
 
 def _is_delta(site: Site) -> bool:

@@ -62,6 +62,7 @@ POSTERIORS = {
 }
 PRIORS = {
     "mixture": lambda: MixturePrior(4, K),
+    "full mixture": lambda: MixturePrior(3, K, covariance="full"),
     "maf": lambda: FlowPrior(K, flow="maf", hidden_dims=8),
     "spline": lambda: FlowPrior(K, flow="spline", hidden_dims=8),
     "own": own_prior,

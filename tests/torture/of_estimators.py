@@ -217,6 +217,23 @@ def of_arrays() -> list[Function]:
             lambda: {"probabilities": probabilities, "y": labels()},
             {**scored, "num_bins": v.COUNTS},
         ),
+        Function(
+            "disentanglement_of_codes",
+            evaluate.disentanglement_of_codes,
+            lambda: {"z": normal(200, 2), "factors": torch.arange(400).reshape(200, 2) % 3, "num_repeats": 1},
+            {
+                "z": v.NO_DENSE_TENSOR | {"one dim": lambda: normal(200), "fewer": lambda: normal(100, 2)},
+                "factors": v.NO_DENSE_TENSOR
+                | {"float": lambda: normal(200, 2), "constant": lambda: 0 * labels()[:, None]},
+                "names": v.NAMES,
+                "categorical": v.NAMES,
+                "num_bins": v.COUNTS,
+                "num_repeats": v.COUNTS,
+                "seed": v.SEEDS,
+            },
+            called={"z": ("factors",)},
+            fine={"names": ("None",), "num_bins": ("None",)},
+        ),
         Function("pareto_k", evaluate.pareto_k, lambda: {"log_weight": normal(200, 3)}, {"log_weight": v.LOG_WEIGHTS}),
         Function(
             "bound_curve", evaluate.bound_curve, lambda: {"log_weight": normal(200, 3)}, {"log_weight": v.LOG_WEIGHTS}

@@ -89,6 +89,26 @@ def of_objectives() -> list[Function]:
             {"weights": v.constants(None, 3, "z", {"z": "1"}, {"z": -1.0}, [1]), "num_particles": v.COUNTS},
         ),
         Function(
+            "TotalCorrelationELBO",
+            objectives.TotalCorrelationELBO,
+            lambda: {"beta": 4.0},
+            {
+                "beta": weight,
+                "alpha": weight,
+                "gamma": weight,
+                "num_data": v.COUNTS,
+                "weights": v.CHOICES,
+                "num_particles": v.COUNTS,
+            },
+            fine={"num_data": ("None",)},
+        ),
+        Function(
+            "DIPELBO",
+            objectives.DIPELBO,
+            lambda: {"off_diagonal": 1.0, "diagonal": 1.0},
+            {"off_diagonal": weight, "diagonal": weight, "kind": v.CHOICES, "num_particles": v.COUNTS},
+        ),
+        Function(
             "JointELBO",
             objectives.JointELBO,
             lambda: {"elbo": Trace_ELBO(), "weights": [1.0]},

@@ -185,6 +185,30 @@ def of_data() -> list[Function]:
             fine={"y": ("negative", "too large", "fewer")},
         ),
         Function(
+            "Sprites",
+            data.Sprites,
+            lambda: {"size": 16},
+            {
+                "size": v.COUNTS | v.constants(17),
+                "num_scales": v.COUNTS,
+                "num_orientations": v.COUNTS,
+                "num_positions": v.COUNTS | v.constants(3),
+            },
+            fine={"num_positions": ("None",)},
+        ),
+        Function(
+            "FactorData.images",
+            data.Sprites(16).images,
+            lambda: {"rows": torch.arange(4)},
+            {"rows": tensors | v.constants(3) | {"float": lambda: v.x()[:, 0], "matrix": lambda: v.x().long() - 5}},
+        ),
+        Function(
+            "load_factors",
+            data.load_factors,
+            lambda: {"name": "sprites"},
+            {"name": v.CHOICES, "root": v.PATHS},
+        ),
+        Function(
             "load",
             data.load,
             lambda: {"name": "digits"},
