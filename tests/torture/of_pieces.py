@@ -275,6 +275,15 @@ def of_nets() -> list[Function]:
             lambda: {"net": nn.MLP(6, (8,), (2, 2)), "codebook": distributions.Codebook(3, 2)},
             {"net": nets, "codebook": nets},
         ),
+        *(
+            Function(
+                kind.__name__,
+                lambda kind=kind, **options: kind(**options).set_time(50.0),
+                lambda: {"piece": distributions.UniformCategorical(3), "temperature": 0.5},
+                {"piece": nets, "temperature": v.POSITIVE | v.SCHEDULES},
+            )
+            for kind in (distributions.Concrete, distributions.StraightThrough)
+        ),
         Function(
             "MixturePrior",
             distributions.MixturePrior,
