@@ -57,8 +57,8 @@ def test_the_training_images_are_all_but_those_of_the_test():
     (x,) = next(source.epoch(0))
     assert x.shape == (args.batch_size, 1, 32, 32)
     assert batches(Args(num_train=500).resolved(), data, torch.device("cpu")).num_data == 500
-    assert build(Args(objective="beta", beta=3.0), data).beta == 3.0
-    assert build(args, data).beta == 1.0
+    assert build(Args(objective="beta", beta=3.0), data).beta == 0.75  # of a quarter of the pixels
+    assert build(args, data).beta == 0.25
 
 
 def test_the_curve_goes_on_where_a_run_is_resumed(tmp_path):
