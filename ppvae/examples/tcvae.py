@@ -67,9 +67,8 @@ class Args(NetArgs):
     """β, the weight of the total correlation (tc), or of the whole KL term (beta). As γ and λ it is given for images of
     64×64, as the papers have them; the penalties of smaller ones weigh less, in proportion to their pixels."""
     beta_from: float | None = None
-    """Where β starts, to go to --beta in a line over the first half of the epochs, so that the latents that come into
-    use
-    first are those worth most, alone; none is a constant β (tc)."""
+    """Where β starts, to go to --beta in a line over the first half of the epochs, so that the latents that are worth
+    most come into use first, and alone; None is a constant β (tc)."""
     weights: Weights = "stratified"
     """How the density of all codes is estimated from a minibatch: see `TotalCorrelationELBO` (tc)."""
     gamma: float = 35.0
