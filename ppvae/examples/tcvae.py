@@ -195,13 +195,13 @@ class Curve:
         _, gaps = mutual_information(z.double().cpu().numpy(), self.values, max(20, *self.factors.sizes))
         before = [old for old in read_curve(self.path) if old["epoch"] < epoch]
         with self.path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, ["epoch", "mig"])
+            writer = csv.DictWriter(file, ["epoch", "MIG"])
             writer.writeheader()
-            writer.writerows([*before, {"epoch": epoch, "mig": gaps.mean()}])
+            writer.writerows([*before, {"epoch": epoch, "MIG": gaps.mean()}])
 
 
 def read_curve(path: Path) -> list[Row]:
-    """The rows that a `Curve` has noted: "epoch" and "mig"."""
+    """The rows that a `Curve` has noted: "epoch" and "MIG"."""
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -217,7 +217,7 @@ def draw(pair: VAE, args: Args, data: ImageData, run: Run) -> None:
     """Writes the pictures of a VAE and its units, and the curve of MIG."""
     assert run.folder is not None
     write_unit_figures(pair, args, data, run)
-    figure = plot.compare_curves({args.objective: read_curve(run.folder / CURVE)}, "mig")
+    figure = plot.compare_curves({args.objective: read_curve(run.folder / CURVE)}, "MIG", unit="")
     plot.save(figure, run.folder / "figures" / "mig.png")
 
 

@@ -28,7 +28,7 @@ def test_run_folder_is_complete(name, tmp_path, capsys):
     assert measured.keys() >= SCORES
     assert f"MIG: {measured['MIG']['mean']:.2f} ± " in capsys.readouterr().out
     assert [row["epoch"] for row in read_curve(out / CURVE)] == [1.0]
-    assert 0.0 <= read_curve(out / CURVE)[0]["mig"] <= 1.0
+    assert 0.0 <= read_curve(out / CURVE)[0]["MIG"] <= 1.0
     assert evaluate([str(out), "--num-samples", "10", "--limit", "50"]) == 0
 
 
