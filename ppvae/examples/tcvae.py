@@ -50,7 +50,7 @@ NUM_TEST = 2000
 """The first of the images in their random order: those that `load` has for the test."""
 SMOKE = 256
 """Training images of a run of seconds."""
-EPOCHS = 3
+EPOCHS = 9
 WIDTHS = (128, 128)
 
 
@@ -63,29 +63,30 @@ class Args(NetArgs):
     beta: float = 4.0
     """β, the weight of the total correlation (tc), or of the whole KL term (beta)."""
     beta_from: float | None = None
-    """Where β starts, from which it goes to --beta in a line over the first half of the epochs; by default it is
-    constant."""
+    """Where β starts, to go to --beta in a line over the first half of the epochs, so that the latents that come into
+    use
+    first are those worth most, alone; none is a constant β (tc)."""
     weights: Weights = "stratified"
-    """How the density of all codes is estimated from a minibatch (tc): see `TotalCorrelationELBO`; the paper's
-    experiments
-    have minibatch."""
+    """How the density of all codes is estimated from a minibatch: see `TotalCorrelationELBO` (tc)."""
     gamma: float = 10.0
     """γ, the weight of the critic's total correlation (factor)."""
     critic_dims: tuple[int, ...] = (200, 200)
     """Widths of the critic's hidden layers (factor)."""
+    critic_lr: float = 1e-3
+    """Learning rate of the critic (factor)."""
     covariance: float = 10.0
     """λ of both parts of the covariance penalty; of the diagonal ten times as much in dip-i."""
     codes: CodeKind = "mean"
     """What is scored: the mean of q(z|x), or a draw from it."""
-    num_train: int | None = None
-    """Images to train on; by default all but the test images."""
+    num_train: int = 60_000
+    """Images to train on, a random part of all but the test images."""
     latent_dim: int = 10
     """Dimensions of z."""
     dataset: Literal["sprites", "sprites64", "dsprites", "3dshapes"] = "sprites"
     """Data set: sprites are generated (32×32, or 64×64 as dSprites); the files of dsprites and 3dshapes must lie in
     --data-root."""
     epochs: int | None = None
-    """Passes over the training images; by default 3."""
+    """Passes over the training images; by default 9."""
     hidden_dims: tuple[int, ...] | None = None
     """Widths of the encoder's hidden layers (the decoder's are reversed); by default 128 128."""
     num_samples: int = 100
@@ -96,13 +97,14 @@ class Args(NetArgs):
     def resolved(self) -> Self:
         """These arguments with every default that depends on another filled in."""
         check_used(self, "objective", beta=("tc", "beta"), beta_from=("tc",), weights=("tc",), loss=("beta",))
-        check_used(self, "objective", gamma=("factor",), critic_dims=("factor",), covariance=("dip-i", "dip-ii"))
+        check_used(self, "objective", gamma=("factor",), critic_dims=("factor",), critic_lr=("factor",))
+        check_used(self, "objective", covariance=("dip-i", "dip-ii"))
+        check_number("--critic-lr", self.critic_lr, at_least=0)
         if self.num_valid:
             raise ValueError(f"--num-valid must be 0: the last weights are kept, got {self.num_valid}")
         if self.beta_from is not None:
             check_number("--beta-from", self.beta_from, at_least=0)
-        if self.num_train is not None:
-            check_count("--num-train", self.num_train)
+        check_count("--num-train", self.num_train)
         resolved = super().resolved()
         return resolved if self.smoke or self.epochs is not None else replace(resolved, epochs=EPOCHS)
 
@@ -133,11 +135,16 @@ def objective(args: Args) -> ELBO:
     return DIPELBO(args.covariance, args.covariance, kind="II")
 
 
+def critic_group(args: Args) -> dict[str, dict[str, float]] | None:
+    """The critic's learning rate."""
+    return {"objective.critic.*": {"lr": args.critic_lr}} if args.objective == "factor" else None
+
+
 def batches(args: Args, data: ImageData, device: torch.device) -> Batches:
-    """Minibatches of the training images, each made from its row: all but those that `load` has for the test."""
+    """Minibatches of the training images, each made from its row; none of those that `load` has for the test."""
     factors = opened(args.dataset, args.data_root)
     rows = factors.subset(len(factors))[NUM_TEST:]
-    num_train = SMOKE if args.smoke else len(rows) if args.num_train is None else args.num_train
+    num_train = SMOKE if args.smoke else args.num_train
     if num_train > len(rows):
         raise ValueError(f"--num-train must be at most {len(rows)}, got {num_train}")
     then = Binarize() if args.binarize == "dynamic" and factors.levels > 2 else None
@@ -227,7 +234,15 @@ def measure(pair: nn.Module, args: Args, data: ImageData) -> Report:
 
 
 EXPERIMENT = Experiment(
-    "tcvae", Args, build, draw, objective=objective, batches=batches, measure=measure, callbacks=curve
+    "tcvae",
+    Args,
+    build,
+    draw,
+    objective=objective,
+    batches=batches,
+    param_groups=critic_group,
+    measure=measure,
+    callbacks=curve,
 )
 
 
