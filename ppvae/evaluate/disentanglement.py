@@ -149,8 +149,7 @@ def disentanglement(
 
     Raises:
         TypeError: where an argument is of the wrong kind.
-        ValueError: where the shapes do not fit, there are too few data, a value is not finite, a factor has a
-        single
+        ValueError: where the shapes do not fit, there are too few data, a value is not finite, a factor has a single
             value, or a latent has no mean.
 
     References:
@@ -269,13 +268,13 @@ def _codes(pair: nn.Module, data: Any, names: Sequence[str] | None, kind: CodeKi
         if unknown := [name for name in chosen if name not in latents]:
             raise ValueError(f"sites names {unknown}, which are no latents of the pair: it has {list(latents)}")
         for _, part in posterior.parts(1):
-            parts.append(torch.cat([_of_site(part, name, kind) for name in chosen], 1))
+            of_guide = read_sites(part.sampler.guide(part.data, 1, {}, {}))
+            parts.append(torch.cat([_of_site(part, of_guide[name], kind) for name in chosen], 1))
     return torch.cat(parts).double().cpu()
 
 
-def _of_site(posterior: PosteriorSampler, name: str, kind: CodeKind) -> Tensor:
+def _of_site(posterior: PosteriorSampler, site: Site, kind: CodeKind) -> Tensor:
     """The code of one latent, (n, its dimensions)."""
-    site = read_sites(posterior.sampler.guide(posterior.data, 1, {}, {}))[name]
     values = site.value if kind == "sample" else _mean(site)
     z = posterior.sampler.value(replace(site, value=values), 1)
     return z.value.movedim(z.data_dim, 0).flatten(1)
@@ -321,10 +320,9 @@ def _as_names(argument: str, names: Any) -> tuple[str, ...]:
     Raises:
         TypeError: where they are none.
     """
-    found = () if isinstance(names, str) or not isinstance(names, Sequence) else tuple(names)
-    if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in found):
+    if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
         raise TypeError(f"{argument} must be a list of names, got {names!r}")
-    return found
+    return tuple(names)
 
 
 def _names(names: Sequence[str] | None, f: int) -> tuple[str, ...]:

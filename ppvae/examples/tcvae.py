@@ -173,7 +173,7 @@ class Curve:
     """
 
     def __init__(self, args: Args, folder: Path) -> None:
-        self.path = folder / CURVE
+        self.path, self.codes = folder / CURVE, args.codes
         self.factors = opened(args.dataset, args.data_root)
         self.rows = self.factors.subset(NUM_SCORED // 5 if args.smoke else NUM_SCORED, seed=1)
         self.values = self.factors.factors(self.rows).numpy()
@@ -182,8 +182,9 @@ class Curve:
         """Adds a line for a finished epoch."""
         assert isinstance(pair, VAE)
         x = self.factors.images(self.rows).to(next(pair.parameters()).device)
-        z = code_of(pair.encode(x)).double().cpu().numpy()
-        _, gaps = mutual_information(z, self.values, max(20, *self.factors.sizes))
+        q_z = pair.encode(x)
+        z = q_z.sample() if self.codes == "sample" else code_of(q_z)
+        _, gaps = mutual_information(z.double().cpu().numpy(), self.values, max(20, *self.factors.sizes))
         before = [old for old in read_curve(self.path) if old["epoch"] < epoch]
         with self.path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, ["epoch", "mig"])

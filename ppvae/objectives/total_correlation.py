@@ -147,12 +147,12 @@ def log_aggregated(site: Site, weights: Weights, num_data: int) -> tuple[Tensor,
     z, n = site.value, len(site.value)
     log_q = leaf(site.fn).log_prob(z.unsqueeze(1))  # [i, j] = log q(z_i|x_j) of each dimension
     log_q = log_q.expand(n, n, *z.shape[1:]).reshape(n, n, -1)
-    log_w = _log_weights(weights, n, num_data, log_q)
+    log_w = log_weights(weights, n, num_data, log_q)
     joint = (log_q.sum(-1) + log_w).logsumexp(1)
     return joint, (log_q + log_w.unsqueeze(-1)).logsumexp(1).sum(-1)
 
 
-def _log_weights(weights: Weights, n: int, num_data: int, like: Tensor) -> Tensor:
+def log_weights(weights: Weights, n: int, num_data: int, like: Tensor) -> Tensor:
     """The log-weights of q(z_i|x_j) in q(z_i), (n, n), see `TotalCorrelationELBO`."""
     if weights == "minibatch":
         return like.new_full((n, n), -math.log(n * num_data))

@@ -12,6 +12,7 @@ from torch import nn
 
 from ppvae.distributions import ConditionalCategorical
 from ppvae.evaluate import disentanglement, disentanglement_of_codes
+from ppvae.evaluate.disentanglement import _codes
 from ppvae.evaluate.disentanglement_scores import (
     Codes,
     _concentration,
@@ -234,6 +235,27 @@ def test_latents_are_chosen_by_name_and_all_their_dimensions_count():
         disentanglement(TwoSites(), x, factors=v, num_repeats=1)
     with pytest.raises(ValueError, match=r"sites names \['q'\], which are no latents of the pair: it has \['z', 'w'"):
         disentanglement(TwoSites(), x, factors=v, sites=["q"])
+
+
+class Levels(nn.Module):
+    """A latent whose posterior is at the draw of another."""
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z1 = pyro.sample("z1", dist.Normal(0.0, 1.0))
+            z2 = pyro.sample("z2", dist.Normal(z1, 1.0))
+            pyro.sample("x", dist.Normal(z2, 1.0), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            z1 = pyro.sample("z1", dist.Normal(x, 1.0))
+            pyro.sample("z2", dist.Normal(z1, 1e-6))
+
+
+def test_latents_that_depend_on_each_other_are_of_one_draw():
+    x = torch.randn(50)
+    z = _codes(Levels(), (x,), None, "sample", 0)
+    torch.testing.assert_close(z[:, 0], z[:, 1], atol=1e-4, rtol=0.0)
 
 
 def test_the_summary_names_factors_and_dimensions(perfect):

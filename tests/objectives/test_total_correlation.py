@@ -15,7 +15,7 @@ import ppvae
 from ppvae.data import Batches, JointBatches, Source
 from ppvae.infer import SVI
 from ppvae.objectives import JointELBO, Linear, TotalCorrelationELBO
-from ppvae.objectives.total_correlation import _log_weights, log_aggregated
+from ppvae.objectives.total_correlation import log_aggregated, log_weights
 from ppvae.params import local_params
 from ppvae.traces import sites
 from tests.compile.test_compiled import assert_same, compiled_graphs
@@ -94,7 +94,7 @@ def test_minibatches_estimate_the_density_without_bias():
         log_q = dist.Normal(loc, scale).log_prob(z[:, None]).sum(-1)
         exact = log_q.logsumexp(1) - math.log(num_data)
         for name in ratios:
-            estimate = (log_q[:, rows] + _log_weights(name, n, num_data, log_q)).logsumexp(1)
+            estimate = (log_q[:, rows] + log_weights(name, n, num_data, log_q)).logsumexp(1)
             ratios[name].append((estimate - exact).exp().mean())
     means = {name: float(torch.stack(values).mean()) for name, values in ratios.items()}
     assert means["stratified"] == pytest.approx(1.0, abs=0.03)
@@ -133,7 +133,7 @@ def test_the_published_weights():
     weights.view(-1)[:: m + 1] = 1 / num_data
     weights.view(-1)[1 :: m + 1] = (num_data - m) / (num_data * m)
     weights[m - 1, 0] = (num_data - m) / (num_data * m)
-    torch.testing.assert_close(_log_weights("paper", n, num_data, weights), weights.log())
+    torch.testing.assert_close(log_weights("paper", n, num_data, weights), weights.log())
 
 
 @pytest.mark.parametrize("weights", ["stratified", "paper", "minibatch"])
