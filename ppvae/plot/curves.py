@@ -66,13 +66,16 @@ def training_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def compare_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], column: str = "elbo") -> Figure:
+def compare_curves(
+    histories: Mapping[str, Sequence[Mapping[str, Any]]], column: str = "elbo", *, unit: str = "nats per datum"
+) -> Figure:
     """Draws one column of the histories of several runs over the epochs, which are on a logarithmic axis.
 
     Args:
         histories: training histories as for `training_curves` by the name of their run, e.g.
             `{name: RunFolder(f"runs/{name}").read_history() for name in names}`.
-        column: what to draw, in nats per datum: `elbo`, `valid_elbo`, `loss`, `kl_<site>`, ...
+        column: what to draw: `elbo`, `valid_elbo`, `loss`, `kl_<site>`, ...
+        unit: what it is in; "" for a number without one.
 
     Returns:
         A figure with one panel, and a legend where there are several runs.
@@ -91,6 +94,8 @@ def compare_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], column:
         raise TypeError(f"histories: got {histories!r}, expected training histories by the name of their run")
     if not histories:
         raise ValueError("histories: got none, expected the history of at least one run")
+    if not isinstance(unit, str):
+        raise TypeError(f"unit: got {unit!r}, expected a text")
     with house_style():
         figure = Figure(figsize=(3.4, 2.2), dpi=DPI, layout="constrained")
         axes = figure.subplots()
@@ -102,7 +107,7 @@ def compare_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], column:
             curves.append((name, _epochs(columns, len(history)), columns[column]))
             _draw_curve(axes, i, *curves[-1])
         plain_axes(axes)
-        axes.set(xlabel="epoch", ylabel=f"{column}, nats per datum", xscale="log")
+        axes.set(xlabel="epoch", ylabel=f"{column}, {unit}" if unit else column, xscale="log")
         settled = [curve[len(curve) // 10 :] for _, _, curve in curves]
         axes.set_ylim(_limits(np.concatenate(settled)[None], with_zero=False))
         if len(curves) > 1:

@@ -151,6 +151,8 @@ def test_runs_are_compared_on_one_panel():
     low, high = axes.get_ylim()
     assert low < -100 - 50 / 3  # all but the first tenth of the long run is in view
     assert high > -102.5
+    (axes,) = plot.compare_curves({"VAE": long}, "kl_z1", unit="").axes
+    assert axes.get_ylabel() == "kl_z1"
     (axes,) = plot.compare_curves({"VAE": long}, "kl_z1").axes
     assert legend(axes) is None
 

@@ -284,6 +284,7 @@ def of_figures() -> list[Function]:
             {
                 "histories": v.constants(3, None, "a", {}, [1], {"a": 3}, {"a": []}),
                 "column": v.constants("nope", 3, None),
+                "unit": v.constants(3, None),
             },
         ),
         Function(
