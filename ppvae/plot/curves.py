@@ -26,16 +26,16 @@ _GREY = PALETTE[8]
 def training_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
     """Draws a training history: the ELBO, the reconstruction term, and the KL of each latent site.
 
-    Columns are drawn by name: `elbo` and `valid_elbo`; `reconstruction` and `valid_reconstruction`; one line
-    for each `kl_<site>`, and `kl_weight` dashed on an axis of its own unless it is 1 throughout. A panel
-    without data is left out. The first tenth of the epochs runs out of a panel whose range it would triple.
+    Columns are drawn by name: `elbo` and `valid_elbo`; `reconstruction` and `valid_reconstruction`; `loss` beside
+    `valid_loss`; one line for each `kl_<site>`, and `kl_weight` dashed on an axis of its own unless it is 1 throughout.
+    A panel without data is left out. The first tenth of the epochs runs out of a panel whose range it would triple.
 
     Args:
         history: One row per epoch: numbers by column name, in nats per datum. `epoch` numbers the rows, else
             they count from 1. A value may be missing, None or not finite: its line then passes over it.
 
     Returns:
-        A figure with up to three panels side by side, and a twin of the last for the KL weight, where shown.
+        A figure with the panels side by side, and a twin of the last for the KL weight, where shown.
 
     Raises:
         ValueError: If a value is not a number, or no panel has data.
@@ -52,7 +52,7 @@ def training_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
     if not panels:
         raise ValueError(
             f"history: got {len(history)} rows with values in columns {sorted(columns)}, expected values in "
-            "one of elbo, valid_elbo, reconstruction, valid_reconstruction, kl_<site>"
+            "one of elbo, valid_elbo, reconstruction, valid_reconstruction, valid_loss, kl_<site>"
         )
     epochs = _epochs(columns, len(history))
     with house_style():
@@ -146,6 +146,7 @@ def _panels(columns: dict[str, _NDArray]) -> dict[str, _Curves]:
     layout = {
         "ELBO": {"elbo": "train", "valid_elbo": "valid"},
         "reconstruction": {"reconstruction": "train", "valid_reconstruction": "valid"},
+        "loss": {"loss": "train", "valid_loss": "valid"} if "valid_loss" in columns else {},
         _KL: {name: _site_label(name.removeprefix("kl_")) for name in sites},
     }
     panels = {
