@@ -14,7 +14,7 @@ from ppvae.data import Batches, IterableSource, JointBatches
 from ppvae.inputs import as_tensor
 from ppvae.models import PPCA
 
-N, D = 12, 4
+N, D = 20, 4
 
 
 def x():
@@ -107,6 +107,7 @@ EVALUATORS = {
     "run_sbc": lambda pair, x: evaluate.run_sbc(pair, x, num_samples=9),
     "encode": lambda pair, x: evaluate.encode(pair, x),
     "reconstruct": lambda pair, x: evaluate.reconstruct(pair, x),
+    "sample_quality": lambda pair, x: evaluate.sample_quality(pair, x, features=torch.nn.Identity()),
     "label_posterior": None,  # takes its one tensor by name
 }
 
@@ -120,7 +121,7 @@ def test_every_evaluator_takes_an_array_and_a_loader(name):
 
 def test_the_tables_of_evaluators_is_complete():
     takers = {name for name in evaluate.__all__ if hasattr(getattr(evaluate, name), "__wrapped__")}
-    assert takers - EVALUATORS.keys() == {"compare_with_nuts", "log_evidence"}
+    assert takers - EVALUATORS.keys() == {"compare_with_nuts", "impute", "log_evidence"}
 
 
 def losses(train, **options):

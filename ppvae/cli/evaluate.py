@@ -21,10 +21,11 @@ import tyro
 from torch import Tensor
 
 from ppvae import plot
-from ppvae.cli.flags import check_used
+from ppvae.cli.flags import check_used, flag
 from ppvae.cli.posterior_checks import PosteriorChecks, check_posterior
 from ppvae.cli.report import Report, both_bounds, by_class, describe, elbo_or_likelihood, first, strict_json, table
 from ppvae.cli.runs import Trained, restore
+from ppvae.cli.sample_checks import check_samples
 from ppvae.compile import keep_freed_memory
 from ppvae.evaluate.ais import Annealed, bidirectional
 from ppvae.evaluate.compare import compare, comparison_table
@@ -61,6 +62,9 @@ class Args:
     """Evaluate only the first data of the test set."""
     posterior: bool = False
     """Also check the posterior on the same data: the inference gap, what the latents hold, calibration."""
+    samples: bool = False
+    """In place of log p(x), how like the test set samples of the model are: Fréchet and kernel distance, precision and
+    recall, density and coverage, by features of a classifier of the training set's labels. Written to metrics.json."""
     by_class: bool = False
     """Also a row for each class of the test set."""
     json: bool = False
@@ -95,6 +99,8 @@ def _run(args: Args) -> int:
     """Evaluates the runs one after another, and prints the tables or their JSON."""
     annealed = ("annealed",)
     check_used(args, "method", num_temperatures=annealed, start=annealed, bidirectional=annealed)
+    if args.samples:
+        return _judge_samples(args)
     method = _method(args)
     runs = _restored(args)
     figures: dict[str, Report] = {}
@@ -110,6 +116,21 @@ def _run(args: Args) -> int:
         print(json.dumps(strict_json(result), indent=2, allow_nan=False))
     elif comparison:
         print(comparison_table(comparison, next(iter(runs.values())).symbol))
+    return 0
+
+
+def _judge_samples(args: Args) -> int:
+    """Compares samples of each run with its test data, and prints what was found or its JSON."""
+    for name in ("method", "num_samples", "posterior", "by_class"):
+        if getattr(args, name) != getattr(Args, name):
+            raise ValueError(f"--samples stands in place of log p(x): {flag(name)} does not go with it")
+    found = {name: check_samples(run, Path(name), seed=args.seed) for name, run in _restored(args).items()}
+    for name, checks in found.items() if not args.json else ():
+        print(checks.summary() if len(found) == 1 else f"{name}\n{checks.summary()}")
+        print(f"written to {Path(name)}/metrics.json")
+    if args.json:
+        figures = {name: checks.figures() for name, checks in found.items()}
+        print(json.dumps(strict_json({"runs": figures}), indent=2, allow_nan=False))
     return 0
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from ppvae._validate import check_flag, usable_device
 from ppvae.cli.experiment import Experiment
 from ppvae.cli.flags import from_json
 from ppvae.cli.images import ImageData, load_images
+from ppvae.data import binarize
 from ppvae.infer import Recipe, RunFolder
 from ppvae.infer.run_folder import Row
 from ppvae.inputs import as_batch
@@ -105,12 +107,15 @@ class Trained:
         test: its arguments for the test data; none where the run does not say which they are.
         labels: classes of an example's test images, (n,).
         symbol: what its marginal likelihood is called.
+        training: of an example, gives the first argument of the pair for its training images, in the form of the test
+            images, and their classes.
     """
 
     pair: nn.Module
     test: Batch
     labels: Tensor | None = None
     symbol: str = "log p(x)"
+    training: Callable[[], tuple[Tensor, Tensor]] | None = None
 
 
 def restore(
@@ -139,7 +144,15 @@ def restore(
         raise ValueError(f"{run.config} describes no pair that can be built: {error}") from error
     restore_weights(pair, weights, source=str(folder), allow_nonfinite=False)
     test = experiment.arguments(args, *data.test)
-    return Trained(pair.to(usable_device(device)), test, data.test[1], experiment.symbol)
+    training = partial(_training, experiment, args, data)
+    return Trained(pair.to(usable_device(device)), test, data.test[1], experiment.symbol, training)
+
+
+def _training(experiment: Experiment, args: Any, data: ImageData) -> tuple[Tensor, Tensor]:
+    """The training images as the pair's first argument, binarized as those of the test are, and their classes."""
+    x, y = data.train
+    x, *_ = experiment.arguments(args, binarize(x, seed=2) if args.binarize == "dynamic" else x, y)
+    return x, y
 
 
 def _cooked(run: RunFolder, content: Any, device: str | torch.device, trust: bool) -> Trained:

@@ -10,7 +10,9 @@ from ppvae.evaluate.estimates import Diagnostics, Elbo, LogMarginal
 from ppvae.evaluate.estimator import Estimator, EvaluationOptions
 from ppvae.evaluate.evidence import LogEvidence, log_evidence
 from ppvae.evaluate.expected_log_likelihood import ExpectedLogLikelihood, expected_log_likelihood
+from ppvae.evaluate.features import InceptionFeatures, LabelFeatures, train_features
 from ppvae.evaluate.importance import Importance, ImportanceDiagnostics, SupportWarning
+from ppvae.evaluate.impute import Imputation, impute
 from ppvae.evaluate.inference_gap import InferenceGap, inference_gap
 from ppvae.evaluate.latents import LatentReport, LatentSite, latent_report
 from ppvae.evaluate.marginal import METHODS, elbo, log_marginal
@@ -18,6 +20,14 @@ from ppvae.evaluate.nuts import NUTSComparison, compare_with_nuts
 from ppvae.evaluate.ood import AnomalyScores, anomaly_scores, auroc
 from ppvae.evaluate.predictive import PosteriorPredictive, PredictiveCheck, posterior_predictive, ppc
 from ppvae.evaluate.psis import ParetoWarning, bound_curve, pareto_k
+from ppvae.evaluate.sample_quality import (
+    SampleQuality,
+    compare_features,
+    draw_samples,
+    frechet_distance,
+    kernel_distance,
+    sample_quality,
+)
 from ppvae.evaluate.sbc import SBCRanks, SBCVerdict, check_sbc, ecdf_band, run_sbc
 from ppvae.evaluate.sites import num_observed
 from ppvae.evaluate.temperature import fit_temperature
@@ -36,7 +46,10 @@ __all__ = [
     "ExpectedLogLikelihood",
     "Importance",
     "ImportanceDiagnostics",
+    "Imputation",
+    "InceptionFeatures",
     "InferenceGap",
+    "LabelFeatures",
     "LatentReport",
     "LatentSite",
     "LogEvidence",
@@ -48,6 +61,7 @@ __all__ = [
     "Reliability",
     "SBCRanks",
     "SBCVerdict",
+    "SampleQuality",
     "Score",
     "SupportWarning",
     "anomaly_scores",
@@ -56,18 +70,23 @@ __all__ = [
     "bound_curve",
     "check_sbc",
     "compare",
+    "compare_features",
     "compare_with_nuts",
     "comparison_table",
     "disentanglement",
     "disentanglement_of_codes",
+    "draw_samples",
     "ecdf_band",
     "elbo",
     "encode",
     "error_rate",
     "expected_log_likelihood",
     "fit_temperature",
+    "frechet_distance",
+    "impute",
     "inference_gap",
     "interpolate",
+    "kernel_distance",
     "label_posterior",
     "latent_report",
     "log_evidence",
@@ -79,6 +98,8 @@ __all__ = [
     "reconstruct",
     "reliability",
     "run_sbc",
+    "sample_quality",
     "to_arviz",
+    "train_features",
     "traverse",
 ]

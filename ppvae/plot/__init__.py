@@ -6,7 +6,7 @@ Figures are made for print, 8 point text at their natural size, and are saved wi
 from ppvae.plot.calibration import guide_against_nuts, ppc, rank_histogram, sbc_ecdf
 from ppvae.plot.curves import compare_curves, training_curves
 from ppvae.plot.figure import save
-from ppvae.plot.images import by_condition, interpolation, reconstructions, samples, traversal
+from ppvae.plot.images import by_condition, interpolation, reconstructions, samples, samples_beside_data, traversal
 from ppvae.plot.latent import aggregated_posterior, kl_per_dimension, latent_scatter
 from ppvae.plot.likelihood import bound_curve, log_prob_histogram, pareto_k
 from ppvae.plot.reliability import reliability_diagram
@@ -27,6 +27,7 @@ __all__ = [
     "reconstructions",
     "reliability_diagram",
     "samples",
+    "samples_beside_data",
     "save",
     "sbc_ecdf",
     "training_curves",

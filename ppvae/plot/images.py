@@ -89,6 +89,40 @@ def reconstructions(x: Array, x_mean: Array, *, num_columns: int = 10) -> Figure
     return _draw(_tile(pairs[:, None], gap=wide_gap), scale=_scale(above), rows=rows)
 
 
+def samples_beside_data(images: Array, data: Array, *, num_columns: int = 8) -> Figure:
+    """Draws samples of a model in a grid to the right of one of data.
+
+    Args:
+        images: Samples of shape (n, h, w), (n, 1, h, w) or (n, 3, h, w), clipped to [0, 1].
+        data: Data of the same size, as many.
+        num_columns: Images per row of each grid.
+
+    Returns:
+        A figure with one axes, whose two columns are labelled "data" and "samples".
+
+    Raises:
+        ValueError: If a shape is none of those above, the two differ, a value is not finite, or `num_columns`
+            is below 1.
+
+    Example:
+        >>> import torch
+        >>> figure = samples_beside_data(torch.rand(16, 8, 8), torch.rand(16, 8, 8))
+        >>> [label.get_text() for label in figure.axes[0].get_xticklabels()]
+        ['data', 'samples']
+    """
+    right, left = _cells("images", images, "n"), _cells("data", data, "n")
+    if left.shape != right.shape:
+        raise ValueError(f"data: got shape {tuple(data.shape)}, expected that of images, {tuple(images.shape)}")
+    num_columns = min(whole("num_columns", num_columns), len(left))
+    grids = [_wrap(cells, num_columns) for cells in (left, right)]
+    gap, width = _gap(grids[0]), grids[0].shape[3]
+    both = np.stack([_tile(grid, gap=gap) for grid in grids])
+    wide_gap = max(3 * gap, width // 2)
+    centres = [i * (both.shape[2] + wide_gap) + (both.shape[2] - 1) / 2 for i in range(2)]
+    scale = _scale(np.concatenate(grids, 1))
+    return _draw(_tile(both[None], gap=wide_gap), scale=scale, columns=(centres, ["data", "samples"]))
+
+
 def interpolation(rows: Array) -> Figure:
     """Draws paths between pairs of latent points, one row each.
 

@@ -2,18 +2,22 @@ import json
 import math
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 import torch
 
+import ppvae
 from ppvae.cli.evaluate import main
 from ppvae.cli.flags import ExperimentArgs
 from ppvae.cli.images import load_images
 from ppvae.cli.runs import restore
-from ppvae.evaluate import METHODS, Importance, compare
+from ppvae.evaluate import METHODS, Importance, compare, train_features
 from ppvae.examples import cvae, ssvae, vae
+from ppvae.infer import Recipe, RunFolder
+from ppvae.models import PPCA
 from ppvae.storage import load_state, read_json
 
 SMALL = ["--smoke", "--hidden-dims", "8"]
@@ -139,6 +143,50 @@ def test_rows_of_the_classes(name, runs, capsys):
     assert total / 50 == pytest.approx(figures_of(runs[name])["test"]["log_marginal"]["mean"])
 
 
+@pytest.mark.parametrize("name", ["a", "labels", "given", "grey"])
+def test_samples_are_compared_with_the_test_set(name, runs, capsys, monkeypatch):
+    monkeypatch.setattr("ppvae.cli.sample_checks.train_features", partial(train_features, num_steps=10))
+    before = RunFolder(runs[name]).read_metrics()
+    assert main([runs[name], "--samples", "--limit", "200"]) == 0
+    printed = capsys.readouterr().out
+    metrics = RunFolder(runs[name]).read_metrics()
+    assert metrics.keys() == before.keys() | {"samples"}
+    assert metrics["test"] == before["test"]
+    found = metrics["samples"]
+    assert {of["num_samples"] for of in found.values()} == {of["num_data"] for of in found.values()} == {200}
+    assert (
+        f"samples of the model: 200 samples, 200 data: Fréchet distance {found['model']['frechet']['value']:.3g} ±"
+        in printed
+    )
+    assert "training data in their place: 200 samples" in printed
+    assert found["model"]["features"] == found["training"]["features"]
+    assert found["model"]["features"] in printed
+    assert (Path(runs[name]) / "figures" / "samples_beside_data.png").is_file()
+    assert main([runs[name], "--samples", "--limit", "200", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"runs": {runs[name]: found}}
+
+
+def test_samples_of_a_run_without_labels_need_features_from_elsewhere(tmp_path, capsys):
+    run = ppvae.fit(
+        PPCA(8, 2),
+        torch.randn(40, 8),
+        epochs=1,
+        out=tmp_path / "own",
+        recipe=Recipe(ppca, data_of_ppca),
+        progress=False,
+    )
+    assert main([str(run.folder), "--samples", "--trust"]) == 2
+    assert "has no labels to train it on: in Python, ppvae.evaluate.sample_quality(" in capsys.readouterr().err
+
+
+def ppca():
+    return PPCA(8, 2)
+
+
+def data_of_ppca():
+    return torch.zeros(30, 8)
+
+
 def test_json_is_strict_and_alone(runs):
     """One datum has no standard error; ten samples no k̂."""
     flags = [runs["a"], "--num-samples", "10", "--limit", "1", "--json", "--by-class"]
@@ -175,6 +223,8 @@ def test_restore_gives_the_labels_of_the_test_images(runs):
         (["a"], ["--limit", "0"], "limit must be a whole number >= 1, got 0"),
         (["a"], ["--limit", "-5"], "limit must be a whole number >= 1, got -5"),
         (["a"], ["--bidirectional"], "--bidirectional goes with --method annealed"),
+        (["a"], ["--samples", "--posterior"], "--samples stands in place of log p(x): --posterior does not go with it"),
+        (["a"], ["--samples", "--limit", "5"], "at least 20 samples and data to compare, got 5 and 5"),
     ],
 )
 def test_errors_come_before_any_work(names, flags, message, runs, capsys):

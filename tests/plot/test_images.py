@@ -210,3 +210,18 @@ def test_traversal_labels_as_many_columns_as_have_room_evenly(steps, expected):
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_samples_stand_to_the_right_of_data():
+    data, drawn = torch.zeros(5, 1, 4, 6), torch.ones(5, 1, 4, 6)
+    figure = plot.samples_beside_data(drawn, data, num_columns=3)
+    (axes,) = figure.axes
+    image = axes.images[0].get_array()
+    assert image.shape == (2 * 5 - 1, 2 * (3 * 7 - 1) + 3, 4)  # two rows, a gap of three pixels between the grids
+    assert float(image[0, :20:7, 0].max()) == 0
+    assert float(image[0, 23::7, 0].min()) == 1
+    assert float(image[-1, 14:20, 3].max()) == 0  # of the sixth image there is none
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["data", "samples"]
+    assert axes.get_xticks().tolist() == [9.5, 32.5]
+    with pytest.raises(ValueError, match=r"data: got shape \(4, 4, 6\), expected that of images, \(5, 4, 6\)"):
+        plot.samples_beside_data(drawn[:, 0], data[:4, 0])

@@ -48,6 +48,11 @@ def estimators() -> list[Function]:
         of_pair(
             "posterior_predictive", evaluate.posterior_predictive, {"num_samples": huge, "seed": v.SEEDS}, num_samples=2
         ),
+        of_pair(
+            "expected_log_likelihood",
+            evaluate.expected_log_likelihood,
+            {"num_samples": v.COUNTS, "seed": v.SEEDS},
+        ),
         of_pair("latent_report", evaluate.latent_report, {"num_samples": huge, "seed": v.SEEDS}, num_samples=2),
         of_pair(
             "inference_gap",
@@ -79,6 +84,17 @@ def estimators() -> list[Function]:
             "compare_with_nuts",
             evaluate.compare_with_nuts,
             {"num_samples": v.COUNTS, "warmup": v.COUNTS, "num_chains": v.COUNTS, "seed": v.SEEDS},
+        ),
+        of_pair(
+            "sample_quality",
+            evaluate.sample_quality,
+            {
+                "features": v.MODULES,
+                "argument": v.constants(1, -1, 0.0, "x", None, True),
+                "seed": v.SEEDS,
+                "batch_size": v.COUNTS,
+            },
+            features=torch.nn.Identity(),
         ),
         of_pair(
             "ppc",
@@ -184,7 +200,21 @@ def of_arrays() -> list[Function]:
     """Of `ppvae.evaluate`, of tensors that are there."""
     probabilities = torch.tensor([[0.2, 0.5, 0.3]]).expand(20, 3)
     scored = {"probabilities": v.PROBABILITIES, "y": v.LABELS}
+    features = torch.randn(20, 3)
     return [
+        Function(
+            "frechet_distance",
+            evaluate.frechet_distance,
+            lambda: {"a": features, "b": features + 1},
+            {"a": v.NO_DENSE_TENSOR, "b": v.NO_DENSE_TENSOR},
+            called={"a": ("samples",), "b": ("data",)},
+        ),
+        Function(
+            "train_features",
+            evaluate.train_features,
+            lambda: {"x": v.x(20), "y": labels(), "num_steps": 1},
+            {"x": v.NO_DENSE_TENSOR, "y": v.LABELS, "num_steps": v.COUNTS, "seed": v.SEEDS},
+        ),
         Function("error_rate", evaluate.error_rate, lambda: {"probabilities": probabilities, "y": labels()}, scored),
         Function(
             "reliability",
