@@ -132,7 +132,7 @@ def flag(name: str) -> str:
 
 
 def in_flags(message: str, args: Any) -> str:
-    """A message that begins with the name of an argument, with the flag of that name, where there is one, in its place.
+    """A message about arguments, `name must` or `name=value`, with the flags of these names, where there are, instead.
 
     What the flags are handed on to speaks of its own arguments: `batch_size must be ...`.
 
@@ -144,8 +144,8 @@ def in_flags(message: str, args: Any) -> str:
         >>> in_flags("batch_size must be a whole number >= 1, got 0", ExperimentArgs)
         '--batch-size must be a whole number >= 1, got 0'
     """
-    name, rest = re.match(r"(\w*)(.*)", message, re.DOTALL).groups()  # type: ignore[union-attr]
-    return f"{flag(name)}{rest}" if name in {field.name for field in fields(args)} else message
+    names = "|".join(field.name for field in fields(args))
+    return re.sub(rf"(?<![\w.'\"-])({names})(?= must\b|=)", lambda found: flag(found[0]), message)
 
 
 def to_json(args: ExperimentArgs) -> dict[str, Any]:
