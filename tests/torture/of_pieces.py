@@ -288,7 +288,28 @@ def of_nets() -> list[Function]:
             "MixturePrior",
             distributions.MixturePrior,
             lambda: {"num_components": 3, "event_shape": 2},
-            {"num_components": v.COUNTS, "event_shape": v.SHAPES, "min_scale": v.POSITIVE},
+            {
+                "num_components": v.COUNTS,
+                "event_shape": v.SHAPES,
+                "covariance": v.CHOICES,
+                "min_scale": v.POSITIVE,
+            },
+        ),
+        Function(
+            "MixturePrior.fit_to",
+            lambda **kwargs: distributions.MixturePrior(2, 6).fit_to(**kwargs),
+            lambda: {"codes": v.x()},
+            {
+                "codes": v.NO_DENSE_TENSOR
+                | {"narrow": lambda: v.x(20, 5), "one": lambda: v.x(1), "nan": lambda: v.changed(float("nan"))},
+                "seed": v.SEEDS,
+            },
+        ),
+        Function(
+            "ConditionalDelta",
+            distributions.ConditionalDelta,
+            lambda: {"net": nn.MLP(6, (8,), 2)},
+            {"net": nets, **event},
         ),
         Function(
             "VampPrior",
@@ -370,6 +391,29 @@ def of_models() -> list[Function]:
             models.PPCA,
             lambda: {"data_dim": 6, "latent_dim": 2},
             {"data_dim": v.COUNTS, "latent_dim": v.COUNTS | v.constants((2, 3)), "guide": v.CHOICES},
+        ),
+        Function(
+            "PPCA.of_data",
+            models.PPCA.of_data,
+            lambda: {"x": normal(20, 6), "latent_dim": 2},
+            {
+                "x": v.NO_DENSE_TENSOR
+                | {"narrow": lambda: v.x(20, 2), "one": lambda: v.x(1), "nan": lambda: v.changed(float("nan"))},
+                "latent_dim": v.COUNTS | v.constants((2, 3), 6),
+            },
+        ),
+        Function(
+            "fit_prior",
+            models.fit_prior,
+            lambda: {"model": vae(), "x": v.x()},
+            {
+                "model": v.MODULES | {"a net": lambda: torch.nn.Linear(6, 2)},
+                "x": v.NO_DENSE_TENSOR | {"narrow": lambda: v.x(20, 5), "empty": lambda: v.x(0)},
+                "num_components": v.COUNTS | v.constants(21),
+                "covariance": v.CHOICES,
+                "seed": v.SEEDS,
+            },
+            called={"x": ("input", "codes"), "num_components": ("codes",)},
         ),
         *(
             Function(
