@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ppvae._validate import check_count, check_flag, check_number
-from ppvae.distributions.parameters import declared_out_shape, full_precision
+from ppvae.distributions.parameters import declared_out_shape, full_precision, without_autocast
 from ppvae.nn.context import check_labels
 
 
@@ -86,7 +86,8 @@ class Codebook(nn.Module):
     def distances(self, z: Tensor) -> Tensor:
         """The squared distances of points ``(..., code_dim)`` to all codes, but for |z|²: ``(..., K)``."""
         codes = self.normalised(self.vectors)
-        return codes.square().sum(-1) - 2 * self.normalised(z) @ codes.mT
+        with without_autocast(z):
+            return codes.square().sum(-1) - 2 * self.normalised(full_precision(z)) @ codes.mT
 
     def nearest(self, z: Tensor) -> Tensor:
         """The indices of the codes nearest to points ``(..., code_dim)``: ``(...)``."""
@@ -102,11 +103,12 @@ class Codebook(nn.Module):
         """
         if self.learned != "average":
             return
-        points, k = self.normalised(z).expand(*k.shape, -1).reshape(-1, self.code_dim), k.reshape(-1)
+        points, k = self.normalised(full_precision(z)).expand(*k.shape, -1).reshape(-1, self.code_dim), k.reshape(-1)
         stands_for = (k.unsqueeze(-1) == torch.arange(self.num_codes, device=k.device)).to(points.dtype)
         used, weight = stands_for.sum(0), 1 - self.decay
         counts = torch.lerp(self.counts, used, weight)
-        change = stands_for.mT @ points - used.unsqueeze(-1) * self.vectors
+        with without_autocast(z):
+            change = stands_for.mT @ points - used.unsqueeze(-1) * self.vectors
         vectors = self.vectors + weight * change / counts.clamp_min(torch.finfo(counts.dtype).tiny).unsqueeze(-1)
         mean = len(points) / self.num_codes
         dead = counts < self.restart * mean

@@ -5,6 +5,8 @@ A family with one parameter per element reads it off a net's output ``(..., *eve
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -99,6 +101,13 @@ def check_params(params: Tensor, num_params: int, event_dim: int) -> Tensor:
 def full_precision(params: Tensor) -> Tensor:
     """Returns a net's output in float32 where autocast made it narrower: densities are sums of many small terms."""
     return params.float() if params.dtype in (torch.bfloat16, torch.float16) else params
+
+
+@contextmanager
+def without_autocast(like: Tensor) -> Iterator[None]:
+    """Context in which tensors on the device of ``like`` keep their precision, in products too."""
+    with torch.autocast(like.device.type, enabled=False):
+        yield
 
 
 class LocationScale(nn.Module):

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import pyro.distributions as dist
@@ -17,6 +16,7 @@ from torch.distributions import Transform
 from torch.distributions.transforms import ComposeTransform
 
 from ppvae._internals import invert, is_inverse, sum_rightmost
+from ppvae.distributions.parameters import without_autocast
 
 
 class PushForward(dist.TransformedDistribution):
@@ -31,7 +31,7 @@ class PushForward(dist.TransformedDistribution):
     def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
         """Draws values, differentiable in all parameters: ``(*sample_shape, *batch_shape, *event_shape)``."""
         x = self.base_dist.rsample(sample_shape)
-        with _without_autocast(x):
+        with without_autocast(x):
             for transform in self.transforms:
                 x = transform(x)
         return x
@@ -48,7 +48,7 @@ class PushForward(dist.TransformedDistribution):
         event_dim = len(self.event_shape)
         log_det: Any = 0.0
         y = self._with_batch(value)
-        with _without_autocast(value):
+        with without_autocast(value):
             for transform in reversed(self.transforms):
                 # Not transform.inv, which refers to the transform and that to it: their tensors would stay in memory
                 # until Python's collector of circles runs.
@@ -164,10 +164,3 @@ def _with_empty_cache(transform: Transform) -> Transform:
     nets = (module for module in transform.modules() if not isinstance(module, Transform))
     shared = (*transform.parameters(), *transform.buffers(), *nets)
     return copy.deepcopy(transform, {id(part): part for part in shared})
-
-
-@contextmanager
-def _without_autocast(like: Tensor) -> Iterator[None]:
-    """Context in which tensors on the device of `like` keep their precision."""
-    with torch.autocast(like.device.type, enabled=False):
-        yield

@@ -52,8 +52,8 @@ class CriticArgs(CodeArgs):
     """Steps of the critic for each of the pair."""
 
     def critic(self) -> MLP:
-        """A net from codes to one number."""
-        return MLP(self.latent_dim, self.critic_dims, 1, activation="leaky_relu")
+        """A net from codes to one number, whose slope is bounded: the encoder cannot be thrown far by one step."""
+        return MLP(self.latent_dim, self.critic_dims, 1, activation="leaky_relu", spectral_norm=True)
 
 
 def critic_groups(args: CriticArgs) -> dict[str, dict[str, float]] | None:

@@ -10,6 +10,7 @@ factors. Small sprites, under two minutes; `--dataset sprites64` or `dsprites` f
 from __future__ import annotations
 
 import csv
+import math
 import sys
 from dataclasses import dataclass, replace
 from functools import cache
@@ -51,6 +52,8 @@ NUM_TEST = 2000
 SMOKE = 256
 """Training images of a run of seconds."""
 EPOCHS = 9
+PIXELS = 64 * 64
+"""Of an image of dSprites, for which β, γ and λ are given."""
 WIDTHS = (128, 128)
 
 
@@ -61,14 +64,14 @@ class Args(NetArgs):
     objective: Literal["tc", "factor", "dip-i", "dip-ii", "beta"] = "tc"
     """tc: β-TCVAE; factor: FactorVAE; dip-i, dip-ii: DIP-VAE; beta: β-VAE."""
     beta: float = 4.0
-    """β, the weight of the total correlation (tc), or of the whole KL term (beta)."""
+    """β, the weight of the total correlation (tc), or of the whole KL term (beta). As γ and λ it is given for images of
+    64×64, as the papers have them; the penalties of smaller ones weigh less, in proportion to their pixels."""
     beta_from: float | None = None
-    """Where β starts, to go to --beta in a line over the first half of the epochs, so that the latents that come into
-    use
-    first are those worth most, alone; none is a constant β (tc)."""
+    """Where β starts, to go to --beta in a line over the first half of the epochs, so that the latents that are worth
+    most come into use first, and alone; None is a constant β (tc)."""
     weights: Weights = "stratified"
     """How the density of all codes is estimated from a minibatch: see `TotalCorrelationELBO` (tc)."""
-    gamma: float = 10.0
+    gamma: float = 35.0
     """γ, the weight of the critic's total correlation (factor)."""
     critic_dims: tuple[int, ...] = (200, 200)
     """Widths of the critic's hidden layers (factor)."""
@@ -114,9 +117,14 @@ class Args(NetArgs):
 
 
 def build(args: Args, data: ImageData) -> VAE:
-    """The pair that the flags describe."""
+    """The pair that the flags describe.
+
+    Its KL weight multiplies whatever the objective makes of the codes: where an image has fewer pixels than those of
+    the papers, less of it weighs as much against log p(x|z).
+    """
     q_z_given_x = ConditionalNormal(encoder(args, data, (2, args.latent_dim)))
-    beta = args.beta if args.objective == "beta" else 1.0
+    weight = math.prod(data.event_shape) / PIXELS
+    beta = weight * args.beta if args.objective == "beta" else weight
     return VAE(StandardNormal(args.latent_dim), decoder(args, data), q_z_given_x, beta=beta)
 
 
@@ -187,13 +195,13 @@ class Curve:
         _, gaps = mutual_information(z.double().cpu().numpy(), self.values, max(20, *self.factors.sizes))
         before = [old for old in read_curve(self.path) if old["epoch"] < epoch]
         with self.path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, ["epoch", "mig"])
+            writer = csv.DictWriter(file, ["epoch", "MIG"])
             writer.writeheader()
-            writer.writerows([*before, {"epoch": epoch, "mig": gaps.mean()}])
+            writer.writerows([*before, {"epoch": epoch, "MIG": gaps.mean()}])
 
 
 def read_curve(path: Path) -> list[Row]:
-    """The rows that a `Curve` has noted: "epoch" and "mig"."""
+    """The rows that a `Curve` has noted: "epoch" and "MIG"."""
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -209,7 +217,7 @@ def draw(pair: VAE, args: Args, data: ImageData, run: Run) -> None:
     """Writes the pictures of a VAE and its units, and the curve of MIG."""
     assert run.folder is not None
     write_unit_figures(pair, args, data, run)
-    figure = plot.compare_curves({args.objective: read_curve(run.folder / CURVE)}, "mig")
+    figure = plot.compare_curves({args.objective: read_curve(run.folder / CURVE)}, "MIG", unit="")
     plot.save(figure, run.folder / "figures" / "mig.png")
 
 

@@ -27,6 +27,8 @@ class Args(codes.CriticArgs):
     """q(z|x): the point that a net gives (a deterministic encoder, without an ELBO), or a diagonal normal."""
     likelihood: Likelihood = "gaussian"
     """Family of p(x|z): bernoulli is of binarized pixels, categorical and discretized-logistic of grey levels."""
+    lr: float = 3e-3
+    """Learning rate of Adam."""
     divergence: Literal["mmd", "gan"] = "mmd"
     """Between codes and draws of the prior: by a kernel, or by a critic."""
     kernel: Literal["imq", "rbf"] = "imq"

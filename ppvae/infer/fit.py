@@ -72,9 +72,10 @@ def fit(
     """Trains a pair with stochastic variational inference; minimises the mean loss over each minibatch.
 
     Afterwards the pair holds the weights of the epoch with the best validation ELBO, or the last ones where
-    there are no validation data. Ctrl-C, or a scheduler's SIGTERM, stops at the next step with a checkpoint; the
-    `stopped` of what is returned then says "interrupted". All modules train in training mode, and come back in the mode
-    that they were in.
+    there are no validation data. Where the guide gives a continuous latent one value (a deterministic encoder) there is
+    no ELBO, and the best epoch is that of the least loss on the validation data. Ctrl-C, or a scheduler's SIGTERM,
+    stops at the next step with a checkpoint; the `stopped` of what is returned then says "interrupted". All modules
+    train in training mode, and come back in the mode that they were in.
 
     Args:
         pair: any `nn.Module` with `model(*batch)` and `guide(*batch)`.
@@ -97,7 +98,7 @@ def fit(
             e.g. `{"q_z_given_x.*": {"lr": 1e-4}, "*.bias": {"weight_decay": 0.0}}`; "lr" may be a schedule.
         kl_weight: β, or a function from the time in epochs to it (warm-up); None leaves the pair as it is.
         kl_sites: the latent sites that β weights; None is all of them.
-        patience: stop after this many epochs without a better validation ELBO.
+        patience: stop after this many epochs without a better validation ELBO, or loss where there is none.
         compile: whether to run the step as one compiled graph, see `ppvae.compile.compiled`; "auto" compiles where
             the run is long enough to repay the seconds that it takes.
         autocast: dtype of matrix products and convolutions, e.g. `torch.bfloat16` for large nets on a GPU.

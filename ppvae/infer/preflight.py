@@ -160,6 +160,9 @@ def _latents(trace: Trace) -> list[Site]:
 def check_objective(objective: Any, pair: Any, batch: Batch, *, name: str = "train") -> None:
     """Evaluates an objective once under Pyro's validation, which is off while training.
 
+    How the plates nest, where it guesses that, it then knows: a guess runs the pair, which would draw random numbers
+    and move running averages in the first step of a run, and again in the first one after it is resumed.
+
     Args:
         objective: of the training.
         pair: a model/guide pair.
@@ -170,6 +173,7 @@ def check_objective(objective: Any, pair: Any, batch: Batch, *, name: str = "tra
         ValueError: where the objective is not for such a pair, e.g. one that needs a reparameterized guide, or two of
             its terms have one name.
     """
+    given = objective
     if isinstance(objective, ELBO):
         objective = copy.copy(objective)
         objective.strict_enumeration_warning = False  # with all labels known there is nothing to enumerate
@@ -183,6 +187,8 @@ def check_objective(objective: Any, pair: Any, batch: Batch, *, name: str = "tra
             if evaluation.loss.dim():
                 raise ValueError(f"it must be a number, or a 0-d tensor, got shape {tuple(evaluation.loss.shape)}")
             evaluation.terms().named()
+        if isinstance(objective, ELBO):
+            given.max_plate_nesting = objective.max_plate_nesting
     except NotImplementedError as error:
         raise ValueError(f"loss {called} does not go with this pair: {error}") from error
     except (TypeError, ValueError, RuntimeError) as error:

@@ -249,7 +249,8 @@ class Run:
 
     Attributes:
         history: one row an epoch: `epoch`, `loss` (as minimised), `elbo`, `reconstruction`, `kl_<site>` (of the
-            training minibatches, nats per datum, unscaled), `kl_weight`, `lr`, and `valid_elbo`.
+            training minibatches, nats per datum, unscaled), `kl_weight`, `lr`, and `valid_elbo`; where the
+            guide gives a continuous latent one value, `valid_loss` in its place, and no `elbo`.
         folder: where the run lies on disk, if anywhere.
         stopped: "finished" (all epochs), "early" (no better validation ELBO), "callback" (one returned True) or
             "interrupted" (Ctrl-C).

@@ -56,6 +56,8 @@ def fit_prior(
         raise TypeError(f"model must have modules p_z and q_z_given_x, as VAE has, got {type(model).__name__}")
     check_tensor("x", x)
     check_seed(seed)
+    if not x.dim() or not len(x):
+        raise ValueError(f"x must be training data (n, ...), got shape {tuple(x.shape)}")
     device = next((p.device for p in model.parameters()), x.device)
     with forked_rng(device, seed):
         codes = _draws(model, x, device)

@@ -91,6 +91,8 @@ class PPCA(VAEQueries):
                 f"x must be of shape (n, d) with n at least 2 and d more than latent_dim, {latent_dim}, got "
                 f"{tuple(x.shape)}"
             )
+        if not x.isfinite().all():
+            raise ValueError("x must be finite, got NaN or infinite values")
         data, pair = x.double(), cls(x.shape[1], latent_dim).to(x.device)
         variances, directions = torch.linalg.eigh(torch.cov(data.T, correction=0))
         noise = variances[:-latent_dim].mean().clamp(min=LEAST_NOISE)

@@ -26,16 +26,16 @@ _GREY = PALETTE[8]
 def training_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
     """Draws a training history: the ELBO, the reconstruction term, and the KL of each latent site.
 
-    Columns are drawn by name: `elbo` and `valid_elbo`; `reconstruction` and `valid_reconstruction`; one line
-    for each `kl_<site>`, and `kl_weight` dashed on an axis of its own unless it is 1 throughout. A panel
-    without data is left out. The first tenth of the epochs runs out of a panel whose range it would triple.
+    Columns are drawn by name: `elbo` and `valid_elbo`; `reconstruction` and `valid_reconstruction`; `loss` beside
+    `valid_loss`; one line for each `kl_<site>`, and `kl_weight` dashed on an axis of its own unless it is 1 throughout.
+    A panel without data is left out. The first tenth of the epochs runs out of a panel whose range it would triple.
 
     Args:
         history: One row per epoch: numbers by column name, in nats per datum. `epoch` numbers the rows, else
             they count from 1. A value may be missing, None or not finite: its line then passes over it.
 
     Returns:
-        A figure with up to three panels side by side, and a twin of the last for the KL weight, where shown.
+        A figure with the panels side by side, and a twin of the last for the KL weight, where shown.
 
     Raises:
         ValueError: If a value is not a number, or no panel has data.
@@ -52,7 +52,7 @@ def training_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
     if not panels:
         raise ValueError(
             f"history: got {len(history)} rows with values in columns {sorted(columns)}, expected values in "
-            "one of elbo, valid_elbo, reconstruction, valid_reconstruction, kl_<site>"
+            "one of elbo, valid_elbo, reconstruction, valid_reconstruction, valid_loss, kl_<site>"
         )
     epochs = _epochs(columns, len(history))
     with house_style():
@@ -66,13 +66,16 @@ def training_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def compare_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], column: str = "elbo") -> Figure:
+def compare_curves(
+    histories: Mapping[str, Sequence[Mapping[str, Any]]], column: str = "elbo", *, unit: str = "nats per datum"
+) -> Figure:
     """Draws one column of the histories of several runs over the epochs, which are on a logarithmic axis.
 
     Args:
         histories: training histories as for `training_curves` by the name of their run, e.g.
             `{name: RunFolder(f"runs/{name}").read_history() for name in names}`.
-        column: what to draw, in nats per datum: `elbo`, `valid_elbo`, `loss`, `kl_<site>`, ...
+        column: what to draw: `elbo`, `valid_elbo`, `loss`, `kl_<site>`, ...
+        unit: what it is in; "" for a number without one.
 
     Returns:
         A figure with one panel, and a legend where there are several runs.
@@ -91,6 +94,8 @@ def compare_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], column:
         raise TypeError(f"histories: got {histories!r}, expected training histories by the name of their run")
     if not histories:
         raise ValueError("histories: got none, expected the history of at least one run")
+    if not isinstance(unit, str):
+        raise TypeError(f"unit: got {unit!r}, expected a text")
     with house_style():
         figure = Figure(figsize=(3.4, 2.2), dpi=DPI, layout="constrained")
         axes = figure.subplots()
@@ -102,7 +107,7 @@ def compare_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], column:
             curves.append((name, _epochs(columns, len(history)), columns[column]))
             _draw_curve(axes, i, *curves[-1])
         plain_axes(axes)
-        axes.set(xlabel="epoch", ylabel=f"{column}, nats per datum", xscale="log")
+        axes.set(xlabel="epoch", ylabel=f"{column}, {unit}" if unit else column, xscale="log")
         settled = [curve[len(curve) // 10 :] for _, _, curve in curves]
         axes.set_ylim(_limits(np.concatenate(settled)[None], with_zero=False))
         if len(curves) > 1:
@@ -141,6 +146,7 @@ def _panels(columns: dict[str, _NDArray]) -> dict[str, _Curves]:
     layout = {
         "ELBO": {"elbo": "train", "valid_elbo": "valid"},
         "reconstruction": {"reconstruction": "train", "valid_reconstruction": "valid"},
+        "loss": {"loss": "train", "valid_loss": "valid"} if "valid_loss" in columns else {},
         _KL: {name: _site_label(name.removeprefix("kl_")) for name in sites},
     }
     panels = {

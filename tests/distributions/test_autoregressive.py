@@ -97,6 +97,13 @@ def test_a_net_is_tried_out_in_eval_mode_and_comes_back():
         AutoregressivePrior(3)
 
 
+def test_it_is_built_without_memory():
+    """As the pair of a run folder is, to compare its sizes with those of the weights."""
+    with torch.device("meta"):
+        p_k = AutoregressivePrior(CausalTransformer(K, P, dim=8))
+    assert all(parameter.is_meta for parameter in p_k.parameters())
+
+
 def test_independent_classes_have_probabilities_of_their_own():
     p_k = CategoricalPrior(K, P)
     torch.testing.assert_close(p_k().log_prob(words()), torch.full((K**P,), -P * torch.tensor(float(K)).log()))

@@ -1,5 +1,6 @@
 import math
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -142,6 +143,23 @@ def test_at_a_temperature_it_is_a_softmax_of_the_distances(cosine):
     torch.testing.assert_close(q.log_prob(words.unsqueeze(1)).exp().sum(0), torch.ones(N))
     q_k_given_x.temperature.fill_(1e-6)
     assert torch.equal(q_k_given_x(x).sample(), distances.argmin(-1))
+
+
+def test_distances_and_averages_are_in_full_precision_under_autocast():
+    q_k_given_x, x = posterior(), torch.randn(N, 6)
+    h = q_k_given_x.net(x).bfloat16()
+    q_k_given_x.net = nn.Identity()
+    q_k_given_x.temperature.fill_(0.5)
+    twin = Codebook(K, DIM)
+    twin.load_state_dict(q_k_given_x.codebook.state_dict())
+    logits, codebook = q_k_given_x(h.float()).base_dist.logits, q_k_given_x.codebook
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(q_k_given_x(h).base_dist.logits, logits)
+        pyro.set_rng_seed(0)
+        codebook.update(h, codebook.nearest(h))
+    pyro.set_rng_seed(0)
+    twin.update(h.float(), twin.nearest(h.float()))
+    assert torch.equal(codebook.vectors, twin.vectors)
 
 
 @pytest.mark.parametrize(

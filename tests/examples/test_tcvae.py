@@ -28,7 +28,7 @@ def test_run_folder_is_complete(name, tmp_path, capsys):
     assert measured.keys() >= SCORES
     assert f"MIG: {measured['MIG']['mean']:.2f} ± " in capsys.readouterr().out
     assert [row["epoch"] for row in read_curve(out / CURVE)] == [1.0]
-    assert 0.0 <= read_curve(out / CURVE)[0]["mig"] <= 1.0
+    assert 0.0 <= read_curve(out / CURVE)[0]["MIG"] <= 1.0
     assert evaluate([str(out), "--num-samples", "10", "--limit", "50"]) == 0
 
 
@@ -57,8 +57,8 @@ def test_the_training_images_are_all_but_those_of_the_test():
     (x,) = next(source.epoch(0))
     assert x.shape == (args.batch_size, 1, 32, 32)
     assert batches(Args(num_train=500).resolved(), data, torch.device("cpu")).num_data == 500
-    assert build(Args(objective="beta", beta=3.0), data).beta == 3.0
-    assert build(args, data).beta == 1.0
+    assert build(Args(objective="beta", beta=3.0), data).beta == 0.75  # of a quarter of the pixels
+    assert build(args, data).beta == 0.25
 
 
 def test_the_curve_goes_on_where_a_run_is_resumed(tmp_path):

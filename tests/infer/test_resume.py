@@ -10,7 +10,7 @@ from functools import partial
 import pyro
 import pytest
 import torch
-from pyro.infer import TraceMeanField_ELBO
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
@@ -157,6 +157,22 @@ def test_other_objectives_and_declared_parameters(tmp_path):
     ppvae.fit(Interrupted(Store()), x, out=tmp_path / "parts", resume=True, **options)
     assert same(RunFolder(tmp_path / "whole").read_history(), RunFolder(tmp_path / "parts").read_history())
     assert same(RunFolder(tmp_path / "whole").weights(), RunFolder(tmp_path / "parts").weights())
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        partial(TraceEnum_ELBO, strict_enumeration_warning=False),
+        partial(Trace_ELBO, num_particles=2, vectorize_particles=True),
+    ],
+)
+def test_a_guess_of_how_plates_nest_is_no_part_of_a_run(tmp_path, loss):
+    """It runs the pair once: what that draws, and moves in running averages, would come again after resuming."""
+    make = PAIRS["dropout and batch norm"]
+    train(make(), tensors, tmp_path / "whole", epochs=2, loss=loss(), compile=False)
+    train(make(), tensors, tmp_path / "parts", epochs=1, loss=loss(), compile=False)
+    train(make(), tensors, tmp_path / "parts", epochs=2, loss=loss(), compile=False, resume=True)
+    check_equal(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_in_double_precision_rounding_does_not_depend_on_the_interruption(tmp_path):

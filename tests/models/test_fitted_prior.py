@@ -129,6 +129,7 @@ def test_likelihoods_by_the_guide_are_refused_in_words():
     [
         (lambda: fit_prior(nn.Linear(2, 2), binary()), TypeError, "model must have modules p_z and q_z_given_x"),
         (lambda: fit_prior(autoencoder(), [1]), TypeError, "x must be a torch.Tensor"),
+        (lambda: fit_prior(autoencoder(), binary()[:0]), ValueError, r"x must be training data .* got shape \(0, 6\)"),
         (lambda: fit_prior(autoencoder(), binary(), num_components=0), ValueError, "num_components must be"),
         (
             lambda: fit_prior(autoencoder(), binary(5), num_components=6),

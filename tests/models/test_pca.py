@@ -87,6 +87,7 @@ def test_data_that_k_directions_hold_have_the_least_noise():
         ([1.0], 1, TypeError, "x must be a torch.Tensor"),
         (torch.zeros(5, 2), 2, ValueError, r"d more than latent_dim, 2, got \(5, 2\)"),
         (torch.zeros(1, 4), 2, ValueError, r"n at least 2 .* got \(1, 4\)"),
+        (torch.full((5, 4), torch.nan), 2, ValueError, "x must be finite, got NaN"),
         (torch.zeros(5, 4), 0, ValueError, "latent_dim must be a whole number >= 1, got 0"),
     ],
 )

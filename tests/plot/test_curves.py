@@ -54,6 +54,14 @@ def test_each_column_is_drawn_in_its_panel():
     assert {axes.get_ylabel() for axes in (elbo, reconstruction, kl)} == {"nats per datum"}
 
 
+def test_the_loss_has_a_panel_where_it_is_validated():
+    """As with deterministic codes, which have no ELBO."""
+    history = [{"epoch": i, "loss": 10.0 / i, "reconstruction": -9.0 / i, "valid_loss": 12.0 / i} for i in (1, 2, 3)]
+    figure = plot.training_curves(history)
+    assert list(panels(figure)) == ["reconstruction", "loss"]
+    np.testing.assert_allclose(lines(panels(figure)["loss"])["valid"], [(1, 12), (2, 6), (3, 4)])
+
+
 def test_the_weight_of_the_kl_is_dashed_on_a_twin_axis():
     *_, kl, twin = plot.training_curves(full_history()).axes
     assert twin.get_ylabel() == "KL weight"
@@ -143,6 +151,8 @@ def test_runs_are_compared_on_one_panel():
     low, high = axes.get_ylim()
     assert low < -100 - 50 / 3  # all but the first tenth of the long run is in view
     assert high > -102.5
+    (axes,) = plot.compare_curves({"VAE": long}, "kl_z1", unit="").axes
+    assert axes.get_ylabel() == "kl_z1"
     (axes,) = plot.compare_curves({"VAE": long}, "kl_z1").axes
     assert legend(axes) is None
 

@@ -48,6 +48,11 @@ def estimators() -> list[Function]:
         of_pair(
             "posterior_predictive", evaluate.posterior_predictive, {"num_samples": huge, "seed": v.SEEDS}, num_samples=2
         ),
+        of_pair(
+            "expected_log_likelihood",
+            evaluate.expected_log_likelihood,
+            {"num_samples": v.COUNTS, "seed": v.SEEDS},
+        ),
         of_pair("latent_report", evaluate.latent_report, {"num_samples": huge, "seed": v.SEEDS}, num_samples=2),
         of_pair(
             "inference_gap",

@@ -6,11 +6,17 @@ import torch
 from pyro.infer import Trace_ELBO
 
 from ppvae import objectives, plot
+from ppvae.nn import MLP
 from tests.torture import values as v
 from tests.torture.pairs import histories, normal
 from tests.torture.wrong_calls import Function
 
 VALUES = torch.linspace(-3, 3, 4)
+
+
+def critic() -> MLP:
+    """A critic of codes of two dimensions."""
+    return MLP(2, (4,), 1)
 
 
 def of_objectives() -> list[Function]:
@@ -101,6 +107,60 @@ def of_objectives() -> list[Function]:
                 "num_particles": v.COUNTS,
             },
             fine={"num_data": ("None",)},
+        ),
+        Function(
+            "AAE",
+            objectives.AAE,
+            lambda: {"critic": critic()},
+            {
+                "critic": v.MODULES,
+                "weight": weight,
+                "encoder_loss": v.CHOICES,
+                "critic_steps": v.COUNTS,
+                "num_particles": v.COUNTS,
+            },
+        ),
+        Function(
+            "FactorVAE",
+            objectives.FactorVAE,
+            lambda: {"critic": critic()},
+            {"critic": v.MODULES, "gamma": weight, "critic_steps": v.COUNTS, "num_particles": v.COUNTS},
+        ),
+        Function(
+            "WAE",
+            objectives.WAE,
+            dict,
+            {"divergence": v.constants(3, "mmd", [1]), "weight": weight, "num_particles": v.COUNTS},
+        ),
+        Function(
+            "InfoVAE",
+            objectives.InfoVAE,
+            dict,
+            {
+                "alpha": v.NOT_NUMBERS | v.constants(1.5, float("inf")),
+                "lam": v.NOT_NUMBERS | v.constants(0.5, float("inf")),
+                "divergence": v.constants(3, "mmd", [1]),
+                "num_particles": v.COUNTS,
+            },
+        ),
+        Function("AE", objectives.AE, dict, {"num_particles": v.COUNTS}),
+        Function("RAE", objectives.RAE, dict, {"code_weight": weight, "num_particles": v.COUNTS}),
+        Function(
+            "MMD",
+            objectives.MMD,
+            dict,
+            {
+                "kernel": v.CHOICES,
+                "scales": v.constants(None, 3, (), [1.0], "a", (0.0,), ("1",), (float("nan"),)),
+                "variance": v.POSITIVE,
+            },
+        ),
+        Function(
+            "Critic",
+            objectives.Critic,
+            lambda: {"net": critic()},
+            {"net": v.MODULES, "encoder_loss": v.CHOICES, "steps": v.COUNTS},
+            called={"net": ("critic",), "steps": ("critic_steps",)},
         ),
         Function(
             "DIPELBO",
@@ -224,6 +284,7 @@ def of_figures() -> list[Function]:
             {
                 "histories": v.constants(3, None, "a", {}, [1], {"a": 3}, {"a": []}),
                 "column": v.constants("nope", 3, None),
+                "unit": v.constants(3, None),
             },
         ),
         Function(

@@ -226,8 +226,54 @@ def of_nets() -> list[Function]:
         Function(
             "UniformCategorical",
             distributions.UniformCategorical,
-            lambda: {"num_classes": 3},
-            {"num_classes": v.COUNTS},
+            lambda: {"num_classes": 3, "event_shape": 2},
+            {"num_classes": v.COUNTS, "event_shape": v.SHAPES},
+            fine={"event_shape": ()},
+        ),
+        Function(
+            "CategoricalPrior",
+            distributions.CategoricalPrior,
+            lambda: {"num_classes": 3, "event_shape": 2},
+            {"num_classes": v.COUNTS, "event_shape": v.SHAPES},
+            fine={"event_shape": ()},
+        ),
+        Function(
+            "CausalTransformer",
+            nn.CausalTransformer,
+            lambda: {"num_classes": 3, "num_positions": 2, "dim": 4},
+            {
+                "num_classes": v.COUNTS,
+                "num_positions": v.COUNTS,
+                "dim": v.COUNTS,
+                "num_heads": v.COUNTS,
+                "num_blocks": v.COUNTS,
+                "dropout": v.FRACTIONS | v.constants(1.0),
+            },
+        ),
+        Function(
+            "AutoregressivePrior",
+            distributions.AutoregressivePrior,
+            lambda: {"net": nn.CausalTransformer(3, 2, dim=4)},
+            {"net": nets | {"no shape": lambda: torch.nn.Linear(2, 2)}},
+        ),
+        Function(
+            "Codebook",
+            distributions.Codebook,
+            lambda: {"num_codes": 3, "code_dim": 2},
+            {
+                "num_codes": v.COUNTS,
+                "code_dim": v.COUNTS,
+                "learned": v.CHOICES,
+                "decay": v.FRACTIONS | v.constants(1.0),
+                "restart": v.FRACTIONS | v.constants(1.0),
+                "cosine": v.FLAGS,
+            },
+        ),
+        Function(
+            "CodePosterior",
+            distributions.CodePosterior,
+            lambda: {"net": nn.MLP(6, (8,), (2, 2)), "codebook": distributions.Codebook(3, 2)},
+            {"net": nets, "codebook": nets},
         ),
         *(
             Function(
@@ -242,7 +288,28 @@ def of_nets() -> list[Function]:
             "MixturePrior",
             distributions.MixturePrior,
             lambda: {"num_components": 3, "event_shape": 2},
-            {"num_components": v.COUNTS, "event_shape": v.SHAPES, "min_scale": v.POSITIVE},
+            {
+                "num_components": v.COUNTS,
+                "event_shape": v.SHAPES,
+                "covariance": v.CHOICES,
+                "min_scale": v.POSITIVE,
+            },
+        ),
+        Function(
+            "MixturePrior.fit_to",
+            lambda **kwargs: distributions.MixturePrior(2, 6).fit_to(**kwargs),
+            lambda: {"codes": v.x()},
+            {
+                "codes": v.NO_DENSE_TENSOR
+                | {"narrow": lambda: v.x(20, 5), "one": lambda: v.x(1), "nan": lambda: v.changed(float("nan"))},
+                "seed": v.SEEDS,
+            },
+        ),
+        Function(
+            "ConditionalDelta",
+            distributions.ConditionalDelta,
+            lambda: {"net": nn.MLP(6, (8,), 2)},
+            {"net": nets, **event},
         ),
         Function(
             "VampPrior",
@@ -309,6 +376,13 @@ def of_models() -> list[Function]:
         built = vae()
         return {name: getattr(built, name) for name in pieces}
 
+    def words() -> dict[str, Any]:
+        return {
+            "p_k": distributions.UniformCategorical(3, 2),
+            "p_x_given_e": distributions.ConditionalBernoulli(nn.MLP((2, 2), (8,), 6)),
+            "q_k_given_x": distributions.CodePosterior(nn.MLP(6, (8,), (2, 2)), distributions.Codebook(3, 2)),
+        }
+
     inputs = v.NO_DENSE_TENSOR | {"narrow": lambda: v.x(20, 5), "0-d": lambda: torch.tensor(1.0)}
     return [
         Function("VAE", models.VAE, parts, {**pieces, "beta": v.WEIGHTS}),
@@ -317,6 +391,29 @@ def of_models() -> list[Function]:
             models.PPCA,
             lambda: {"data_dim": 6, "latent_dim": 2},
             {"data_dim": v.COUNTS, "latent_dim": v.COUNTS | v.constants((2, 3)), "guide": v.CHOICES},
+        ),
+        Function(
+            "PPCA.of_data",
+            models.PPCA.of_data,
+            lambda: {"x": normal(20, 6), "latent_dim": 2},
+            {
+                "x": v.NO_DENSE_TENSOR
+                | {"narrow": lambda: v.x(20, 2), "one": lambda: v.x(1), "nan": lambda: v.changed(float("nan"))},
+                "latent_dim": v.COUNTS | v.constants((2, 3), 6),
+            },
+        ),
+        Function(
+            "fit_prior",
+            models.fit_prior,
+            lambda: {"model": vae(), "x": v.x()},
+            {
+                "model": v.MODULES | {"a net": lambda: torch.nn.Linear(6, 2)},
+                "x": v.NO_DENSE_TENSOR | {"narrow": lambda: v.x(20, 5), "empty": lambda: v.x(0)},
+                "num_components": v.COUNTS | v.constants(21),
+                "covariance": v.CHOICES,
+                "seed": v.SEEDS,
+            },
+            called={"x": ("input", "codes"), "num_components": ("codes",)},
         ),
         *(
             Function(
@@ -362,6 +459,18 @@ def of_models() -> list[Function]:
             lambda: {"y": labels()},
             {"y": v.LABELS},
             fine={"y": ("fewer", "empty", "0-d", "column")},
+        ),
+        Function(
+            "VQVAE",
+            models.VQVAE,
+            words,
+            {"p_k": v.MODULES, "p_x_given_e": v.MODULES, "q_k_given_x": v.MODULES, "commitment": v.WEIGHTS},
+        ),
+        Function(
+            "vqvae.sample",
+            lambda **kwargs: models.VQVAE(**words()).sample(**kwargs),
+            lambda: {"num_samples": 2},
+            {"num_samples": v.COUNTS, "mean": v.FLAGS},
         ),
         Function("cvae.check_batch", lambda y: cvae().check_batch(v.x(), y), lambda: {"y": labels()}, {"y": v.LABELS}),
     ]
