@@ -173,8 +173,8 @@ def table(figures: Report) -> str:
                 continue
             # of log-probabilities the bits to encode them; a KL is a number of bits as it is
             bits = value["mean"] * scale * (1 if key.startswith("kl_") else -1)
-            label = _label(key, figures)
-            lines.append(f"{name:<8}{label:<22}{value['mean']:>10.3f} ± {value['std_error']:<8.3f}{bits:>10.4f}")
+            label, shown = _label(key, figures), "" if math.isnan(bits) else f"{bits:.4f}"
+            lines.append(f"{name:<8}{label:<22}{value['mean']:>10.3f} ± {value['std_error']:<8.3f}{shown:>10}")
         lines += [f"{name:<8}{line}" for line in _diagnostics(split, figures)]
         lines += _class_rows(split.get("by_class", {}), figures)
     if both:

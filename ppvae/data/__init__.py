@@ -12,6 +12,7 @@ from ppvae.data.factors import FactorData, Render, StoredFactors
 from ppvae.data.labels import split_labels
 from ppvae.data.source import IterableSource, Source
 from ppvae.data.sprites import Sprites
+from ppvae.data.table import Column, Table, split_missing
 from ppvae.data.transforms import Binarize, Dequantize, Transform, binarize, dequantize, quantize
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "FACTOR_DATA",
     "Batches",
     "Binarize",
+    "Column",
     "DataSet",
     "Dequantize",
     "FactorData",
@@ -29,6 +31,7 @@ __all__ = [
     "Split",
     "Sprites",
     "StoredFactors",
+    "Table",
     "Transform",
     "binarize",
     "dequantize",
@@ -36,4 +39,5 @@ __all__ = [
     "load_factors",
     "quantize",
     "split_labels",
+    "split_missing",
 ]

@@ -2,6 +2,7 @@
 
 from ppvae.distributions.autoregressive import AutoregressiveCategorical, AutoregressivePrior
 from ppvae.distributions.codebook import Codebook, CodePosterior
+from ppvae.distributions.columns import ColumnEncoder, ColumnProduct, ConditionalColumns, num_params
 from ppvae.distributions.conditional import ConditionalBernoulli, ConditionalCategorical, ConditionalNormal
 from ppvae.distributions.continuous_bernoulli import ConditionalContinuousBernoulli, ContinuousBernoulli
 from ppvae.distributions.counts import (
@@ -15,6 +16,7 @@ from ppvae.distributions.counts import (
 from ppvae.distributions.delta import ConditionalDelta
 from ppvae.distributions.discretized_logistic import ConditionalDiscretizedLogistic, DiscretizedLogistic
 from ppvae.distributions.flow import FlowPosterior, FlowPrior
+from ppvae.distributions.missing import of_observed
 from ppvae.distributions.mixture import MixturePrior, VampPrior
 from ppvae.distributions.multivariate_normal import ConditionalMultivariateNormal
 from ppvae.distributions.prior import CategoricalPrior, StandardNormal, UniformCategorical
@@ -38,9 +40,12 @@ __all__ = [
     "CategoricalPrior",
     "CodePosterior",
     "Codebook",
+    "ColumnEncoder",
+    "ColumnProduct",
     "Concrete",
     "ConditionalBernoulli",
     "ConditionalCategorical",
+    "ConditionalColumns",
     "ConditionalContinuousBernoulli",
     "ConditionalDelta",
     "ConditionalDiscretizedLogistic",
@@ -66,5 +71,7 @@ __all__ = [
     "UniformCategorical",
     "VampPrior",
     "VonMises",
+    "num_params",
+    "of_observed",
     "precision_weighted",
 ]

@@ -12,6 +12,7 @@ from ppvae.evaluate.evidence import LogEvidence, log_evidence
 from ppvae.evaluate.expected_log_likelihood import ExpectedLogLikelihood, expected_log_likelihood
 from ppvae.evaluate.features import InceptionFeatures, LabelFeatures, train_features
 from ppvae.evaluate.importance import Importance, ImportanceDiagnostics, SupportWarning
+from ppvae.evaluate.impute import Imputation, impute
 from ppvae.evaluate.inference_gap import InferenceGap, inference_gap
 from ppvae.evaluate.latents import LatentReport, LatentSite, latent_report
 from ppvae.evaluate.marginal import METHODS, elbo, log_marginal
@@ -45,6 +46,7 @@ __all__ = [
     "ExpectedLogLikelihood",
     "Importance",
     "ImportanceDiagnostics",
+    "Imputation",
     "InceptionFeatures",
     "InferenceGap",
     "LabelFeatures",
@@ -81,6 +83,7 @@ __all__ = [
     "expected_log_likelihood",
     "fit_temperature",
     "frechet_distance",
+    "impute",
     "inference_gap",
     "interpolate",
     "kernel_distance",

@@ -187,7 +187,7 @@ def traverse(
     """
     with posterior_sampler(pair, _arguments(data), seed=seed) as posterior:
         codes, name = _codes(posterior), _observed(posterior, site)
-        moved = _chosen("latent", latent, [n for n, code in codes.items() if code.value.is_floating_point()])
+        moved = chosen("latent", latent, [n for n, code in codes.items() if code.value.is_floating_point()])
         k = _flat({moved: codes[moved]}, None).shape[-1]
         wanted = list(range(k)) if units is None else list(units)
         if wrong := [unit for unit in wanted if not (isinstance(unit, int) and 0 <= unit < k)]:
@@ -251,16 +251,16 @@ def _decoded(posterior: PosteriorSampler, codes: Latents, name: str) -> Tensor:
 
 
 def _observed(posterior: PosteriorSampler, site: str | None) -> str:
-    return _chosen("site", site, posterior.observed)
+    return chosen("site", site, posterior.observed)
 
 
-def _chosen(argument: str, name: str | None, known: Sequence[str]) -> str:
+def chosen(argument: str, name: str | None, known: Sequence[str]) -> str:
     """The one that is meant.
 
     Raises:
         ValueError: where there are several, or none of that name.
     """
-    chosen = known[0] if name is None and len(known) == 1 else name
-    if chosen is None or chosen not in known:
+    meant = known[0] if name is None and len(known) == 1 else name
+    if meant is None or meant not in known:
         raise ValueError(f"{argument} must be one of {list(known)}, got {name!r}")
-    return chosen
+    return meant

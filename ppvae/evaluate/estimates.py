@@ -135,15 +135,16 @@ class LogMarginal:
         return standard_error(self.values)
 
     def bits_per_dim(self) -> float:
-        """−mean log p(x) / (d ln 2), bits per element of a datum."""
+        """−mean log p(x) / (d ln 2), bits per element of a datum; NaN where these are numbers and levels together."""
         return -self.mean() / (self.num_dims * math.log(2.0))
 
     def summary(self) -> str:
         """One paragraph for a person: the mean, its error, and how well the method has worked."""
+        mixed = math.isnan(self.num_dims)
+        bits = "densities and probabilities together" if mixed else f"{self.bits_per_dim():.4f} bits per dimension"
         return (
-            f"log p(x) = {self.mean():.3f} ± {self.mean_std_error():.3f} nats "
-            f"({self.bits_per_dim():.4f} bits per dimension), mean ± standard error over {len(self.values)} data; "
-            f"{self.diagnostics.in_words(self)}"
+            f"log p(x) = {self.mean():.3f} ± {self.mean_std_error():.3f} nats ({bits}), "
+            f"mean ± standard error over {len(self.values)} data; {self.diagnostics.in_words(self)}"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -16,7 +17,7 @@ from ppvae.sampling.eval_mode import evaluating, validation
 from ppvae.sampling.latent import Latent
 from ppvae.sampling.posterior_draws import PosteriorSampler
 from ppvae.sampling.sampler import PROBE_DATA
-from ppvae.traces import Site, sites
+from ppvae.traces import Site, leaf, sites
 
 Key = TypeVar("Key", bound=Hashable)
 """What draws are kept under: a site's name, or a name with what it is a draw of."""
@@ -38,7 +39,8 @@ def num_observed(pair: nn.Module, data: Batch, given: Sequence[str], params: Loc
     """Elements of a datum that the model scores: of its observed sites, without those that are given.
 
     Where a mask leaves some out, the mean over the data of those that count. Of the first argument where the model
-    observes nothing, but scores the data by `pyro.factor`.
+    observes nothing, but scores the data by `pyro.factor`. NaN where some are numbers, with a density in their unit,
+    and others levels or counts, with a probability: bits of the two do not add up to bits per dimension.
 
     Example:
         >>> import torch
@@ -50,6 +52,8 @@ def num_observed(pair: nn.Module, data: Batch, given: Sequence[str], params: Loc
     with evaluating(pair, 0, device=device, params=params), validation(False):
         probe = take(data, slice(0, PROBE_DATA), device)
         scored = _scored_sites(pair, probe, given)
+        if len({site.is_discrete for site in scored}) > 1 or any(_mixes_units(site) for site in scored):
+            return math.nan
         if not any(site.is_masked for site in scored):
             elements = sum(site.fn.shape().numel() for site in scored) // check_batch(probe)
             return elements or next(t for t in probe if t is not None)[0].numel()
@@ -67,6 +71,11 @@ def _scored_sites(pair: nn.Module, data: Batch, given: Sequence[str]) -> list[Si
     model = poutine.trace(poutine.replay(pair.model, trace=guide)).get_trace(*data)
     observed = [site for site in sites(model).values() if site.role == "observed" and not site.is_factor]
     return [site for site in observed if site.name not in given]
+
+
+def _mixes_units(site: Site) -> bool:
+    """Whether the elements of one site are of several kinds, as the columns of a table."""
+    return bool(getattr(leaf(site.fn), "mixes_units", False))
 
 
 def inner_plates(posterior: PosteriorSampler) -> dict[str, Plates]:

@@ -4,6 +4,7 @@ from ppvae.models.cvae import CVAE
 from ppvae.models.fitted_prior import fit_prior
 from ppvae.models.hierarchical import HierarchicalVAE
 from ppvae.models.ladder import LadderVAE
+from ppvae.models.masked import MaskedVAE
 from ppvae.models.ppca import PPCA
 from ppvae.models.ssvae import SSVAE
 from ppvae.models.stacked import StackedSSVAE
@@ -19,6 +20,7 @@ __all__ = [
     "VQVAE",
     "HierarchicalVAE",
     "LadderVAE",
+    "MaskedVAE",
     "StackedSSVAE",
     "TopDownVAE",
     "fit_prior",

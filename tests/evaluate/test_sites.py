@@ -127,6 +127,24 @@ def test_bits_per_dimension_count_what_is_observed():
         assert ppvae.log_marginal(pair, *data, method=method, given=["y"]).num_dims == 4
 
 
+def test_there_are_none_where_densities_and_probabilities_are_added():
+    def model(x, y):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+            pyro.sample("y", dist.Bernoulli(0.3).expand([len(y)]), obs=y)
+
+    def guide(x, y):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    both = ppvae.log_marginal(ppvae.Pair(model, guide), torch.zeros(5), torch.zeros(5), num_samples=3)
+    assert math.isnan(both.num_dims)
+    assert "nats (densities and probabilities together), mean" in both.summary()
+    alone = ppvae.log_marginal(ppvae.Pair(model, guide), torch.zeros(5), torch.zeros(5), num_samples=3, given=["y"])
+    assert alone.num_dims == 1
+
+
 @pytest.mark.parametrize("where", ["poutine", "distribution"])
 def test_bits_per_dimension_leave_out_what_is_masked(where):
     """Of series of other lengths, in an inner plate or in the event, the more of them the later."""

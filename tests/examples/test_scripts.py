@@ -59,4 +59,7 @@ def test_there_is_one_of_each():
         "objective",
         "estimator",
         "metric",
+        "pictures",
+        "table",
+        "counts",
     }

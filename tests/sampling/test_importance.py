@@ -397,7 +397,7 @@ def test_value_off_the_support_in_a_late_block():
         ((None,), ValueError, "at least one tensor"),
         ((torch.zeros(0, 6),), ValueError, "empty"),
         ((torch.zeros(3, 6), torch.zeros(4)), ValueError, "one length"),
-        (([0.0, 1.0],), TypeError, r"data\[0\] must be a tensor"),
+        (([0.0, 1.0],), TypeError, "data must give minibatches that are tensors .* got float"),
         ((torch.zeros(()),), TypeError, "0-d tensor"),
     ],
 )
