@@ -21,7 +21,7 @@ RUNS = {
     "autoencoder": ("autoencoder", ["--num-components", "2", "--weight-decay", "1e-3"]),
     "plain autoencoder": ("autoencoder", ["--code-weight", "0", "--likelihood", "bernoulli"]),
     "aae": ("aae", [*CRITIC, "--critic-lr", "1e-4", "--critic-steps", "2"]),
-    "deterministic aae": ("aae", [*CRITIC, "--posterior", "point"]),
+    "aae of normals": ("aae", [*CRITIC, "--posterior", "normal"]),
     "wae": ("wae", []),
     "wae-gan": ("wae", ["--divergence", "gan", *CRITIC]),
     "infovae": ("wae", ["--alpha", "0", "--posterior", "normal", "--kernel", "rbf"]),
@@ -39,7 +39,7 @@ def test_run_folder_is_complete(name, tmp_path, capsys):
     figures = {path.stem for path in (out / "figures").glob("*.png")}
     assert figures >= FIGURES | ({"kl"} if module == "factorvae" else {"aggregated"})
     (row,) = RunFolder(out).read_history()
-    point = name in ("autoencoder", "plain autoencoder", "deterministic aae", "wae", "wae-gan")
+    point = name in ("autoencoder", "plain autoencoder", "aae", "wae", "wae-gan")
     assert ("elbo" in row) != point
     assert ("log_marginal" in metrics["test"]) != point
     assert ("no ELBO" in printed) == point
@@ -93,7 +93,7 @@ def test_objectives_follow_the_flags():
 
 def test_pairs_follow_the_flags():
     data = load_images(aae.Args(binarize="dynamic"))
-    assert isinstance(codes.build(aae.Args(), data).q_z_given_x, ConditionalNormal)
+    assert isinstance(codes.build(aae.Args(posterior="normal"), data).q_z_given_x, ConditionalNormal)
     pair = autoencoder.build(autoencoder.Args(latent_dim=3, num_components=4), data)
     assert isinstance(pair, VAE)
     assert isinstance(pair.q_z_given_x, ConditionalDelta)
@@ -117,7 +117,7 @@ def test_pca_is_the_least_error_of_a_linear_code():
         (autoencoder, ["--code-weight", "-1"], "--code-weight must be a finite number >= 0, got -1"),
         (autoencoder, ["--num-components", "0"], "--num-components must be a whole number >= 1, got 0"),
         (aae, ["--weight", "-1"], "--weight must be a finite number >= 0, got -1"),
-        (aae, ["--critic-steps", "0"], "critic_steps must be a whole number >= 1, got 0"),
+        (aae, ["--critic-steps", "0"], "--critic-steps must be a whole number >= 1, got 0"),
         (wae, ["--alpha", "0.5"], "--alpha weights a KL term, which --posterior point has not"),
         (wae, ["--alpha", "2", "--posterior", "normal"], "--alpha must be a finite number <= 1, got 2"),
         (factorvae, ["--gamma", "-1"], "--gamma must be a finite number >= 0, got -1"),
