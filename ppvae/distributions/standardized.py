@@ -13,7 +13,7 @@ from torch.distributions import Independent, transforms
 from ppvae._validate import check_tensor
 
 MIN_SPREAD = 1e-6
-"""Elements that vary less than this part of the most that any does keep the scale one."""
+"""Elements that vary by less than this part of their mean, which may be rounding, keep the scale one."""
 
 
 class Standardize(nn.Module):
@@ -55,7 +55,7 @@ class Standardize(nn.Module):
         """
         wide = check_tensor("x", x).double()
         loc, scale = wide.mean(0), wide.std(0, correction=0)
-        scale = torch.where(scale > MIN_SPREAD * scale.max(), scale, 1.0)
+        scale = torch.where(scale > MIN_SPREAD * loc.abs(), scale, 1.0)
         dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
         return cls(loc.to(dtype), scale.to(dtype))
 
