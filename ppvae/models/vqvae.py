@@ -63,9 +63,10 @@ class VQVAE(nn.Module):
         ... )
         >>> x = torch.bernoulli(torch.full((100, 64), 0.5))
         >>> run = ppvae.fit(vqvae, x, epochs=1, progress=False)
-        >>> temperature = ppvae.evaluate.fit_temperature(vqvae, vqvae.q_k_given_x.temperature, x, num_samples=10)
-        >>> vqvae.requires_grad_(False).p_k = AutoregressivePrior(CausalTransformer(8, 3, dim=16))
+        >>> frozen = vqvae.requires_grad_(False)
+        >>> vqvae.p_k = AutoregressivePrior(CausalTransformer(8, 3, dim=16))
         >>> run = ppvae.fit(vqvae, x, epochs=1, progress=False)
+        >>> temperature = ppvae.evaluate.fit_temperature(vqvae, vqvae.q_k_given_x.temperature, x, num_samples=10)
         >>> ppvae.log_marginal(vqvae, x, num_samples=10).values.shape, vqvae.log_prob(x).shape
         (torch.Size([100]), torch.Size([100]))
     """
