@@ -21,7 +21,7 @@ import tyro
 from torch import Tensor
 
 from ppvae import plot
-from ppvae.cli.flags import check_used, flag
+from ppvae.cli.flags import check_used, flag, in_flags
 from ppvae.cli.posterior_checks import PosteriorChecks, check_posterior
 from ppvae.cli.report import Report, both_bounds, by_class, describe, elbo_or_likelihood, first, strict_json, table
 from ppvae.cli.runs import Trained, restore
@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {in_flags(str(error), args)}", file=sys.stderr)
         return 2
 
 

@@ -16,7 +16,7 @@ from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from ppvae._validate import usable_device
-from ppvae.cli.flags import ExperimentArgs, flag, to_json
+from ppvae.cli.flags import ExperimentArgs, flag, in_flags, to_json
 from ppvae.cli.images import ImageData, load_images
 from ppvae.cli.report import Report, report, strict_json, table
 from ppvae.compile import keep_freed_memory
@@ -131,13 +131,13 @@ class Experiment:
             self.first(pair, args, data, device, out)
             run = self.train(pair, args, data, device=device, out=out)
         except NonFiniteError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {error} Is --lr {args.lr:g} too large?", file=sys.stderr)
             return 1
         except InterruptedTraining as error:
             print(error, file=sys.stderr)
             return 130
         except (ValueError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {in_flags(str(error), args)}", file=sys.stderr)
             return 2
         if run.stopped == "interrupted":
             print(f"stopped in epoch {len(run.history) + 1}; continue with --resume --out {out}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from types import UnionType
@@ -128,6 +129,23 @@ def check_used(args: Any, choice: str, **uses: tuple[str, ...]) -> None:
 def flag(name: str) -> str:
     """The flag of a field, as it is typed."""
     return f"--{name.replace('_', '-')}"
+
+
+def in_flags(message: str, args: Any) -> str:
+    """A message about arguments, `name must` or `name=value`, with the flags of these names, where there are, instead.
+
+    What the flags are handed on to speaks of its own arguments: `batch_size must be ...`.
+
+    Args:
+        message: of an error.
+        args: a dataclass of flags, or one of its instances.
+
+    Example:
+        >>> in_flags("batch_size must be a whole number >= 1, got 0", ExperimentArgs)
+        '--batch-size must be a whole number >= 1, got 0'
+    """
+    names = "|".join(field.name for field in fields(args))
+    return re.sub(rf"(?<![\w.'\"-])({names})(?= must\b|=)", lambda found: flag(found[0]), message)
 
 
 def to_json(args: ExperimentArgs) -> dict[str, Any]:

@@ -118,8 +118,8 @@ def write_label_figures(pair: ConditionalQueries, args: ExperimentArgs, data: Im
 
 
 def _plane_of(codes: Tensor, y: Tensor) -> dict[str, Figure]:
-    """The picture of the codes (n, k) by class; none of a latent of one dimension, which has no plane."""
-    return {"latent": plot.latent_scatter(codes.cpu(), y.cpu())} if codes.shape[-1] > 1 else {}
+    """The picture of the codes (n, k) by class, with t-SNE; none of a latent of one dimension, which has no plane."""
+    return {"latent": plot.latent_scatter(codes.cpu(), y.cpu(), tsne=True)} if codes.shape[-1] > 1 else {}
 
 
 def write_completion_figures(columns: dict[str, Tensor], run: Run) -> None:

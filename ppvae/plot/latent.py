@@ -15,18 +15,26 @@ if TYPE_CHECKING:
 
 _NDArray = np.ndarray[Any, Any]
 
+_FEWEST_FOR_TSNE = 5
+
 _PRIOR_POSTERIOR = (PALETTE[4], PALETTE[0])  # grey lies beneath blue
 
 
-def latent_scatter(z: Array, labels: Array | None = None) -> Figure:
+def latent_scatter(z: Array, labels: Array | None = None, *, tsne: bool = False) -> Figure:
     """Draws latent points, coloured by class; beyond two dimensions, their first two principal components.
+
+    t-SNE (van der Maaten & Hinton 2008) keeps neighbours together: it shows groups that a plane hides, and neither
+    their distances nor their sizes. It starts at the principal components, so that the same points give the same
+    picture, and takes seconds for a thousand of them.
 
     Args:
         z: Latent points of shape (n, k), k at least 2.
         labels: Their classes as integers of shape (n,); one colour without them.
+        tsne: Whether t-SNE stands to the right of the principal components; of at least five points of more than two
+            dimensions.
 
     Returns:
-        A figure with one axes of equal aspect; the legend, one entry per class, stands outside it.
+        A figure with one axes of equal aspect, or two; the legend, one entry per class, stands outside.
 
     Raises:
         ValueError: If a shape is none of those above, the labels are not integers, or a value is not finite.
@@ -45,14 +53,20 @@ def latent_scatter(z: Array, labels: Array | None = None) -> Figure:
     # A fixed shuffle of the drawing order: data sorted by class would hide the first classes under the last.
     order = np.random.default_rng(0).permutation(len(points))
     dot = float(np.clip(5000 / len(points), 0.8, 8.0))  # points², so that the ink stays about the same
+    panels = [(points, names)]
+    if tsne and z.shape[1] > 2 and len(points) >= _FEWEST_FOR_TSNE:
+        panels.append((_tsne(to_numpy("z", z), points), ["t-SNE", ""]))
     with house_style():
-        figure = Figure(figsize=(3.4, 2.9), dpi=DPI, layout="constrained")
-        axes = figure.add_subplot()
-        x, y = points[order].T
-        axes.scatter(x, y, s=dot, c=palette[index[order]], alpha=0.8, linewidths=0, rasterized=True)
-        axes.set_aspect("equal", adjustable="datalim")
-        axes.set(xlabel=names[0], ylabel=names[1])
-        plain_axes(axes)
+        figure = Figure(figsize=(3.4 if len(panels) == 1 else 6.1, 2.9), dpi=DPI, layout="constrained")
+        for i, (panel, (xlabel, ylabel)) in enumerate(panels):
+            axes = figure.add_subplot(1, len(panels), i + 1)
+            x, y = panel[order].T
+            axes.scatter(x, y, s=dot, c=palette[index[order]], alpha=0.8, linewidths=0, rasterized=True)
+            axes.set_aspect("equal", adjustable="datalim")
+            axes.set(xlabel=xlabel, ylabel=ylabel)
+            plain_axes(axes, spines=() if i else ("left", "bottom"))
+            if i:  # its coordinates mean nothing
+                axes.set(xticks=[], yticks=[])
         if labels is not None:
             _legend(axes, classes, palette)
     return figure
@@ -175,6 +189,15 @@ def _two_dimensions(z: Array, *others: _NDArray) -> tuple[list[_NDArray], list[s
     mean, basis, explained = _principal_components(points)
     projected = [(each - mean) @ basis for each in (points, *others)]
     return projected, [f"principal component {i + 1} ({part:.0%} of variance)" for i, part in enumerate(explained)]
+
+
+def _tsne(z: _NDArray, plane: _NDArray) -> _NDArray:
+    """Returns points (n, 2) whose neighbours are those of z (n, k), found from the points in the plane on."""
+    from sklearn.manifold import TSNE
+
+    start = plane.astype(np.float32) * (1e-4 / (float(plane[:, 0].std()) or 1.0))
+    perplexity = min(30.0, (len(z) - 1) / 3)
+    return TSNE(perplexity=perplexity, init=start, max_iter=500, random_state=0).fit_transform(z.astype(np.float32))
 
 
 def _classes(labels: Array | None, n: int) -> tuple[_NDArray, _NDArray]:

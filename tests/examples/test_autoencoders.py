@@ -117,7 +117,7 @@ def test_pca_is_the_least_error_of_a_linear_code():
         (autoencoder, ["--code-weight", "-1"], "--code-weight must be a finite number >= 0, got -1"),
         (autoencoder, ["--num-components", "0"], "--num-components must be a whole number >= 1, got 0"),
         (aae, ["--weight", "-1"], "--weight must be a finite number >= 0, got -1"),
-        (aae, ["--critic-steps", "0"], "critic_steps must be a whole number >= 1, got 0"),
+        (aae, ["--critic-steps", "0"], "--critic-steps must be a whole number >= 1, got 0"),
         (wae, ["--alpha", "0.5"], "--alpha weights a KL term, which --posterior point has not"),
         (wae, ["--alpha", "2", "--posterior", "normal"], "--alpha must be a finite number <= 1, got 2"),
         (factorvae, ["--gamma", "-1"], "--gamma must be a finite number >= 0, got -1"),

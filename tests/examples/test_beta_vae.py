@@ -78,11 +78,11 @@ def test_active_units_are_counted():
         (["--patience", "3"], "--patience needs validation data, and --num-valid is 0"),
         (["--beta", "0", "--warmup", "3", "--warmup-from", "4"], "--warmup-from 4 does not go with --beta 0"),
         (["--beta", "-1"], "beta must be a finite number >= 0, got -1.0"),
-        (["--beta-norm", "-1"], "beta_norm must be a finite number >= 0, got -1.0"),
+        (["--beta-norm", "-1"], "--beta-norm must be a finite number >= 0, got -1.0"),
         (["--objective", "capacity", "--gamma", "-1"], "gamma must be a finite number >= 0, got -1.0"),
         (["--objective", "capacity", "--capacity-epochs", "0"], "--capacity-epochs must be a finite number > 0, got 0"),
-        (["--objective", "constrained", "--max-kl", "-1"], "max_kl must be a finite number >= 0, got -1.0"),
-        (["--objective", "free-bits", "--free-bits", "-1"], "free_bits must be a finite number >= 0, got -1.0"),
+        (["--objective", "constrained", "--max-kl", "-1"], "--max-kl must be a finite number >= 0, got -1.0"),
+        (["--objective", "free-bits", "--free-bits", "-1"], "--free-bits must be a finite number >= 0, got -1.0"),
     ],
 )
 def test_wrong_flags_exit_with_2_and_say_why(flags, message, tmp_path, capsys):

@@ -181,7 +181,7 @@ def test_defaults_follow_the_task():
     ("flags", "message"),
     [
         (["--task", "quadrants", "--likelihood", "bernoulli", "--binarize", "none"], "--binarize none does not go"),
-        (["--conditioning", "film", "--hidden-dims"], "hidden_dims must not be empty"),
+        (["--conditioning", "film", "--hidden-dims"], "--hidden-dims must not be empty"),
         (["--task", "quadrants", "--latent-dim", "0"], "--latent-dim must be a whole number >= 1, got 0"),
         (["--num-quadrants", "2"], "--num-quadrants goes with --task quadrants, got labels"),
         (["--dropout", "1"], "dropout"),

@@ -62,7 +62,7 @@ def test_other_likelihoods(likelihood, tmp_path):
         (["--flow-dims", "3"], "--flow-dims must be widths of at least 16 for this flow, got (3,)"),
         (["--flow-dims"], "--flow-dims must be widths of at least 16"),
         (["--flow", "none", "--num-flows", "3"], "--num-flows goes with --flow iaf or planar or householder or spline"),
-        (["--num-flows", "0"], "num_flows must be a whole number >= 1, got 0"),
+        (["--num-flows", "0"], "--num-flows must be a whole number >= 1, got 0"),
     ],
 )
 def test_wrong_flags_exit_with_2_and_say_why(flags, message, tmp_path, capsys):

@@ -92,13 +92,22 @@ def test_every_likelihood_and_encoder_runs(likelihood, encoder, tmp_path):
         (["--likelihood", "bernoulli", "--binarize", "none"], "--binarize none does not go with"),
         (["--resume"], "--resume needs --out"),
         (["--dataset", "mnist", "--data-root", "nowhere/at/all"], "nowhere/at/all"),
-        (["--epochs", "0"], "epochs"),
-        (["--batch-size", "0"], "batch_size"),
-        (["--lr", "-1"], "lr"),
-        (["--num-samples", "0"], "num-samples"),
+        (["--epochs", "0"], "--epochs must be"),
+        (["--batch-size", "0"], "--batch-size must be"),
+        (["--lr", "-1"], "--lr must be"),
+        (["--lr", "inf"], "--lr must be"),
+        (["--adam-eps", "-1"], "--adam-eps must be"),
+        (["--num-samples", "0"], "--num-samples must be"),
+        (["--num-eval", "0"], "--num-eval must be"),
+        (["--patience", "0"], "--patience must be"),
+        (["--seed", "-1"], "--seed must be"),
+        (["--num-valid", "-1"], "--num-valid must be"),
+        (["--num-valid", "5000"], "--num-valid=5000 leaves nothing"),
+        (["--warmup", "-1"], "--warmup must be"),
+        (["--dropout", "2"], "--dropout must be"),
         (["--latent-dim", "0"], "--latent-dim must be a whole number >= 1, got 0"),
-        (["--activation", "nope"], "softplus, identity, gated; got 'nope'"),
-        (["--beta", "-1"], "beta"),
+        (["--activation", "nope"], "--activation must be one of"),
+        (["--beta", "-1"], "--beta must be"),
     ],
 )
 def test_wrong_flags_exit_with_2_and_say_why(flags, message, tmp_path, monkeypatch, capsys):
@@ -107,6 +116,11 @@ def test_wrong_flags_exit_with_2_and_say_why(flags, message, tmp_path, monkeypat
     assert main(["--smoke", *flags] if "--epochs" not in flags else flags) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_learning_rate_that_ends_training_is_named(tmp_path, capsys):
+    assert main(["--smoke", "--hidden-dims", "8", "--lr", "1e308", "--out", str(tmp_path / "run")]) == 1
+    assert "Is --lr 1e+308 too large?" in capsys.readouterr().err
 
 
 def _no_network(self):

@@ -95,6 +95,42 @@ def test_bad_input_is_named(z, labels, message):
         plot.latent_scatter(z, labels)
 
 
+def embedded(z, labels=None):
+    """The points of the second panel, in the order of z."""
+    figure = plot.latent_scatter(z, labels, tsne=True)
+    _, right = figure.axes
+    points = np.asarray(right.collections[0].get_offsets())
+    return figure, points[np.random.default_rng(0).permutation(len(z)).argsort()]
+
+
+def test_tsne_stands_beside_the_principal_components_and_keeps_neighbours_together():
+    z = torch.cat([random_points(20, 5), random_points(20, 5) + torch.tensor([0.0, 0, 0, 30, 0])])
+    figure, points = embedded(z, torch.arange(40) // 20)
+    left, right = figure.axes
+    np.testing.assert_allclose(
+        np.asarray(left.collections[0].get_offsets()),
+        np.asarray(plot.latent_scatter(z).axes[0].collections[0].get_offsets()),
+    )
+    distance = np.linalg.norm(points[:, None] - points[None], axis=-1) + np.diag([np.inf] * 40)
+    assert (distance.argmin(1) // 20 == np.arange(40) // 20).all()
+    assert (right.get_xlabel(), list(right.get_xticks()), right.get_aspect()) == ("t-SNE", [], 1)
+    assert right.get_legend() is not None
+    assert left.get_legend() is None
+    figure.draw_without_rendering()
+    assert right.get_legend().get_window_extent().x1 <= figure.bbox.x1
+    np.testing.assert_array_equal(points, embedded(z)[1])
+
+
+@pytest.mark.parametrize("z", [random_points(30, 2), random_points(4, 5), torch.ones(1, 3)])
+def test_there_is_no_tsne_of_a_plane_or_of_a_few_points(z):
+    assert len(plot.latent_scatter(z, tsne=True).axes) == 1
+
+
+@pytest.mark.parametrize("n", [5, 12])
+def test_tsne_of_equal_points_is_drawn(n):
+    assert np.isfinite(embedded(torch.ones(n, 4))[1]).all()
+
+
 # The aggregated posterior against the prior, and the KL of each dimension.
 
 
