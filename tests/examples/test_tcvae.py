@@ -36,7 +36,7 @@ def test_objective_follows_the_flags():
     tc = objective(Args(epochs=8, beta=3.0, beta_from=20.0, weights="paper"))
     assert isinstance(tc, TotalCorrelationELBO)
     assert (tc.beta, tc.weights) == (Linear(4, start=20.0, end=3.0), "paper")
-    assert objective(Args(beta=3.0, epochs=8)).beta == 3.0
+    assert objective(Args(beta=3.0, beta_from=None, epochs=8)).beta == 3.0
     factor = objective(Args(objective="factor", gamma=7.0))
     assert isinstance(factor, FactorVAE)
     first, second = (objective(Args(objective=name, covariance=2.0)) for name in ("dip-i", "dip-ii"))
