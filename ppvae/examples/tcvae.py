@@ -24,7 +24,7 @@ from torch import nn
 from ppvae import plot
 from ppvae._validate import check_count, check_number
 from ppvae.cli.experiment import Experiment, elbo_of_flag
-from ppvae.cli.flags import check_used
+from ppvae.cli.flags import check_used, flag
 from ppvae.cli.images import ImageData
 from ppvae.cli.report import Report
 from ppvae.data import Batches, Binarize, FactorData, Render, load_factors
@@ -109,7 +109,8 @@ class Args(NetArgs):
         check_used(self, "objective", beta=("tc", "beta"), beta_from=("tc",), weights=("tc",), loss=("beta",))
         check_used(self, "objective", gamma=("factor",), critic_dims=("factor",), critic_lr=("factor",))
         check_used(self, "objective", covariance=("dip-i", "dip-ii"))
-        check_number("--critic-lr", self.critic_lr, at_least=0)
+        for name in ("beta", "gamma", "covariance", "critic_lr"):
+            check_number(flag(name), getattr(self, name), at_least=0)
         if self.num_valid:
             raise ValueError(f"--num-valid must be 0: the last weights are kept, got {self.num_valid}")
         if self.beta_from is not None:

@@ -91,7 +91,7 @@ def test_training_finds_the_positions(tmp_path):
         (["--gamma", "4"], "--gamma goes with --objective factor, got tc"),
         (["--num-valid", "10"], "--num-valid must be 0: the last weights are kept, got 10"),
         (["--num-train", "0"], "--num-train must be a whole number >= 1, got 0"),
-        (["--beta", "-1"], "beta must be a finite number >= 0, got -1.0"),
+        (["--beta", "-1"], "--beta must be a finite number >= 0, got -1.0"),
         (["--beta-from", "-1"], "--beta-from must be a finite number >= 0, got -1"),
         (["--dataset", "dsprites"], "dsprites: there is no "),
     ],
