@@ -10,8 +10,10 @@ import os
 import platform
 import tempfile
 from collections.abc import Generator, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from zlib import crc32
 
 import pyro
@@ -79,3 +81,17 @@ def graphs_as_traced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 @pytest.fixture(params=["traced", pytest.param("compiled", marks=[pytest.mark.inductor, pytest.mark.slow])])
 def with_and_without_inductor(request: pytest.FixtureRequest) -> None:
     """Runs a test twice: with graphs as they were traced, and, among the slow tests, compiled."""
+
+
+@pytest.fixture
+def figures_undrawn() -> Iterator[None]:
+    """Lets figures be made and named, and not drawn, which takes most of the time of an example's short run."""
+    with patch("matplotlib.figure.Figure.savefig"):
+        yield
+
+
+@pytest.fixture
+def figures_drawn_once(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Lets them be drawn in the first case of a test alone."""
+    with patch("matplotlib.figure.Figure.savefig") if any(request.node.callspec.indices.values()) else nullcontext():
+        yield

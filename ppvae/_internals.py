@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from threading import get_ident
 from typing import Any
 from unittest import mock
 
@@ -363,6 +364,23 @@ def written_arguments(func: Any) -> list[str]:
 def modes_off() -> AbstractContextManager[Any]:
     """Runs what is inside past every dispatch mode."""
     return _disable_current_modes()
+
+
+@contextmanager
+def undescribed() -> Iterator[None]:
+    """Spares a tracer in this thread a picture of each tensor: for each it makes a mode, which looks at the stack.
+
+    Neither a graph's arithmetic nor its compiler asks for these pictures.
+    """
+    from torch.fx.experimental import proxy_tensor
+
+    picture, here = proxy_tensor.extract_val, get_ident()
+
+    def none_here(*args: Any, **kwargs: Any) -> Any:
+        return None if get_ident() == here else picture(*args, **kwargs)
+
+    with mock.patch.object(proxy_tensor, "extract_val", none_here):
+        yield
 
 
 def inductor_compile(module: GraphModule, inputs: Sequence[Tensor], options: dict[str, Any]) -> Callable[..., Any]:

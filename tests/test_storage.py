@@ -1,6 +1,5 @@
 import pickle
 
-import pyro
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -10,13 +9,6 @@ import ppvae
 from ppvae.models import PPCA
 from ppvae.storage import load_state, read_json, save_state, write_atomically, write_json
 from tests.infer.pairs import Store, same, state
-
-
-@pytest.fixture(autouse=True)
-def _own_store():
-    """Every test has a parameter store of its own, as a user's process would."""
-    with pyro.get_param_store().scope():
-        yield
 
 
 class Everything(nn.Module):

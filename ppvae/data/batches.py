@@ -208,7 +208,8 @@ def _check_finite(name: str, tensor: Tensor) -> None:
         return
     bad = ~torch.isfinite(tensor).reshape(len(tensor), -1).all(1)
     row = int(bad.nonzero()[0])
-    raise ValueError(f"{name} must be finite, but {int(bad.sum())} of its rows are not, first row {row}")
+    missing = "; ppvae.data.split_missing makes a mask of NaN" if bool(tensor.isnan().any()) else ""
+    raise ValueError(f"{name} must be finite, but {int(bad.sum())} of its rows are not, first row {row}{missing}")
 
 
 def _check_transform(transform: Transform, tensors: tuple[Tensor | None, ...]) -> None:

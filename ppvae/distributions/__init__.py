@@ -29,6 +29,7 @@ from ppvae.distributions.relaxed import (
     OneHotStraightThrough,
     StraightThrough,
 )
+from ppvae.distributions.standardized import Rescaled, Standardize, Standardized
 from ppvae.distributions.student_t import ConditionalStudentT
 from ppvae.distributions.von_mises import ConditionalVonMises, VonMises
 
@@ -66,7 +67,10 @@ __all__ = [
     "OneHotConcrete",
     "OneHotStraightThrough",
     "Poisson",
+    "Rescaled",
     "StandardNormal",
+    "Standardize",
+    "Standardized",
     "StraightThrough",
     "UniformCategorical",
     "VampPrior",

@@ -117,9 +117,10 @@ class AutoregressivePrior(nn.Module):
         device = next((p.device for p in self.net.parameters()), None)
         others = torch.eye(self.num_positions, dtype=torch.long, device=device) * (self.num_classes - 1)
         words = torch.cat([torch.zeros_like(others[:1]), others])
-        training, _ = self.net.training, self.net.eval()
-        logits = self.net(words)
-        self.net.train(training)
+        modes = {module: module.training for module in self.net.modules()}
+        logits = self.net.eval()(words)
+        for module, mode in modes.items():
+            module.training = mode
         if logits.shape != (*words.shape, self.num_classes):
             raise ValueError(
                 f"net must return logits (..., {self.num_positions}, {self.num_classes}), got "

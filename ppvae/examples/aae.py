@@ -21,6 +21,9 @@ from ppvae.objectives import AAE
 class Args(codes.CriticArgs):
     """Train an adversarial autoencoder on images; report reconstructions, how codes fill the prior, and log p(x)."""
 
+    posterior: Literal["point", "normal"] = "point"
+    """q(z|x): the point that a net gives (a deterministic encoder, without an ELBO), or a diagonal normal. One as wide
+    as the prior matches it at once and says nothing of the image: give it a small --weight."""
     weight: float = 10.0
     """λ, the weight of the encoder's adversarial loss."""
     encoder_loss: Literal["non-saturating", "ratio"] = "non-saturating"

@@ -24,7 +24,7 @@ from torch import nn
 from ppvae import plot
 from ppvae._validate import check_count, check_number
 from ppvae.cli.experiment import Experiment, elbo_of_flag
-from ppvae.cli.flags import check_used
+from ppvae.cli.flags import check_used, flag
 from ppvae.cli.images import ImageData
 from ppvae.cli.report import Report
 from ppvae.data import Batches, Binarize, FactorData, Render, load_factors
@@ -66,7 +66,7 @@ class Args(NetArgs):
     beta: float = 4.0
     """β, the weight of the total correlation (tc), or of the whole KL term (beta). As γ and λ it is given for images of
     64×64, as the papers have them; the penalties of smaller ones weigh less, in proportion to their pixels."""
-    beta_from: float | None = None
+    beta_from: float | None = 40.0
     """Where β starts, to go to --beta in a line over the first half of the epochs, so that the latents that are worth
     most come into use first, and alone; None is a constant β (tc)."""
     weights: Weights = "stratified"
@@ -85,6 +85,13 @@ class Args(NetArgs):
     """Images to train on, a random part of all but the test images."""
     latent_dim: int = 10
     """Dimensions of z."""
+    batch_size: int = 64
+    """Data per minibatch."""
+    lr: float = 5e-3
+    """Learning rate of Adam."""
+    lr_schedule: Literal["constant", "cosine", "burda"] = "cosine"
+    """Whether the learning rate falls over the epochs: along half a cosine to a hundredth of --lr, or to a tenth in
+    eight stages, each three times as long as the one before (Burda et al. 2016, who have 3280 epochs)."""
     dataset: Literal["sprites", "sprites64", "dsprites", "3dshapes"] = "sprites"
     """Data set: sprites are generated (32×32, or 64×64 as dSprites); the files of dsprites and 3dshapes must lie in
     --data-root."""
@@ -102,7 +109,8 @@ class Args(NetArgs):
         check_used(self, "objective", beta=("tc", "beta"), beta_from=("tc",), weights=("tc",), loss=("beta",))
         check_used(self, "objective", gamma=("factor",), critic_dims=("factor",), critic_lr=("factor",))
         check_used(self, "objective", covariance=("dip-i", "dip-ii"))
-        check_number("--critic-lr", self.critic_lr, at_least=0)
+        for name in ("beta", "gamma", "covariance", "critic_lr"):
+            check_number(flag(name), getattr(self, name), at_least=0)
         if self.num_valid:
             raise ValueError(f"--num-valid must be 0: the last weights are kept, got {self.num_valid}")
         if self.beta_from is not None:

@@ -284,8 +284,8 @@ def _warn_of_scales(model_trace: Trace, batch: Batch, whole: Batch | None, name:
         if max(abs(mean), std) > FAR or 0 < std < 1 / FAR:
             warnings.warn(
                 f"{name}[{i}] has the mean {mean:.3g} and the standard deviation {std:.3g}, and nets and scales start "
-                f"at one: site {site.name!r} trains badly. Standardise it, (x - x.mean(0)) / x.std(0); log p(x) in the "
-                "units of before is that of the standardised data - x.std(0).log().sum()"
+                f"at one: site {site.name!r} trains badly. Standardize.of(x) of ppvae.distributions, before the "
+                "encoder's net and in Standardized(likelihood, ...), does that inside: log p(x) stays in its own units"
             )
 
 

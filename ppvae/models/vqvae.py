@@ -15,6 +15,7 @@ their own.
 from __future__ import annotations
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
@@ -62,9 +63,10 @@ class VQVAE(nn.Module):
         ... )
         >>> x = torch.bernoulli(torch.full((100, 64), 0.5))
         >>> run = ppvae.fit(vqvae, x, epochs=1, progress=False)
-        >>> temperature = ppvae.evaluate.fit_temperature(vqvae, vqvae.q_k_given_x.temperature, x, num_samples=10)
-        >>> vqvae.requires_grad_(False).p_k = AutoregressivePrior(CausalTransformer(8, 3, dim=16))
+        >>> frozen = vqvae.requires_grad_(False)
+        >>> vqvae.p_k = AutoregressivePrior(CausalTransformer(8, 3, dim=16))
         >>> run = ppvae.fit(vqvae, x, epochs=1, progress=False)
+        >>> temperature = ppvae.evaluate.fit_temperature(vqvae, vqvae.q_k_given_x.temperature, x, num_samples=10)
         >>> ppvae.log_marginal(vqvae, x, num_samples=10).values.shape, vqvae.log_prob(x).shape
         (torch.Size([100]), torch.Size([100]))
     """
@@ -90,8 +92,11 @@ class VQVAE(nn.Module):
 
     def model(self, x: Tensor) -> None:
         """K ~ p(k), x ~ p(x|e_k); in training the encoder's terms, and its codes are updated."""
+        p_k = self.p_k()
+        if dist.is_validation_enabled():
+            self._check_letters(p_k)
         with pyro.plate("data", len(x)):
-            k = pyro.sample("k", self.p_k())
+            k = pyro.sample("k", p_k)
             e = self.codebook(k)
             if self._trains_encoder():
                 e = self._straight_through(x, k, e)
@@ -101,6 +106,15 @@ class VQVAE(nn.Module):
         """K ~ q(k|x), without a gradient."""
         with pyro.plate("data", len(x)), torch.no_grad():
             pyro.sample("k", self.q_k_given_x(x))
+
+    def _check_letters(self, p_k: TorchDistribution) -> None:
+        """Checks that the prior's letters are the codes: words of others would have a share of its probability."""
+        last = getattr(getattr(p_k.support, "base_constraint", None), "upper_bound", None)
+        if last is not None and int(last) + 1 != self.codebook.num_codes:
+            raise ValueError(
+                f"p_k must be of words of the {self.codebook.num_codes} codes of the codebook, "
+                f"got one of {int(last) + 1}"
+            )
 
     def _trains_encoder(self) -> bool:
         trained = any(parameter.requires_grad for parameter in self.q_k_given_x.parameters())

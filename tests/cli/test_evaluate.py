@@ -4,6 +4,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -33,8 +34,9 @@ def runs(tmp_path_factory):
         "given": (cvae.main, []),
         "grey": (vae.main, ["--likelihood", "gaussian"]),
     }
-    for name, (command, flags) in commands.items():
-        assert command([*SMALL, *flags, "--out", str(folder / name)]) == 0
+    with patch("matplotlib.figure.Figure.savefig"):
+        for name, (command, flags) in commands.items():
+            assert command([*SMALL, *flags, "--out", str(folder / name)]) == 0
     return {name: str(folder / name) for name in commands}
 
 

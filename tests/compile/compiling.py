@@ -16,10 +16,12 @@ D, K, N = 12, 3, 8
 
 
 def make_vae(**options):
+    """A VAE of affine nets, so that graphs are short; of a hidden layer each where options are about that."""
+    hidden = (16,) if options else ()
     return VAE(
         p_z=StandardNormal(K),
-        p_x_given_z=ConditionalBernoulli(MLP(K, (16,), D, **options)),
-        q_z_given_x=ConditionalNormal(MLP(D, (16,), (2, K), **options)),
+        p_x_given_z=ConditionalBernoulli(MLP(K, hidden, D, **options)),
+        q_z_given_x=ConditionalNormal(MLP(D, hidden, (2, K), **options)),
     )
 
 
@@ -34,9 +36,9 @@ class SemiSupervised(nn.Module):
     def __init__(self):
         super().__init__()
         self.p_z = StandardNormal(K)
-        self.p_x_given_zy = ConditionalBernoulli(MLP(K + 4, (16,), D))
-        self.q_z_given_xy = ConditionalNormal(MLP(D + 4, (16,), (2, K)))
-        self.q_y_given_x = MLP(D, (16,), 4)
+        self.p_x_given_zy = ConditionalBernoulli(MLP(K + 4, (), D))
+        self.q_z_given_xy = ConditionalNormal(MLP(D + 4, (), (2, K)))
+        self.q_y_given_x = MLP(D, (), 4)
 
     def model(self, x, y=None):
         with pyro.plate("data", len(x)):
@@ -58,10 +60,10 @@ class TwoLevels(nn.Module):
     def __init__(self):
         super().__init__()
         self.p_z2 = StandardNormal(2)
-        self.p_z1_given_z2 = ConditionalNormal(MLP(2, (8,), (2, K), activation="tanh"))
+        self.p_z1_given_z2 = ConditionalNormal(MLP(2, (), (2, K)))
         self.p_x_given_z1 = ConditionalBernoulli(MLP(K, (8,), D, activation="tanh"))
-        self.q_z1_given_x = ConditionalNormal(MLP(D, (8,), (2, K), activation="tanh"))
-        self.q_z2_given_z1 = ConditionalNormal(MLP(K, (8,), (2, 2), activation="tanh"))
+        self.q_z1_given_x = ConditionalNormal(MLP(D, (), (2, K)))
+        self.q_z2_given_z1 = ConditionalNormal(MLP(K, (), (2, 2)))
         self.flow = dist.transforms.Planar(2)
 
     def model(self, x):

@@ -12,7 +12,7 @@ from ppvae.compile import compiled as compiling
 from ppvae.compile import cuda_graph as recording
 from ppvae.compile.cuda_graph import Recording
 from ppvae.infer.optim import Stepper
-from tests.compile.compiling import assert_same, binary, make_vae, recordings
+from tests.compile.compiling import D, K, assert_same, binary, make_vae, recordings
 
 
 class CapturableSGD(torch.optim.SGD):
@@ -97,7 +97,7 @@ def test_clipping_is_part_of_it(replays):
     [
         (lambda svi: svi.optimizer.load_state_dict(svi.optimizer.state_dict()), 1),
         (lambda svi: svi.optimizer.state.update({p: dict(s) for p, s in svi.optimizer.state.items()}), 1),
-        (lambda svi: svi.optimizer.state[svi.parameters()[0]].update(momentum_buffer=torch.ones(16, 3)), 2),
+        (lambda svi: svi.optimizer.state[svi.parameters()[0]].update(momentum_buffer=torch.ones(D, K)), 2),
         (lambda svi: svi.optimizer.param_groups[0].update(weight_decay=0.1), 2),
         (lambda svi: setattr(svi.stepper, "clip_norm", 0.1), 2),
         (lambda svi: [p.data.add_(0.1) for p in svi.parameters()], 1),

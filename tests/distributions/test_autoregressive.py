@@ -90,8 +90,9 @@ def test_a_net_that_sees_too_much_is_refused(net, message):
 
 def test_a_net_is_tried_out_in_eval_mode_and_comes_back():
     net = CausalTransformer(K, P, dim=8, dropout=0.5)
-    state = torch.get_rng_state()
-    assert AutoregressivePrior(net).net.training
+    net.blocks[0].eval()
+    modes, state = [module.training for module in net.modules()], torch.get_rng_state()
+    assert [module.training for module in AutoregressivePrior(net).net.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
     with pytest.raises(TypeError, match=r"net must be a torch.nn.Module, got int"):
         AutoregressivePrior(3)

@@ -12,7 +12,7 @@ from torch import nn
 
 import ppvae
 from ppvae.evaluate import log_evidence, posterior_predictive, to_arviz
-from tests.reference import gaussian
+from tests.exact import gaussian
 
 N = 23
 

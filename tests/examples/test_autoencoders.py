@@ -21,7 +21,7 @@ RUNS = {
     "autoencoder": ("autoencoder", ["--num-components", "2", "--weight-decay", "1e-3"]),
     "plain autoencoder": ("autoencoder", ["--code-weight", "0", "--likelihood", "bernoulli"]),
     "aae": ("aae", [*CRITIC, "--critic-lr", "1e-4", "--critic-steps", "2"]),
-    "deterministic aae": ("aae", [*CRITIC, "--posterior", "point"]),
+    "aae of normals": ("aae", [*CRITIC, "--posterior", "normal"]),
     "wae": ("wae", []),
     "wae-gan": ("wae", ["--divergence", "gan", *CRITIC]),
     "infovae": ("wae", ["--alpha", "0", "--posterior", "normal", "--kernel", "rbf"]),
@@ -39,7 +39,7 @@ def test_run_folder_is_complete(name, tmp_path, capsys):
     figures = {path.stem for path in (out / "figures").glob("*.png")}
     assert figures >= FIGURES | ({"kl"} if module == "factorvae" else {"aggregated"})
     (row,) = RunFolder(out).read_history()
-    point = name in ("autoencoder", "plain autoencoder", "deterministic aae", "wae", "wae-gan")
+    point = name in ("autoencoder", "plain autoencoder", "aae", "wae", "wae-gan")
     assert ("elbo" in row) != point
     assert ("log_marginal" in metrics["test"]) != point
     assert ("no ELBO" in printed) == point
@@ -93,7 +93,7 @@ def test_objectives_follow_the_flags():
 
 def test_pairs_follow_the_flags():
     data = load_images(aae.Args(binarize="dynamic"))
-    assert isinstance(codes.build(aae.Args(), data).q_z_given_x, ConditionalNormal)
+    assert isinstance(codes.build(aae.Args(posterior="normal"), data).q_z_given_x, ConditionalNormal)
     pair = autoencoder.build(autoencoder.Args(latent_dim=3, num_components=4), data)
     assert isinstance(pair, VAE)
     assert isinstance(pair.q_z_given_x, ConditionalDelta)

@@ -16,6 +16,7 @@ TRAVERSALS = {"traversal_x1", "traversal_x2", "traversal_x3"}
 SMALL = ["--smoke", "--latent-dim", "3", "--hidden-dims", "8"]
 
 
+@pytest.mark.usefixtures("figures_drawn_once")
 @pytest.mark.parametrize("name", ["beta", "capacity", "constrained", "free-bits"])
 def test_run_folder_is_complete(name, tmp_path, capsys):
     out = tmp_path / "run"
@@ -30,6 +31,7 @@ def test_run_folder_is_complete(name, tmp_path, capsys):
     assert f"{metrics['test']['log_marginal']['mean']:.3f}" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("figures_undrawn")
 @pytest.mark.parametrize(("flags", "kl"), [(["capacity", "--capacity", "6"], 6), (["constrained", "--max-kl", "5"], 5)])
 def test_the_kl_lands_on_its_target(flags, kl, tmp_path):
     small = ["--epochs", "40", "--hidden-dims", "50", "--latent-dim", "8", "--num-samples", "1", "--num-eval", "50"]

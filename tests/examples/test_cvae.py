@@ -15,6 +15,8 @@ from ppvae.examples.quadrants import Quadrants, completions
 from ppvae.infer import RunFolder
 
 LIKELIHOODS = ["bernoulli", "gaussian", "categorical", "continuous-bernoulli", "discretized-logistic"]
+# Figures are drawn in the runs that tests share.
+pytestmark = pytest.mark.usefixtures("figures_undrawn")
 FIGURES = {
     "labels": {"samples", "style_transfer", "latent", "training"},
     "quadrants": {"completions", "training"},

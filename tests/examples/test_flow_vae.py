@@ -18,6 +18,7 @@ POSTERIORS = {
 }
 
 
+@pytest.mark.usefixtures("figures_drawn_once")
 @pytest.mark.parametrize("flow", [flow for flow in POSTERIORS if flow != "none"])
 def test_run_folder_is_complete(flow, tmp_path, capsys):
     out = tmp_path / "run"
@@ -50,6 +51,7 @@ def test_build_follows_the_flags(flow):
         assert any(len(p) == 6 for p in pair.q_z_given_x.flow.parameters())
 
 
+@pytest.mark.usefixtures("figures_undrawn")
 @pytest.mark.parametrize("likelihood", ["gaussian", "categorical"])
 def test_other_likelihoods(likelihood, tmp_path):
     flags = ["--smoke", "--likelihood", likelihood, "--hidden-dims", "8", "--latent-dim", "3"]

@@ -24,6 +24,7 @@ CASES = {
 FIGURES = {"reconstructions", "levels", "samples", "latent", "interpolation", "training"}
 
 
+@pytest.mark.usefixtures("figures_drawn_once")
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("flags", [[], ["--latent-dims", "6", "4", "2", "--hidden-dims", "9", "8", "7", "--skip"]])
 def test_run_folder_is_complete(name, flags, tmp_path, capsys):
@@ -43,15 +44,16 @@ def test_run_folder_is_complete(name, flags, tmp_path, capsys):
     assert f"{metrics['test']['log_marginal']['mean']:.3f}" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("figures_undrawn")
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("skip", [[], ["--skip"]])
-@pytest.mark.parametrize("likelihood", ["gaussian", "categorical"])
+@pytest.mark.parametrize(("likelihood", "skip"), [("gaussian", []), ("categorical", ["--skip"])])
 def test_other_likelihoods(name, skip, likelihood, tmp_path):
     example, own = CASES[name]
     flags = ["--smoke", "--likelihood", likelihood, "--hidden-dims", "8", "8", "--latent-dims", "3", "2", *own, *skip]
     assert example.main([*flags, "--out", str(tmp_path / "run")]) == 0
 
 
+@pytest.mark.usefixtures("figures_undrawn")
 def test_iwae_takes_the_flags_of_the_top_down_guide(tmp_path):
     small = ["--smoke", "--latent-dims", "3", "2", "--hidden-dims", "8", "8", "--gradient", "dreg"]
     assert iwae.main([*small, *VAMP, "--skip", "--out", str(tmp_path / "run")]) == 0

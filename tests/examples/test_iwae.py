@@ -13,6 +13,7 @@ FIGURES = {"reconstructions", "levels", "samples", "latent", "interpolation", "t
 SMALL = ["--smoke", "--latent-dims", "3", "--hidden-dims", "8"]
 
 
+@pytest.mark.usefixtures("figures_drawn_once")
 @pytest.mark.parametrize(
     "flags",
     [
@@ -35,6 +36,7 @@ def test_run_folder_is_complete(flags, tmp_path, capsys):
     assert f"{metrics['test']['log_marginal']['mean']:.3f}" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("figures_undrawn")
 @pytest.mark.parametrize(("k", "is_elbo"), [(1, True), (20, False)])
 def test_the_bound_is_what_is_trained(k, is_elbo, tmp_path):
     assert main([*SMALL, "--num-particles", str(k), "--out", str(tmp_path / "run")]) == 0

@@ -16,6 +16,8 @@ from ppvae.examples.ssvae import Args, batches, build, main
 from ppvae.infer import RunFolder
 from ppvae.models import SSVAE, VAE, StackedSSVAE
 
+# Figures are drawn in the runs that tests share.
+pytestmark = pytest.mark.usefixtures("figures_undrawn")
 FIGURES = {"samples", "style_transfer", "latent", "training", "reliability"}
 SMALL = [
     *["--hidden-dims", "40", "--classifier-dims", "40", "--supervised-epochs", "5"],

@@ -36,7 +36,7 @@ def test_objective_follows_the_flags():
     tc = objective(Args(epochs=8, beta=3.0, beta_from=20.0, weights="paper"))
     assert isinstance(tc, TotalCorrelationELBO)
     assert (tc.beta, tc.weights) == (Linear(4, start=20.0, end=3.0), "paper")
-    assert objective(Args(beta=3.0, epochs=8)).beta == 3.0
+    assert objective(Args(beta=3.0, beta_from=None, epochs=8)).beta == 3.0
     factor = objective(Args(objective="factor", gamma=7.0))
     assert isinstance(factor, FactorVAE)
     first, second = (objective(Args(objective=name, covariance=2.0)) for name in ("dip-i", "dip-ii"))
@@ -91,7 +91,7 @@ def test_training_finds_the_positions(tmp_path):
         (["--gamma", "4"], "--gamma goes with --objective factor, got tc"),
         (["--num-valid", "10"], "--num-valid must be 0: the last weights are kept, got 10"),
         (["--num-train", "0"], "--num-train must be a whole number >= 1, got 0"),
-        (["--beta", "-1"], "beta must be a finite number >= 0, got -1.0"),
+        (["--beta", "-1"], "--beta must be a finite number >= 0, got -1.0"),
         (["--beta-from", "-1"], "--beta-from must be a finite number >= 0, got -1"),
         (["--dataset", "dsprites"], "dsprites: there is no "),
     ],

@@ -19,6 +19,7 @@ def data():
     return load_images(Args(binarize="dynamic"))
 
 
+@pytest.mark.usefixtures("figures_drawn_once")
 @pytest.mark.parametrize(
     "flags",
     [

@@ -53,7 +53,7 @@ def test_rows_are_counted_and_data_that_are_fine_are_no_cause():
 @pytest.mark.parametrize(("scale", "shift"), [(1e3, 0.0), (1e-4, 0.0), (1.0, 1e4)])
 def test_data_of_another_scale_under_a_location_and_a_scale_are_warned_of(scale, shift):
     x = scale * torch.randn(50, 8) + shift
-    with pytest.warns(UserWarning, match=r"train\[0\] has the mean .* Standardise it, \(x - x.mean\(0\)\)"):
+    with pytest.warns(UserWarning, match=r"train\[0\] has the mean .* Standardize.of\(x\) of ppvae.distr"):
         ppvae.fit(PPCA(8, 2), x, **ONE)
     ppvae.fit(PPCA(8, 2), (x - x.mean(0)) / x.std(0), **ONE)
 

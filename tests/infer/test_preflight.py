@@ -17,13 +17,6 @@ from ppvae.models import PPCA
 from tests.infer.pairs import D, Published, Scalar, TwoLatents, binary, same, small_vae, state
 
 
-@pytest.fixture(autouse=True)
-def _own_store():
-    """Every test has a parameter store of its own, as a user's process would."""
-    with pyro.get_param_store().scope():
-        yield
-
-
 class Broken(nn.Module):
     """A scalar pair with one fault."""
 

@@ -7,7 +7,6 @@ import sys
 import textwrap
 from functools import partial
 
-import pyro
 import pytest
 import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
@@ -20,14 +19,6 @@ from ppvae.infer import RunFolder
 from ppvae.objectives import Cosine, Linear
 from ppvae.storage import load_state
 from tests.infer.pairs import D, Published, Store, binary, same, small_vae, state
-
-
-@pytest.fixture(autouse=True)
-def _own_store():
-    """Every test has a parameter store of its own, as a user's process would."""
-    with pyro.get_param_store().scope():
-        yield
-
 
 N, BATCH = 28, 8  # four steps an epoch, the last one short
 PAIRS = {

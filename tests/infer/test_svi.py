@@ -28,13 +28,6 @@ from ppvae.models import PPCA
 from tests.infer.pairs import ADAM, TwoLatents, binary, same, small_vae, state, twenty_steps
 
 
-@pytest.fixture(autouse=True)
-def _own_store():
-    """Every test has a store of its own, as a user's process would."""
-    with pyro.get_param_store().scope():
-        yield
-
-
 def joined(a, b):
     """Two tensors side by side, after their leading dims are broadcast."""
     shape = torch.broadcast_shapes(a.shape[:-1], b.shape[:-1])

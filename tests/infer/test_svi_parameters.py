@@ -13,13 +13,6 @@ from ppvae import SVI
 from tests.infer.pairs import ADAM, Published, Store, binary, same, state, twenty_steps
 
 
-@pytest.fixture(autouse=True)
-def _own_store():
-    """Every test has a store of its own, as a user's process would."""
-    with pyro.get_param_store().scope():
-        yield
-
-
 def test_plain_functions_train_what_is_in_pyros_store():
     pair, x = Store(), torch.tensor([0.5, 2.0, -1.0])
     results = []

@@ -226,13 +226,13 @@ def test_overfits_a_tiny_set_in_two_stages():
     pair, _, _ = make(hidden=32)
     pair.m2.p_y = UniformCategorical(C)
     patterns = Batches(PATTERNS.repeat(8, 1), batch_size=48)
-    ppvae.fit(pair.m1, patterns, epochs=150, lr=1e-2, progress=False)
+    ppvae.fit(pair.m1, patterns, epochs=80, lr=2e-2, progress=False)
     assert (pair.m1.reconstruct(PATTERNS) - PATTERNS).abs().max() < 0.5
     pair.m1.requires_grad_(False)
     both = JointBatches(
         Batches(PATTERNS.repeat(4, 1), LABELS.repeat(4), batch_size=24), Batches(PATTERNS.repeat(8, 1), batch_size=48)
     )
-    ppvae.fit(pair, both, loss=ENUM, epochs=150, lr=1e-2, progress=False)
+    ppvae.fit(pair, both, loss=ENUM, epochs=80, lr=2e-2, progress=False)
     assert torch.equal(pair.classify(PATTERNS).argmax(-1), LABELS)
     with_prior = ppvae.log_marginal(pair.m1, PATTERNS, num_samples=500).mean()
     assert ppvae.log_marginal(pair, PATTERNS, num_samples=500).mean() > with_prior  # M2 is the better prior of z1

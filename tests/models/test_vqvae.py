@@ -275,3 +275,21 @@ def test_constructor():
         VQVAE(**pieces | {"p_k": 3})
     with pytest.raises(ValueError, match="commitment must be a finite number >= 0, got -1"):
         VQVAE(**pieces, commitment=-1)
+
+
+@pytest.mark.parametrize("make_prior", [UniformCategorical, CategoricalPrior])
+@pytest.mark.parametrize("num_codes", [K - 1, K + 1])
+def test_a_prior_of_another_alphabet_is_refused(make_prior, num_codes):
+    pair = make()
+    pair.p_k = make_prior(num_codes, P)
+    with pytest.raises(
+        ValueError, match=rf"p_k must be of words of the {K} codes of the codebook, got one of {num_codes}"
+    ):
+        ppvae.log_marginal(pair, binary(), num_samples=2)
+
+
+def test_a_prior_of_longer_words_is_refused():
+    pair = make()
+    pair.p_k = UniformCategorical(K, P + 1)
+    with pytest.raises(ValueError, match="'k' is drawn in other plates in the guide than in the model"):
+        ppvae.log_marginal(pair, binary(), num_samples=2)

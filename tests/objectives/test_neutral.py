@@ -29,12 +29,6 @@ NEUTRAL = {
 HALF = torch.arange(40) % 2 == 0
 
 
-@pytest.fixture(autouse=True)
-def _own_store():
-    with pyro.get_param_store().scope():
-        yield
-
-
 def positive(x):
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Gamma(5.0, 0.1))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from tests.torture.of_estimators import estimators, of_arrays
+from tests.torture.of_models import of_models
 from tests.torture.of_objectives import of_figures, of_objectives
-from tests.torture.of_pieces import of_models, of_nets
+from tests.torture.of_pieces import of_nets
 from tests.torture.of_training import of_data, training
 from tests.torture.wrong_calls import Function
 
