@@ -16,6 +16,7 @@ SMALL = ["--smoke", "--latent-dim", "3", "--hidden-dims", "8"]
 SCORES = {"MIG", "SAP", "DCI disentanglement", "β-VAE score", "FactorVAE score", "modularity", "gap of x"}
 
 
+@pytest.mark.usefixtures("figures_drawn_once")
 @pytest.mark.parametrize(
     "name", ["tc", *(pytest.param(name, marks=pytest.mark.slow) for name in ("factor", "dip-ii", "beta"))]
 )
