@@ -56,16 +56,24 @@ class OneHotConcrete(dist.RelaxedOneHotCategorical):
     def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
         """Draws of shape (*sample_shape, *batch, c)."""
         log_value = _gumbel_softmax(self.logits, self.temperature, self._extended_shape(sample_shape))
-        return _keeping(log_value.exp(), log_value)
+        return _keeping(log_value.exp(), relaxed=log_value)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density, with respect to any c − 1 of the elements."""
         if self._validate_args:
             self._validate_sample(value)
-        log_value = _kept(value)
+        log_value = _relaxed(value)
         if log_value is None:
             log_value = value.clamp_min(torch.finfo(value.dtype).tiny).log()
         return self.base_dist.log_prob(log_value) - log_value.sum(-1)
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        """There are none.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise _no_values()
 
 
 class BinaryConcrete(dist.RelaxedBernoulli):
@@ -81,18 +89,26 @@ class BinaryConcrete(dist.RelaxedBernoulli):
     def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
         """Draws of shape (*sample_shape, *batch); each keeps its logit."""
         logit = _logistic(self.logits, self.temperature, self._extended_shape(sample_shape))
-        return _keeping(logit.sigmoid(), logit)
+        return _keeping(logit.sigmoid(), relaxed=logit)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density, shape (*batch)."""
         if self._validate_args:
             self._validate_sample(value)
-        logit = _kept(value)
+        logit = _relaxed(value)
         if logit is None:
             logit = torch.logit(value, eps=torch.finfo(value.dtype).eps)
         noise = self.logits - self.temperature * logit
         volume = F.softplus(logit) + F.softplus(-logit)  # −log |ds / d logit|
         return self.temperature.log() + noise - 2 * F.softplus(noise) + volume
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        """There are none.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise _no_values()
 
 
 class OneHotStraightThrough(dist.OneHotCategorical):
@@ -123,7 +139,7 @@ class OneHotStraightThrough(dist.OneHotCategorical):
         """Draws of shape (*sample_shape, *batch, c)."""
         soft = _gumbel_softmax(self.logits, self.temperature, self._extended_shape(sample_shape)).exp()
         hard = torch.zeros_like(soft).scatter(-1, soft.argmax(-1, keepdim=True), 1.0)
-        return _keeping(hard + (soft - soft.detach()), soft)
+        return _keeping(hard + (soft - soft.detach()), hard=hard)
 
     def score_parts(self, x: Tensor, *args: Any, **kwargs: Any) -> ScoreParts:
         """What Pyro's estimators take: of listed values, weights."""
@@ -131,6 +147,7 @@ class OneHotStraightThrough(dist.OneHotCategorical):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-probability, shape (*batch)."""
+        _check_hard(value)
         log_p = super().log_prob(value)
         if not value.requires_grad:
             return log_p
@@ -162,11 +179,17 @@ class BinaryStraightThrough(dist.Bernoulli):
         """Draws of shape (*sample_shape, *batch)."""
         logit = _logistic(self.logits, self.temperature, self._extended_shape(sample_shape))
         soft = logit.sigmoid()
-        return _keeping((logit > 0).to(soft.dtype) + (soft - soft.detach()), soft)
+        hard = (logit > 0).to(soft.dtype)
+        return _keeping(hard + (soft - soft.detach()), hard=hard)
 
     def score_parts(self, x: Tensor, *args: Any, **kwargs: Any) -> ScoreParts:
         """What Pyro's estimators take: of listed values, weights."""
         return _score_parts(x, self.log_prob(x))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-probability, shape (*batch); with a gradient in the value."""
+        _check_hard(value)
+        return super().log_prob(value)
 
     @property
     def mode(self) -> Tensor:
@@ -317,15 +340,32 @@ def _logistic(logits: Tensor, temperature: Tensor, shape: Size) -> Tensor:
     return (logits + uniform.log() - (-uniform).log1p()) / temperature
 
 
-def _keeping(value: Tensor, source: Tensor) -> Tensor:
+def _keeping(value: Tensor, **kept: Tensor) -> Tensor:
     """A draw that keeps what it was made of; `ppvae.traces.carrying` takes that along where samplers reshape draws."""
-    value.made_of = source  # type: ignore[attr-defined]
+    for name, source in kept.items():
+        setattr(value, name, source)
     return value
 
 
-def _kept(value: Tensor) -> Tensor | None:
-    """What a draw was made of; None of values from elsewhere."""
-    return getattr(value, "made_of", None)
+def _relaxed(value: Tensor) -> Tensor | None:
+    """What a relaxed draw was made of, before its exponential or sigmoid; None of values from elsewhere.
+
+    Raises:
+        ValueError: of a hard draw, whose concrete density is zero or infinite.
+    """
+    if hasattr(value, "hard"):
+        raise ValueError("a straight-through draw has no concrete density: put StraightThrough over the prior too")
+    return getattr(value, "relaxed", None)
+
+
+def _check_hard(value: Tensor) -> None:
+    """Checks that a value is none of the points between those of the discrete variable.
+
+    Raises:
+        ValueError: of a relaxed draw.
+    """
+    if hasattr(value, "relaxed"):
+        raise ValueError("a relaxed draw has no probability: put Concrete over the prior and the posterior alike")
 
 
 def _score_parts(value: Tensor, log_p: Tensor) -> ScoreParts:
@@ -333,6 +373,13 @@ def _score_parts(value: Tensor, log_p: Tensor) -> ScoreParts:
 
     Pyro reads the weight of a listed value off its score function, and takes it for one where draws are differentiable.
     """
-    if value.requires_grad or _kept(value) is not None:
+    if value.requires_grad or hasattr(value, "hard"):
         return ScoreParts(log_prob=log_p, score_function=0, entropy_term=log_p)
     return ScoreParts(log_prob=log_p, score_function=log_p, entropy_term=0)
+
+
+def _no_values() -> NotImplementedError:
+    return NotImplementedError(
+        "a relaxed variable has no values to sum over: train it without infer={'enumerate': ...}, by Trace_ELBO or "
+        "TraceMeanField_ELBO, and mark the guide for evaluation alone, Pair(model, config_enumerate(guide))"
+    )

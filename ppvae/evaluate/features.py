@@ -122,9 +122,9 @@ def train_features(x: Tensor, y: Tensor, *, num_steps: int = 1000, seed: int = 0
     held_out, kept = order[: len(y) // HELD_OUT], order[len(y) // HELD_OUT :]
     with forked_rng(x.device, seed):
         net = LabelFeatures(tuple(x.shape[1:]), int(y.max()) + 1).to(x.device)
-    values = x[kept].double()
-    net.mean.fill_(float(values.mean()))
-    net.scale.fill_(float(values.std()) or 1.0)
+    variance, mean = torch.var_mean(x.float())
+    net.mean.copy_(mean)
+    net.scale.copy_(torch.where(variance > 0, variance.sqrt(), 1.0))
     optimizer, generator = torch.optim.Adam(net.parameters(), lr=1e-3), stream(seed, device=x.device)
     for _ in range(num_steps):
         rows = kept[torch.randint(len(kept), (min(128, len(kept)),), generator=generator, device=x.device)]

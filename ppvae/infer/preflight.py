@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -288,6 +289,32 @@ def _warn_of_scales(model_trace: Trace, batch: Batch, whole: Batch | None, name:
             )
 
 
+def check_while_training(pair: nn.Module, batch: Batch) -> None:
+    """Runs a pair in training mode on a minibatch under validation: what is relaxed there may lie outside a support.
+
+    Raises:
+        ValueError: naming the site whose values are not.
+    """
+    with _trial_of_training(pair):
+        guide_trace = poutine.trace(pair.guide).get_trace(*batch)
+        model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(*batch)
+        guide_trace.compute_log_prob()
+        model_trace.compute_log_prob()
+
+
+@contextmanager
+def _trial_of_training(pair: nn.Module) -> Iterator[None]:
+    """Training mode, without gradients; modes and buffers come back as they were."""
+    buffers = {buffer: buffer.clone() for buffer in pair.buffers()}
+    try:
+        with modes_kept(pair), torch.no_grad():
+            pair.train()
+            yield
+    finally:
+        for buffer, before in buffers.items():
+            buffer.copy_(before)
+
+
 def check_normalised(pair: nn.Module, data: Source, batch: Batch) -> None:
     """Runs the pair in training mode on a minibatch of one datum, where there will be one, if it has batch norm.
 
@@ -297,11 +324,9 @@ def check_normalised(pair: nn.Module, data: Source, batch: Batch) -> None:
     normalised = [module for module in pair.modules() if isinstance(module, NORMALISED)]
     if not normalised or (data.last_rows != 1 and check_batch(batch) > 1):
         return
-    buffers = {buffer: buffer.clone() for module in normalised for buffer in module.buffers()}
     one = take(batch, slice(0, 1))
     try:
-        with modes_kept(pair), torch.no_grad():
-            pair.train()
+        with _trial_of_training(pair):
             guide_trace = poutine.trace(pair.guide).get_trace(*one)
             poutine.replay(pair.model, trace=guide_trace)(*one)
     except ValueError as error:
@@ -311,6 +336,3 @@ def check_normalised(pair: nn.Module, data: Source, batch: Batch) -> None:
             "train gives a minibatch of one datum, of which batch norm knows no variance: choose another batch_size, "
             "or leave the last one out, ppvae.data.Batches(x, batch_size=..., drop_last=True)"
         ) from error
-    finally:
-        for buffer, before in buffers.items():
-            buffer.copy_(before)

@@ -26,6 +26,7 @@ from ppvae.infer.preflight import (
     check_normalised,
     check_objective,
     check_summed,
+    check_while_training,
     default_objective,
     short_batch,
     warn_of_marks,
@@ -115,6 +116,11 @@ class Trainer:
             self.svi.check_buffers()
         with self.random.kept(), self.svi.running():
             check_normalised(self.pair, self.train, batches[0])
+            if any(
+                isinstance(part, nn.Module) for part in self.timed
+            ):  # they may be others in training than in eval mode
+                for batch in batches:
+                    check_while_training(self.pair, batch)
         with forked_rng(self.device, self.seed):
             self.rng = self.random.get()
 

@@ -2,6 +2,7 @@
 
 import math
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -78,7 +79,7 @@ def test_density_is_right_where_elements_are_zero_in_float32(temperature):
         q, p = family(torch.tensor(temperature), logits=far), family(torch.tensor(1.0), logits=far.flip(0))
         s = q.rsample((50,))
         exact = s.detach().double()
-        exact.made_of = s.made_of.detach().double()
+        exact.relaxed = s.relaxed.detach().double()
         for fn in (q, p):
             of_double = family(fn.temperature.double(), logits=fn.logits.double()).log_prob(exact)
             torch.testing.assert_close(fn.log_prob(s).double(), of_double, rtol=1e-4, atol=1e-3)
@@ -366,6 +367,38 @@ class Constant(nn.Module):
 
     def forward(self, *context):
         return self.logit
+
+
+@pytest.mark.parametrize(
+    ("prior", "posterior", "message"),
+    [
+        (lambda p: p, Concrete, "to be within the support"),
+        (StraightThrough, Concrete, "a relaxed draw has no probability: put Concrete over the prior"),
+        (Concrete, StraightThrough, "a straight-through draw has no concrete density: put StraightThrough over"),
+    ],
+)
+@pytest.mark.parametrize("loss", [Trace_ELBO(), TraceMeanField_ELBO()], ids=["trace", "mean-field"])
+def test_a_prior_of_another_kind_is_refused_before_training(prior, posterior, message, loss):
+    """The discrete KL beside relaxed draws is what much public code has, and bounds nothing."""
+    vae, x = make_vae(posterior), data()
+    vae.p_z = prior(ConditionalOneHot())
+    with pytest.raises(ValueError, match=message):
+        ppvae.fit(vae, x, loss=loss, epochs=1, progress=False)
+
+
+class ConditionalOneHot(nn.Module):
+    """A prior of one-hot rows."""
+
+    def forward(self, *context):
+        return dist.OneHotCategorical(logits=torch.zeros(C))
+
+
+def test_a_relaxed_latent_that_is_marked_says_when_to_mark_it():
+    vae = make_vae(Concrete)
+    guide = lambda x: pyro.sample("z", vae.q_z_given_x(x), infer={"enumerate": "parallel"})  # noqa: E731
+    pair = ppvae.Pair(vae.model, pyro.plate("data", dim=-1)(guide), [vae])
+    with pytest.raises((NotImplementedError, ValueError), match="a relaxed variable has no values to sum over"):
+        ppvae.fit(pair, data(), epochs=1, progress=False)
 
 
 @pytest.mark.usefixtures("with_and_without_inductor")

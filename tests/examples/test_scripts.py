@@ -15,12 +15,20 @@ SCRIPTS = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 OF_YOUR_OWN = [path for path in SCRIPTS if path.stem.startswith("your_own_")]
 
 
+LONG = {"inpainting", "users_and_items", "your_own_counts"}
+
+
 def by_name(scripts):
     return pytest.mark.parametrize("script", scripts, ids=lambda path: path.stem)
 
 
+def run_by_name(scripts):
+    marked = [pytest.param(path, marks=pytest.mark.slow if path.stem in LONG else ()) for path in scripts]
+    return by_name(marked)
+
+
 @pytest.mark.usefixtures("with_and_without_inductor")
-@by_name(SCRIPTS)
+@run_by_name(SCRIPTS)
 def test_script_runs(script, capsys):
     # A script may train in Pyro's store, and give an estimator a name.
     with pyro.get_param_store().scope(), patch.dict(METHODS):
