@@ -75,6 +75,7 @@ def test_the_curve_goes_on_where_a_run_is_resumed(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("figures_undrawn")
 def test_training_finds_the_positions(tmp_path):
     flags = ["--epochs", "2", "--num-samples", "1", "--num-eval", "50"]
     assert main([*flags, "--out", str(tmp_path / "run")]) == 0
