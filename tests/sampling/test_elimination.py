@@ -135,10 +135,10 @@ def data(n=9, steps=4):
 
 
 @pytest.mark.parametrize("kind", [HMM, OneHot])
-@pytest.mark.parametrize("n", [1, 9])
-@pytest.mark.parametrize("num_samples", [1, 4])
+@pytest.mark.parametrize(("n", "num_samples"), [(1, 4), (9, 1)])
 def test_a_long_chain_has_the_likelihood_of_the_forward_algorithm(kind, n, num_samples):
-    pair, (x, length) = kind(), data(n, 100)
+    """Of more joint values than anybody could try."""
+    pair, (x, length) = kind(), data(n, 40)
     exact = pair.forward_algorithm(x, length)
     for estimate in (ppvae.log_marginal, ppvae.elbo):
         found = estimate(pair, x, length, num_samples=num_samples)
