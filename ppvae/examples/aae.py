@@ -24,6 +24,8 @@ class Args(codes.CriticArgs):
     posterior: Literal["point", "normal"] = "point"
     """q(z|x): the point that a net gives (a deterministic encoder, without an ELBO), or a diagonal normal. One as wide
     as the prior matches it at once and says nothing of the image: give it a small --weight."""
+    latent_dim: int = 8
+    """Dimensions of z."""
     weight: float = 10.0
     """λ, the weight of the encoder's adversarial loss."""
     encoder_loss: Literal["non-saturating", "ratio"] = "non-saturating"

@@ -36,8 +36,6 @@ class Args(codes.CodeArgs):
     """q(z|x): the point that a net gives (a deterministic encoder, without an ELBO), or a diagonal normal."""
     likelihood: Likelihood = "gaussian"
     """Family of p(x|z): bernoulli is of binarized pixels, categorical and discretized-logistic of grey levels."""
-    lr: float = 3e-3
-    """Learning rate of Adam."""
     code_weight: float = 1e-2
     """β of β/2 ‖z‖², which keeps the codes small; 0 is the plain autoencoder."""
     weight_decay: float = 0.0

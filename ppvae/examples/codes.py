@@ -50,10 +50,12 @@ class CriticArgs(CodeArgs):
     """Learning rate of the critic."""
     critic_steps: int = 1
     """Steps of the critic for each of the pair."""
+    spectral_norm: bool = True
+    """Whether the critic's slope is bounded: one step cannot throw the codes far then."""
 
     def critic(self) -> MLP:
-        """A net from codes to one number, whose slope is bounded: the encoder cannot be thrown far by one step."""
-        return MLP(self.latent_dim, self.critic_dims, 1, activation="leaky_relu", spectral_norm=True)
+        """A net from codes to one number."""
+        return MLP(self.latent_dim, self.critic_dims, 1, activation="leaky_relu", spectral_norm=self.spectral_norm)
 
 
 def critic_groups(args: CriticArgs) -> dict[str, dict[str, float]] | None:

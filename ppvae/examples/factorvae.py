@@ -29,6 +29,8 @@ class Args(codes.CriticArgs):
 
     gamma: float = 10.0
     """γ, the weight of the total correlation."""
+    spectral_norm: bool = False
+    """Whether the critic's slope is bounded; its total correlation is then too."""
     latent_dim: int = 10
     """Dimensions of z."""
 

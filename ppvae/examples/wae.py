@@ -27,12 +27,12 @@ class Args(codes.CriticArgs):
     """q(z|x): the point that a net gives (a deterministic encoder, without an ELBO), or a diagonal normal."""
     likelihood: Likelihood = "gaussian"
     """Family of p(x|z): bernoulli is of binarized pixels, categorical and discretized-logistic of grey levels."""
-    lr: float = 3e-3
-    """Learning rate of Adam."""
     divergence: Literal["mmd", "gan"] = "mmd"
     """Between codes and draws of the prior: by a kernel, or by a critic."""
     kernel: Literal["imq", "rbf"] = "imq"
     """Inverse multiquadratic, or Gaussian (mmd)."""
+    latent_dim: int = 8
+    """Dimensions of z."""
     weight: float = 100.0
     """λ, the weight of the divergence."""
     alpha: float | None = None
