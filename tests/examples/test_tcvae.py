@@ -16,6 +16,7 @@ SMALL = ["--smoke", "--latent-dim", "3", "--hidden-dims", "8"]
 SCORES = {"MIG", "SAP", "DCI disentanglement", "β-VAE score", "FactorVAE score", "modularity", "gap of x"}
 
 
+@pytest.mark.usefixtures("figures_drawn_once")
 @pytest.mark.parametrize(
     "name", ["tc", *(pytest.param(name, marks=pytest.mark.slow) for name in ("factor", "dip-ii", "beta"))]
 )
@@ -74,6 +75,7 @@ def test_the_curve_goes_on_where_a_run_is_resumed(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("figures_undrawn")
 def test_training_finds_the_positions(tmp_path):
     flags = ["--epochs", "2", "--num-samples", "1", "--num-eval", "50"]
     assert main([*flags, "--out", str(tmp_path / "run")]) == 0

@@ -14,6 +14,7 @@ SMALL = ["--smoke", "--hidden-dims", "8", "--num-eval", "50"]
 FIGURES = {"reconstructions", "samples", "priors", "letters", "training"}
 
 
+@pytest.mark.usefixtures("figures_drawn_once")
 @pytest.mark.parametrize(
     "flags",
     [
