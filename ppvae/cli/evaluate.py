@@ -35,6 +35,7 @@ from ppvae.evaluate.expected_log_likelihood import ExpectedLogLikelihood
 from ppvae.evaluate.marginal import estimator_of, log_marginal
 from ppvae.evaluate.psis import ParetoWarning
 from ppvae.evaluate.sbc import ecdf_band
+from ppvae.sampling.guide_density import PointMassError
 from ppvae.storage import save_state, write_json
 
 ELBO_SAMPLES = 100
@@ -184,8 +185,14 @@ def _suffix(args: Args) -> str:
 
 def _evaluate(run: Trained, folder: Path, args: Args, method: Estimator) -> tuple[Report, LogMarginal]:
     """Evaluates one run and writes what it found into its folder."""
-    with warnings.catch_warnings(action="ignore", category=ParetoWarning):  # the table counts these data
-        estimate = log_marginal(run.pair, *run.test, method=method, seed=args.seed, progress=sys.stderr.isatty())
+    try:
+        with warnings.catch_warnings(action="ignore", category=ParetoWarning):  # the table counts these data
+            estimate = log_marginal(run.pair, *run.test, method=method, seed=args.seed, progress=sys.stderr.isatty())
+    except PointMassError as error:
+        raise ValueError(
+            f"{folder}: the encoder is deterministic and has no density, by which log p(x) could be estimated here: "
+            "give --method annealed --start prior"
+        ) from error
     by_importance, settings = args.method == "importance", estimate.diagnostics.settings()
     num_draws = min(int(settings["num_samples"]), ELBO_SAMPLES) if by_importance else ELBO_SAMPLES
     terms = elbo_or_likelihood(run.pair, run.test, num_samples=num_draws, seed=args.seed)

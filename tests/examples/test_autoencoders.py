@@ -59,7 +59,7 @@ def test_the_weights_of_the_run_are_those_with_the_fitted_prior(tmp_path, capsys
     assert all(torch.equal(a, b) for a, b in zip(weights.values(), RunFolder(out).weights().values(), strict=True))
     capsys.readouterr()
     assert evaluate([str(out), "--limit", "3"]) == 2
-    assert 'method=Annealed(start="prior")' in capsys.readouterr().err
+    assert "give --method annealed --start prior" in capsys.readouterr().err
     chains = ["--method", "annealed", "--start", "prior", "--num-samples", "2", "--num-temperatures", "3"]
     assert evaluate([str(out), "--limit", "3", *chains]) == 0
     printed = capsys.readouterr().out
