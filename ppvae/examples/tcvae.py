@@ -51,7 +51,7 @@ NUM_TEST = 2000
 """The first of the images in their random order: those that `load` has for the test."""
 SMOKE = 256
 """Training images of a run of seconds."""
-EPOCHS = 9
+EPOCHS = 4
 PIXELS = 64 * 64
 """Of an image of dSprites, for which β, γ and λ are given."""
 WIDTHS = (128, 128)
@@ -96,7 +96,7 @@ class Args(NetArgs):
     """Data set: sprites are generated (32×32, or 64×64 as dSprites); the files of dsprites and 3dshapes must lie in
     --data-root."""
     epochs: int | None = None
-    """Passes over the training images; by default 9."""
+    """Passes over the training images; by default 4."""
     hidden_dims: tuple[int, ...] | None = None
     """Widths of the encoder's hidden layers (the decoder's are reversed); by default 128 128."""
     num_samples: int = 100
