@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -95,20 +96,29 @@ def _class_of(file: Path, folder: Path) -> str:
     return above[0] if above else ""
 
 
-def _opened(file: Path) -> Any:
-    """A picture, upright, without transparency: over white where it has any.
+@contextmanager
+def _readable(file: Path) -> Iterator[Any]:
+    """An open picture.
 
     Raises:
         ValueError: where it is damaged.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     try:
         with Image.open(file) as image:
-            image.load()
-            upright = ImageOps.exif_transpose(image)
+            yield image
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"root: {file} is damaged, or no picture: {error}") from error
+
+
+def _opened(file: Path) -> Any:
+    """A picture, upright, without transparency: over white where it has any."""
+    from PIL import Image, ImageOps
+
+    with _readable(file) as image:
+        image.load()
+        upright = ImageOps.exif_transpose(image)
     if upright.has_transparency_data:
         white = Image.new("RGBA", upright.size, "white")
         upright = Image.alpha_composite(white, upright.convert("RGBA")).convert("RGB")
@@ -116,9 +126,13 @@ def _opened(file: Path) -> Any:
 
 
 def _kind(file: Path) -> tuple[tuple[int, int], bool]:
-    """The height and width of a picture, and whether it is grey."""
-    image = _opened(file)
-    return (image.height, image.width), image.mode in ("1", "L") or image.mode.startswith("I")
+    """The height and width of a picture, upright, and whether it is grey; read off its header, not decoded."""
+    from PIL import ExifTags
+
+    with _readable(file) as image:
+        sideways = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        grey = (image.mode in ("1", "L") or image.mode.startswith("I")) and not image.has_transparency_data
+        return ((image.width, image.height) if sideways else (image.height, image.width)), grey
 
 
 def _levels(file: Path, *, size: tuple[int, int], grey: bool) -> np.ndarray[Any, Any]:

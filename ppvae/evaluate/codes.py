@@ -143,10 +143,10 @@ def interpolate(
     check_count("num_steps", num_steps, at_least=2)
     ends = [_arguments(data) for data in (data_from, data_to)]
     with posterior_sampler(pair, ends[1], seed=seed) as posterior:
-        codes_to = _codes(posterior)
+        codes_to, n = _codes(posterior), len(posterior)
     with posterior_sampler(pair, ends[0], seed=seed) as posterior:
         codes = _codes(posterior)
-        if len(posterior) != (n := next(iter(codes_to.values())).value.shape[next(iter(codes_to.values())).data_dim]):
+        if len(posterior) != n:
             raise ValueError(f"data_to must hold as many data as data_from, {len(posterior)}, got {n}")
         lines = {name: _line(code, codes_to[name], num_steps) for name, code in codes.items()}
         return _decoded(posterior, lines, _observed(posterior, site)).movedim(0, 1)

@@ -101,19 +101,19 @@ def impute(
     with posterior_sampler(pair, data, seed=seed) as posterior:
         name = chosen("site", site, posterior.observed)
         posterior.check_density()
-        for _, part in posterior.parts(max(num_samples, num_particles)):
-            blocks.append(_completed(part, name, num_samples, num_particles))
+        for place, part in posterior.parts(max(num_samples, num_particles)):
+            blocks.append(_completed(part, name, num_samples, num_particles, place.start))
     draws, observed, k = zip(*blocks, strict=True)
     return Imputation(torch.cat(draws, 1), torch.cat(observed), torch.cat(k))
 
 
-def _completed(part: PosteriorSampler, name: str, s: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Completions of some data, (s, n, *event), what was observed of them, and k̂."""
+def _completed(part: PosteriorSampler, name: str, s: int, k: int, first: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Completions of some data, (s, n, *event), what was observed of them, and k̂; `first` is their first's number."""
     latents, log_q = part.draw(k)
     log_likelihood, log_prior = part.log_joint(latents)
     log_weight = (log_likelihood + sum(log_prior.values()) - sum(log_q.values())).double()
     if bool((bad := ~(log_weight.logsumexp(0) > -math.inf)).any()):
-        raise ValueError(f"all importance weights of datum {int(bad.nonzero()[0])} are zero, or NaN")
+        raise ValueError(f"all importance weights of datum {first + int(bad.nonzero()[0])} are zero, or NaN")
     index = torch.multinomial(log_weight.softmax(0).T, s, replacement=True).T
     taken: Latents = {z: _rows_of(latent, index) for z, latent in latents.items() if z in part.latents}
     observed_site = sites(part.model_trace(taken))[name]

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
 from scipy import stats
@@ -52,6 +53,17 @@ def test_negative_binomial_is_scipys(mean, theta, dtype):
         expected = stats.poisson.logpmf(k, mu) + (k * (k - 1) / 2 - k * mu + mu**2 / 2) / n
     found = NegativeBinomial(log_mean, log_theta).log_prob(x).double().numpy()
     np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-5 if theta > 1e5 else 1e-6)
+
+
+@pytest.mark.parametrize(("theta", "off"), [(1e6, 0.38), (1e8, 43.0)])
+def test_pyros_own_loses_nats_there(theta, off):
+    """The figures of docs/your-own-data.md, in float32."""
+    mu, x = torch.tensor([0.5, 20.0, 3000.0]), torch.tensor([0.0, 25.0, 2900.0])
+    exact = stats.nbinom.logpmf(x.numpy(), theta, theta / (theta + mu.double().numpy()))
+    pyros = dist.NegativeBinomial(torch.tensor(theta), logits=(mu / theta).log()).log_prob(x)
+    assert float(np.abs(pyros.double().numpy() - exact).max()) == pytest.approx(off, rel=0.05)
+    ours = NegativeBinomial(mu.log(), torch.tensor(theta).log()).log_prob(x)
+    assert float(np.abs(ours.double().numpy() - exact).max()) < 1e-3
 
 
 NB = ConditionalNegativeBinomial
