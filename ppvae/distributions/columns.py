@@ -25,7 +25,8 @@ class ColumnProduct(TorchDistribution):
     """Independent columns, each of a family of its own, as the last dim of the batch.
 
     Args:
-        parts: the columns that a distribution is of, by place, and the distribution, of batch shape (..., k).
+        parts: the columns that a distribution is of, by place, and the distribution, of batch shape (..., k). Places
+            that are tensors are on its device, so that nothing is copied there at a call.
         validate_args: Whether to check values; None follows the global setting.
 
     Example:
@@ -37,13 +38,12 @@ class ColumnProduct(TorchDistribution):
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
 
     def __init__(
-        self, parts: Sequence[tuple[Sequence[int], TorchDistribution]], *, validate_args: bool | None = None
+        self, parts: Sequence[tuple[Sequence[int] | Tensor, TorchDistribution]], *, validate_args: bool | None = None
     ) -> None:
-        self.parts = [(list(places), fn) for places, fn in parts]
+        self.parts = [(torch.as_tensor(places), fn) for places, fn in parts]
         lead = torch.broadcast_shapes(*(fn.batch_shape[:-1] for _, fn in self.parts))
-        order = [place for places, _ in self.parts for place in places]
-        self._back = sorted(range(len(order)), key=order.__getitem__)
-        super().__init__(Size((*lead, len(order))), validate_args=validate_args)
+        self._back = torch.cat([places for places, _ in self.parts]).argsort()
+        super().__init__(Size((*lead, len(self._back))), validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> ColumnProduct:
         """Returns the distribution with its batch shape expanded."""
@@ -144,6 +144,8 @@ class ConditionalColumns(nn.Module):
         for name, of in (("loc", [c.loc for c in columns]), ("scale", [c.scale for c in columns])):
             self.register_buffer(name, torch.tensor(of), persistent=False)
         self.places = _places(columns)
+        for number, places in enumerate(self.places.values()):  # on the module's device
+            self.register_buffer(f"places_{number}", torch.tensor(places), persistent=False)
         counts = len(self.places.get(("count", 0), []))
         self.log_inverse_dispersion = nn.Parameter(torch.zeros(counts)) if counts else None
         cuts = {num: len(places) for (family, num), places in self.places.items() if family == "ordinal"}
@@ -156,14 +158,15 @@ class ConditionalColumns(nn.Module):
         """Returns p(x|c) of the row, one event dimension."""
         output = full_precision(self.net(*context))
         start, parts = 0, []
-        for (family, num), places in self.places.items():
+        for number, (family, num) in enumerate(self.places):
+            places = getattr(self, f"places_{number}")
             size = len(places) * _params_of(family, num)
             params = output[..., start : start + size].unflatten(-1, (len(places), -1))
             parts.append((places, self._part(family, num, places, params)))
             start += size
         return ColumnProduct(parts).to_event(1)
 
-    def _part(self, family: str, num: int, places: list[int], params: Tensor) -> TorchDistribution:
+    def _part(self, family: str, num: int, places: Tensor, params: Tensor) -> TorchDistribution:
         """The columns of one family, from their parameters (..., k, P)."""
         if family in ("normal", "log-normal"):
             loc, scale = self.loc[places], self.scale[places]

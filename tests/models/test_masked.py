@@ -177,6 +177,19 @@ def test_a_table_trains_is_scored_and_completed():
     assert set(whole["kind"]) <= {"a", "b", "c"}
 
 
+@pytest.mark.usefixtures("with_and_without_inductor")
+def test_the_compiled_step_gives_the_same_losses():
+    table = Table.of(frame())
+    losses = []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        decoder, encoder = MLP(2, (), num_params(table.columns)), ColumnEncoder(table.columns, (), (2, 2))
+        pair = MaskedVAE(StandardNormal(2), ConditionalColumns(decoder, table.columns), ConditionalNormal(encoder))
+        run = ppvae.fit(pair, table.tensors(frame()), epochs=2, batch_size=40, compile=compile, progress=False)
+        losses.append([row["loss"] for row in run.history])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 def test_pixels_of_any_shape_with_a_net_of_both():
     torch.manual_seed(0)
     shape = (1, 3, 2)
