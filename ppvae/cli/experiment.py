@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import tyro
@@ -20,7 +20,7 @@ from ppvae.cli.flags import ExperimentArgs, flag, in_flags, to_json
 from ppvae.cli.images import ImageData, load_images
 from ppvae.cli.report import Report, report, strict_json, table
 from ppvae.compile import keep_freed_memory
-from ppvae.data import Batches, Binarize, JointBatches, binarize
+from ppvae.data import Batches, Binarize, Source
 from ppvae.evaluate.psis import ParetoWarning
 from ppvae.infer import NonFiniteError, Run, RunFolder, TensorBoard, fit
 from ppvae.infer.callbacks import Callback
@@ -28,6 +28,36 @@ from ppvae.infer.optim import ParamGroups
 from ppvae.objectives import Cosine, Cyclical, Linear, Schedule, Sigmoid, Stages
 from ppvae.pair import Batch
 from ppvae.storage import save_state
+
+
+class ExperimentData(Protocol):
+    """What an experiment reads off its data, `ImageData` or others."""
+
+    @property
+    def train(self) -> Batch:
+        """The training data."""
+
+    @property
+    def valid(self) -> Batch:
+        """Those held out while training; of no rows where there are none."""
+
+    @property
+    def test(self) -> Batch:
+        """Those that the table is of."""
+
+    @property
+    def labels(self) -> Tensor | None:
+        """Classes of the test data, where they have any."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of data of the user's own, by which a run knows them again; "" where their name says it all."""
+
+    def describe(self) -> str:
+        """What the data were taken to be, said before training; "" where there is nothing to say."""
+
+    def training(self, limit: int | None = None, *, seed: int = 0) -> Batch:
+        """The first training data in the form of the test data."""
 
 
 def images_alone(args: Any, x: Tensor, y: Tensor) -> Batch:
@@ -82,7 +112,9 @@ class Experiment:
         args: its dataclass of flags.
         build: from flags and data to the pair.
         draw: writes its pictures.
-        arguments: from images and labels to the arguments of the pair, for validation and the table.
+        load: from flags to the data, and whether files may be fetched.
+        arguments: from images and labels, or what else the data hold, to the arguments of the pair, for validation and
+            the table.
         batches: from flags and data to the training data.
         objective: from flags to the ELBO.
         first: trains what has to be trained before the pair.
@@ -97,18 +129,19 @@ class Experiment:
 
     name: str
     args: type[ExperimentArgs]
-    build: Callable[[Any, ImageData], nn.Module]
-    draw: Callable[[Any, Any, ImageData, Run], None]
-    arguments: Callable[[Any, Tensor, Tensor], Batch] = images_alone
-    batches: Callable[[Any, ImageData, torch.device], Batches | JointBatches] = image_batches
+    build: Callable[[Any, Any], nn.Module]
+    draw: Callable[[Any, Any, Any, Run], None]
+    load: Callable[..., ExperimentData] = load_images
+    arguments: Callable[..., Batch] = images_alone
+    batches: Callable[[Any, Any, torch.device], Source] = image_batches
     objective: Callable[[Any], ELBO] = elbo_of_flag
-    first: Callable[[Any, Any, ImageData, torch.device, Path], None] = nothing_first
-    after: Callable[[Any, Any, ImageData, Run], None] = nothing_after
+    first: Callable[[Any, Any, Any, torch.device, Path], None] = nothing_first
+    after: Callable[[Any, Any, Any, Run], None] = nothing_after
     param_groups: Callable[[Any], ParamGroups | None] = one_group
     kl_sites: Callable[[Any], Sequence[str] | None] = all_latents
-    callbacks: Callable[[Any, ImageData, Path], list[Callback]] = no_callbacks
+    callbacks: Callable[[Any, Any, Path], list[Callback]] = no_callbacks
     symbol: str = "log p(x)"
-    measure: Callable[[Any, Any, ImageData], Report] = no_further_figures
+    measure: Callable[[Any, Any, Any], Report] = no_further_figures
 
     def main(self, argv: list[str] | None) -> int:
         """Runs the example from its command line: trains, prints the table, writes the run folder.
@@ -125,7 +158,9 @@ class Experiment:
             args = args.resolved()
             device = usable_device("cuda" if args.cuda else "cpu")
             out = _folder(self.name, args)
-            data = load_images(args)
+            data = self.load(args)
+            if said := data.describe():
+                print(said)
             torch.manual_seed(args.seed)
             pair = self.build(args, data)
             self.first(pair, args, data, device, out)
@@ -152,10 +187,11 @@ class Experiment:
             return 130
         return 0
 
-    def train(self, pair: nn.Module, args: Any, data: ImageData, *, device: torch.device, out: Path) -> Run:
-        """Trains the pair on its images."""
+    def train(self, pair: nn.Module, args: Any, data: ExperimentData, *, device: torch.device, out: Path) -> Run:
+        """Trains the pair on its data."""
         assert args.epochs is not None
-        valid = self.arguments(args, *data.valid) if len(data.valid[0]) else None
+        held_out = data.valid[0]
+        valid = self.arguments(args, *data.valid) if held_out is not None and len(held_out) else None
         return fit(
             pair,
             self.batches(args, data, device),
@@ -167,18 +203,17 @@ class Experiment:
             kl_sites=self.kl_sites(args) if args.warmup else None,
             out=out,
             resume=args.resume,
-            config={"module": f"ppvae.examples.{self.name}", "args": to_json(args)},
+            config={"module": f"ppvae.examples.{self.name}", "args": to_json(args), **fingerprint_of(data)},
             callbacks=[*([TensorBoard(out)] if args.tensorboard else []), *self.callbacks(args, data, out)],
             **fit_options(args, device, args.epochs),
         )
 
-    def finish(self, pair: nn.Module, args: Any, data: ImageData, run: Run) -> None:
+    def finish(self, pair: nn.Module, args: Any, data: ExperimentData, run: Run) -> None:
         """Prints the table of a trained pair; writes its metrics and figures."""
         assert run.folder is not None
         pair.eval()
-        x, y = (t[: args.num_eval] for t in data.train)
-        seen = binarize(x) if args.binarize == "dynamic" else x
-        splits = {"train": self.arguments(args, seen, y), "test": self.arguments(args, *data.test)}
+        train = self.arguments(args, *data.training(args.num_eval))
+        splits = {"train": train, "test": self.arguments(args, *data.test)}
         result = report(
             pair,
             splits,
@@ -203,6 +238,11 @@ class Experiment:
 
 class InterruptedTraining(Exception):
     """Ctrl-C in a training that comes before the pair's own; the message says how to go on."""
+
+
+def fingerprint_of(data: ExperimentData) -> dict[str, str]:
+    """What a run notes of data that their name does not determine."""
+    return {"data": data.fingerprint} if data.fingerprint else {}
 
 
 def fit_options(args: ExperimentArgs, device: torch.device, epochs: int) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class ExperimentArgs:
     seed: int = 0
     """Of everything random: initial weights, binarization, the order of the data, the draws."""
     epochs: int | None = None
-    """Passes over the training data; by default 300 on the digits, 50 on larger sets."""
+    """Passes over the training data; by default as many as the example needs on its embedded data."""
     batch_size: int = 128
     """Data per minibatch."""
     lr: float = 1e-3
@@ -43,25 +43,12 @@ class ExperimentArgs:
     many; the last two from 0."""
     patience: int | None = None
     """Stop after this many epochs without a better validation ELBO."""
-    dataset: Literal[
-        "digits", "mnist", "fashion", "kmnist", "cifar10", "sprites", "sprites64", "dsprites", "3dshapes", "folder"
-    ] = "digits"
-    """Data set: the digits are embedded, and sprites generated (32×32, or 64×64 as dSprites); mnist to cifar10 are
-    downloaded where they are not in data-root, where the files of dsprites and 3dshapes must lie; folder is your own
-    PNG and JPEG files in data-root, in a folder for each class or all in one."""
     data_root: Path = Path("data")
     """Folder of the data sets, as torchvision lays them out."""
-    image_size: int | None = None
-    """Height and width that the pictures of a folder are scaled and cut to."""
     num_valid: int | None = None
-    """Training data held out for validation; by default 200 of the digits, 1000 of larger sets."""
+    """Training data held out for validation; by default 200 of the digits, a tenth of your own, 1000 of larger sets."""
     loss: Literal["mean-field", "trace"] = "mean-field"
     """Pyro's ELBO: with KL terms in closed form where they have one, or from the samples alone."""
-    likelihood: Likelihood = "bernoulli"
-    """Family of p(x|z): bernoulli is of binarized pixels, categorical and discretized-logistic of grey levels."""
-    binarize: Literal["dynamic", "static", "none"] | None = None
-    """Bernoulli draws with the intensities as probabilities: new ones in every epoch, or one fixed draw; test data
-    always one fixed draw. By default dynamic for bernoulli and none otherwise."""
     compile: Literal["auto", "always", "never"] = "auto"
     """Whether to run the training step as one compiled graph; auto does in a run that is long enough to repay it."""
     num_samples: int = 1000
@@ -80,7 +67,6 @@ class ExperimentArgs:
     def resolved(self) -> Self:
         """These arguments with every default that depends on another filled in."""
         check_seed(self.seed, name="--seed")
-        check_used(self, "dataset", image_size=("folder",))
         for name, value in vars(self).items():
             if name.endswith(("_dim", "_dims")) and value is not None:
                 as_shape(value, flag(name))
@@ -88,12 +74,6 @@ class ExperimentArgs:
             check_count("--epochs", self.epochs)
         check_count("--num-samples", self.num_samples)
         check_count("--num-eval", self.num_eval)
-        kind = self.binarize or ("dynamic" if self.likelihood == "bernoulli" else "none")
-        if (self.likelihood == "bernoulli") != (kind != "none"):
-            raise ValueError(
-                f"--binarize {kind} does not go with --likelihood {self.likelihood}: a Bernoulli likelihood is of "
-                "binary pixels, the others of intensities (continuous-bernoulli is the one for [0, 1])"
-            )
         for name in ("warmup", "warmup_from", "lr", "adam_eps"):
             check_number(flag(name), getattr(self, name), at_least=0)
         if self.warmup_shape != "linear" and not self.warmup:
@@ -102,10 +82,41 @@ class ExperimentArgs:
             raise ValueError("--patience needs validation data, and --num-valid is 0")
         if self.warmup_from and not (self.warmup and self.warmup_shape == "linear"):
             raise ValueError("--warmup-from needs --warmup, and --warmup-shape linear")
+        if self.smoke:
+            return replace(self, epochs=1, num_samples=10)
+        return self
+
+
+@dataclass(frozen=True)
+class ImageArgs(ExperimentArgs):
+    """The flags of every example on images."""
+
+    dataset: Literal[
+        "digits", "mnist", "fashion", "kmnist", "cifar10", "sprites", "sprites64", "dsprites", "3dshapes", "folder"
+    ] = "digits"
+    """Data set: the digits are embedded, and sprites generated (32×32, or 64×64 as dSprites); mnist to cifar10 are
+    downloaded where they are not in data-root, where the files of dsprites and 3dshapes must lie; folder is your own
+    PNG and JPEG files in data-root, in a folder for each class or all in one."""
+    image_size: int | None = None
+    """Height and width that the pictures of a folder are scaled and cut to."""
+    likelihood: Likelihood = "bernoulli"
+    """Family of p(x|z): bernoulli is of binarized pixels, categorical and discretized-logistic of grey levels."""
+    binarize: Literal["dynamic", "static", "none"] | None = None
+    """Bernoulli draws with the intensities as probabilities: new ones in every epoch, or one fixed draw; test data
+    always one fixed draw. By default dynamic for bernoulli and none otherwise."""
+
+    def resolved(self) -> Self:
+        """These arguments with every default that depends on another filled in."""
+        check_used(self, "dataset", image_size=("folder",))
+        kind = self.binarize or ("dynamic" if self.likelihood == "bernoulli" else "none")
+        if (self.likelihood == "bernoulli") != (kind != "none"):
+            raise ValueError(
+                f"--binarize {kind} does not go with --likelihood {self.likelihood}: a Bernoulli likelihood is of "
+                "binary pixels, the others of intensities (continuous-bernoulli is the one for [0, 1])"
+            )
+        done = super().resolved()
         usual = 300 if self.dataset == "digits" else 50
-        epochs = 1 if self.smoke else usual if self.epochs is None else self.epochs
-        num_samples = 10 if self.smoke else self.num_samples
-        return replace(self, binarize=kind, epochs=epochs, num_samples=num_samples)
+        return replace(done, binarize=kind, epochs=usual if done.epochs is None else done.epochs)
 
 
 def check_used(args: Any, choice: str, **uses: tuple[str, ...]) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ppvae.cli.flags import ExperimentArgs
+from ppvae.cli.flags import ImageArgs
 from ppvae.data import DataSet, binarize, load, quantize
 from ppvae.distributions import (
     ConditionalBernoulli,
@@ -30,6 +31,7 @@ class ImageData:
         num_classes: number of classes of the labels.
         levels: number of grey levels of a pixel.
         event_shape: (c, h, w).
+        dynamic: whether training images are binarized anew in every epoch.
     """
 
     train: tuple[Tensor, Tensor]
@@ -39,9 +41,26 @@ class ImageData:
     num_classes: int
     levels: int
     event_shape: tuple[int, ...]
+    dynamic: bool = False
+
+    fingerprint: ClassVar[str] = ""
+
+    @property
+    def labels(self) -> Tensor:
+        """Those of the test images."""
+        return self.test[1]
+
+    def describe(self) -> str:
+        """Nothing: the flags say what the data are."""
+        return ""
+
+    def training(self, limit: int | None = None, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """The first training images, binarized once where pixels are binary, and labels."""
+        x, y = (t[:limit] for t in self.train)
+        return (binarize(x, seed=seed) if self.dynamic else x), y
 
 
-def load_images(args: ExperimentArgs, *, download: bool = True) -> ImageData:
+def load_images(args: ImageArgs, *, download: bool = True) -> ImageData:
     """The data set of `args`, in the form that its likelihood is defined on.
 
     Args:
@@ -66,7 +85,14 @@ def load_images(args: ExperimentArgs, *, download: bool = True) -> ImageData:
         )
     ]
     return ImageData(
-        splits[2], splits[1], splits[0], data.test.x[:keep], data.num_classes, data.levels, tuple(data.event_shape)
+        train=splits[2],
+        valid=splits[1],
+        test=splits[0],
+        intensities=data.test.x[:keep],
+        num_classes=data.num_classes,
+        levels=data.levels,
+        event_shape=tuple(data.event_shape),
+        dynamic=args.binarize == "dynamic",
     )
 
 
@@ -82,7 +108,7 @@ def start_at_mean(decoder: nn.Module, x: Tensor) -> None:
     last.bias.copy_(torch.logit(x.mean(0).flatten(), eps=1e-3))
 
 
-def likelihood(args: ExperimentArgs, decoder: nn.Module, levels: int) -> nn.Module:
+def likelihood(args: ImageArgs, decoder: nn.Module, levels: int) -> nn.Module:
     """p(x|z) of the family that `--likelihood` names."""
     if args.likelihood == "bernoulli":
         return ConditionalBernoulli(decoder)

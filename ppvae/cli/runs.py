@@ -15,10 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ppvae._validate import check_flag, usable_device
-from ppvae.cli.experiment import Experiment
+from ppvae.cli.experiment import Experiment, ExperimentData, fingerprint_of
 from ppvae.cli.flags import from_json
-from ppvae.cli.images import ImageData, load_images
-from ppvae.data import binarize
 from ppvae.infer import Recipe, RunFolder
 from ppvae.infer.run_folder import Row
 from ppvae.inputs import as_batch
@@ -132,11 +130,15 @@ def restore(
     recipe = run.read_config().get("recipe")
     if recipe is not None:
         return _cooked(run, recipe, device, trust)
-    experiment, args = _experiment_of(run)
+    experiment, args, noted = _experiment_of(run)
     if data_root is not None:
         args = replace(args, data_root=data_root)
     weights = run.weights()
-    data = load_images(args, download=download)
+    data = experiment.load(args, download=download)
+    if noted and noted != fingerprint_of(data).get("data"):
+        raise ValueError(
+            f"{args.data_root} has changed since {folder} was trained on it: what was read off it would be too"
+        )
     try:
         _check_sizes(experiment, args, data, weights)
         pair = experiment.build(args, data)
@@ -144,14 +146,17 @@ def restore(
         raise ValueError(f"{run.config} describes no pair that can be built: {error}") from error
     restore_weights(pair, weights, source=str(folder), allow_nonfinite=False)
     test = experiment.arguments(args, *data.test)
-    training = partial(_training, experiment, args, data)
-    return Trained(pair.to(usable_device(device)), test, data.test[1], experiment.symbol, training)
+    training = None if data.labels is None else partial(_training, experiment, args, data)
+    return Trained(pair.to(usable_device(device)), test, data.labels, experiment.symbol, training)
 
 
-def _training(experiment: Experiment, args: Any, data: ImageData) -> tuple[Tensor, Tensor]:
-    """The training images as the pair's first argument, binarized as those of the test are, and their classes."""
-    x, y = data.train
-    x, *_ = experiment.arguments(args, binarize(x, seed=2) if args.binarize == "dynamic" else x, y)
+def _training(experiment: Experiment, args: Any, data: ExperimentData) -> tuple[Tensor, Tensor]:
+    """The training data as the pair's first argument, in the form of the test data, and their classes."""
+    of_test_form = data.training(seed=2)
+    x, *_ = experiment.arguments(args, *of_test_form)
+    y = of_test_form[-1]
+    assert x is not None
+    assert y is not None
     return x, y
 
 
@@ -180,8 +185,8 @@ def _cooked(run: RunFolder, content: Any, device: str | torch.device, trust: boo
     return Trained(pair.to(usable_device(device)), data)
 
 
-def _experiment_of(run: RunFolder) -> tuple[Experiment, Any]:
-    """The example that made a run, and its flags.
+def _experiment_of(run: RunFolder) -> tuple[Experiment, Any, str]:
+    """The example that made a run, its flags, and the fingerprint of its data, "" where it has none.
 
     Raises:
         FileNotFoundError: where there is no run.
@@ -200,12 +205,12 @@ def _experiment_of(run: RunFolder) -> tuple[Experiment, Any]:
             "pair is built; in Python: ppvae.open_run(folder, pair=pair), and then ppvae.log_marginal(pair, x)"
         )
     try:
-        return experiment, from_json(experiment.args, of_run.get("args"))
+        return experiment, from_json(experiment.args, of_run.get("args")), of_run.get("data", "")
     except ValueError as error:
         raise ValueError(f"{run.config}: {error}") from error
 
 
-def _check_sizes(experiment: Experiment, args: Any, data: ImageData, weights: Mapping[str, Tensor]) -> None:
+def _check_sizes(experiment: Experiment, args: Any, data: ExperimentData, weights: Mapping[str, Tensor]) -> None:
     """Checks that the pair would be of the size of its weights, before memory is taken for it."""
     with torch.device("meta"):
         try:

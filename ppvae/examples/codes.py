@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ppvae import plot
-from ppvae.cli.flags import ExperimentArgs
+from ppvae.cli.flags import ImageArgs
 from ppvae.cli.images import ImageData
 from ppvae.cli.report import Report
 from ppvae.distributions import ConditionalDelta, ConditionalNormal, StandardNormal
@@ -106,7 +106,7 @@ def write_code_figures(pair: VAE, args: CodeArgs, data: ImageData, run: Run) -> 
     plot.save(figure, run.folder / "figures" / "aggregated.png")
 
 
-def _test_codes(pair: VAE, args: ExperimentArgs, data: ImageData) -> tuple[Tensor, Tensor]:
+def _test_codes(pair: VAE, args: ImageArgs, data: ImageData) -> tuple[Tensor, Tensor]:
     """Test images, and a draw z ~ q(z|x) of each."""
     torch.manual_seed(0)
     x = data.test[0][: args.num_eval].to(next(pair.parameters()).device)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ppvae._validate import check_count
 from ppvae.cli.experiment import Experiment, InterruptedTraining, elbo_of_flag, fit_options
-from ppvae.cli.flags import ExperimentArgs, check_used, to_json
+from ppvae.cli.flags import ImageArgs, check_used, to_json
 from ppvae.cli.images import ImageData, likelihood, start_at_mean
 from ppvae.cli.report import Report
 from ppvae.data import Batches, Binarize
@@ -40,7 +40,7 @@ Prior = Literal["standard", "conditional"]
 
 
 @dataclass(frozen=True)
-class Args(ExperimentArgs):
+class Args(ImageArgs):
     """Train a conditional VAE on images; report its ELBO and log p(x|y)."""
 
     task: Literal["labels", "quadrants"] = "labels"

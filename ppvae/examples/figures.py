@@ -8,7 +8,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ppvae import plot
-from ppvae.cli.flags import ExperimentArgs
+from ppvae.cli.flags import ImageArgs
 from ppvae.cli.images import ImageData
 from ppvae.infer import Run
 from ppvae.models.base import ConditionalQueries, VAEQueries, code_of, mean_of
@@ -16,7 +16,7 @@ from ppvae.models.levels import Levels
 
 
 @torch.no_grad()
-def write_figures(pair: VAEQueries, args: ExperimentArgs, data: ImageData, run: Run) -> None:
+def write_figures(pair: VAEQueries, args: ImageArgs, data: ImageData, run: Run) -> None:
     """Writes reconstructions, samples, latent space, traversal, interpolations and training curves.
 
     Args:
@@ -57,7 +57,7 @@ def _ends_of_lines(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def write_level_figures(pair: Levels, args: ExperimentArgs, data: ImageData, run: Run) -> None:
+def write_level_figures(pair: Levels, args: ImageArgs, data: ImageData, run: Run) -> None:
     """Writes reconstructions, also from one level alone, samples, the top level, interpolations and curves.
 
     Args:
@@ -88,7 +88,7 @@ def write_level_figures(pair: Levels, args: ExperimentArgs, data: ImageData, run
 
 
 @torch.no_grad()
-def write_label_figures(pair: ConditionalQueries, args: ExperimentArgs, data: ImageData, run: Run) -> None:
+def write_label_figures(pair: ConditionalQueries, args: ImageArgs, data: ImageData, run: Run) -> None:
     """Writes class-conditional samples, style transfer, latent space and training curves.
 
     Args:

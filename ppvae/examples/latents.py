@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ppvae import plot
-from ppvae.cli.flags import ExperimentArgs
+from ppvae.cli.flags import ImageArgs
 from ppvae.cli.images import ImageData
 from ppvae.cli.report import Report
 from ppvae.evaluate.latents import latent_report
@@ -19,7 +19,7 @@ NUM_TRAVERSED = 3
 """Test images from whose codes the latent is traversed."""
 
 
-def active_units(pair: nn.Module, args: ExperimentArgs, data: ImageData) -> Report:
+def active_units(pair: nn.Module, args: ImageArgs, data: ImageData) -> Report:
     """The number of active units of each latent site over the test images (Burda et al. 2016)."""
     x = data.test[0][: args.num_eval].to(next(pair.parameters()).device)
     sites = latent_report(pair, x, seed=args.seed).sites
@@ -31,7 +31,7 @@ def active_units(pair: nn.Module, args: ExperimentArgs, data: ImageData) -> Repo
 
 
 @torch.no_grad()
-def write_unit_figures(pair: VAE, args: ExperimentArgs, data: ImageData, run: Run) -> None:
+def write_unit_figures(pair: VAE, args: ImageArgs, data: ImageData, run: Run) -> None:
     """Writes the pictures of a VAE, the KL of each unit, and traversals from the codes of some test images.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 from torch import nn
 
 from ppvae._validate import check_count
-from ppvae.cli.flags import ExperimentArgs
+from ppvae.cli.flags import ImageArgs
 from ppvae.cli.images import ImageData
 from ppvae.distributions import ConditionalNormal, StandardNormal
 from ppvae.examples.nets import observed
@@ -20,7 +20,7 @@ Shape = int | tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class LevelArgs(ExperimentArgs):
+class LevelArgs(ImageArgs):
     """The flags of models with latents z1 … zL, from the data upwards."""
 
     latent_dims: tuple[int, ...] = (32, 16)

@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from ppvae._validate import check_count
-from ppvae.cli.flags import ExperimentArgs
+from ppvae.cli.flags import ImageArgs
 from ppvae.cli.images import ImageData, likelihood, start_at_mean
 from ppvae.distributions import VampPrior
 from ppvae.nn import MLP, ConvDecoder, ConvEncoder, Rescale
 
 
 @dataclass(frozen=True)
-class NetArgs(ExperimentArgs):
+class NetArgs(ImageArgs):
     """The flags of a model with one latent z."""
 
     encoder: Literal["mlp", "conv"] = "mlp"
@@ -58,7 +58,7 @@ def encoder(args: NetArgs, data: ImageData, out_shape: int | tuple[int, ...]) ->
     return of_intensities(args, data, net)
 
 
-def of_intensities(args: ExperimentArgs, data: ImageData, net: nn.Module) -> nn.Module:
+def of_intensities(args: ImageArgs, data: ImageData, net: nn.Module) -> nn.Module:
     """The net as one of what the data hold: where pixels are integer levels it sees them in [0, 1]."""
     if args.likelihood != "categorical":
         return net
@@ -73,7 +73,7 @@ def decoder(args: NetArgs, data: ImageData) -> nn.Module:
     return observed(args, data, lambda shape: kind(args.latent_dim, args.widths()[::-1], shape, **args.layers()))
 
 
-def observed(args: ExperimentArgs, data: ImageData, make: Callable[[tuple[int, ...]], nn.Module]) -> nn.Module:
+def observed(args: ImageArgs, data: ImageData, make: Callable[[tuple[int, ...]], nn.Module]) -> nn.Module:
     """p(x|·), by the net that `make` gives for the shape of its parameters; logits start at those of the mean image."""
     parameters = (data.levels,) if args.likelihood == "categorical" else ()
     net = make((*parameters, *data.event_shape))
@@ -82,7 +82,7 @@ def observed(args: ExperimentArgs, data: ImageData, make: Callable[[tuple[int, .
     return likelihood(args, net, data.levels)
 
 
-def vamp_prior(args: ExperimentArgs, data: ImageData, q_z_given_x: nn.Module, num: int, *, start_at: str) -> VampPrior:
+def vamp_prior(args: ImageArgs, data: ImageData, q_z_given_x: nn.Module, num: int, *, start_at: str) -> VampPrior:
     """The mixture of an encoder's posteriors at so many pseudo-inputs, which start at training images or near zero.
 
     Raises:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ppvae import plot
 from ppvae._validate import check_count, check_number
 from ppvae.cli.experiment import Experiment, InterruptedTraining, fit_options, image_batches
-from ppvae.cli.flags import ExperimentArgs, check_used, flag, to_json
+from ppvae.cli.flags import ImageArgs, check_used, flag, to_json
 from ppvae.cli.images import ImageData, likelihood, start_at_mean
 from ppvae.cli.report import Report
 from ppvae.data import Batches, Binarize, JointBatches, split_labels
@@ -32,7 +32,7 @@ from ppvae.nn import MLP, ConditionalMLP, ConditionalSequential, ConvEncoder, On
 
 
 @dataclass(frozen=True)
-class Args(ExperimentArgs):
+class Args(ImageArgs):
     """Train a semi-supervised VAE on images; report its test error, ELBO and log p(x)."""
 
     epochs: int | None = None

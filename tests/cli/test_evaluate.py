@@ -11,7 +11,7 @@ import torch
 
 import ppvae
 from ppvae.cli.evaluate import main
-from ppvae.cli.flags import ExperimentArgs
+from ppvae.cli.flags import ImageArgs
 from ppvae.cli.images import load_images
 from ppvae.cli.runs import restore
 from ppvae.evaluate import METHODS, Importance, compare, train_features
@@ -134,7 +134,7 @@ def test_several_runs_are_compared(runs, capsys):
 def test_rows_of_the_classes(name, runs, capsys):
     assert main([runs[name], "--num-samples", "5", "--limit", "50", "--by-class"]) == 0
     printed = capsys.readouterr().out.splitlines()
-    labels = load_images(ExperimentArgs(smoke=True)).test[1][:50]
+    labels = load_images(ImageArgs(smoke=True)).test[1][:50]
     (header,) = (i for i, line in enumerate(printed) if line.startswith("class"))
     rows = [line.split()[:2] for line in printed[header + 1 : -1]]
     assert rows == [[str(c), str(int((labels == c).sum()))] for c in range(10)]
@@ -203,7 +203,7 @@ def test_json_is_strict_and_alone(runs):
 
 
 def test_restore_gives_the_labels_of_the_test_images(runs):
-    data = load_images(ExperimentArgs(smoke=True))
+    data = load_images(ImageArgs(smoke=True))
     for name, parts in {"a": 1, "labels": 1, "given": 2}.items():
         run = restore(Path(runs[name]), device="cpu", data_root=None)
         assert len(run.test) == parts

@@ -3,7 +3,7 @@
 import pytest
 
 from ppvae.cli.experiment import lr_of, warmup_of
-from ppvae.cli.flags import ExperimentArgs
+from ppvae.cli.flags import ImageArgs
 from ppvae.examples import vae
 from ppvae.infer import RunFolder
 from ppvae.objectives import Cosine, Cyclical, Linear, Sigmoid, Stages
@@ -13,25 +13,25 @@ from ppvae.objectives import Cosine, Cyclical, Linear, Sigmoid, Stages
     ("name", "expected"), [("constant", 0.1), ("cosine", Cosine(7, 0.1, 0.001)), ("burda", Stages(7, 0.1))]
 )
 def test_learning_rates(name, expected):
-    assert lr_of(ExperimentArgs(lr=0.1, lr_schedule=name), 7) == expected
+    assert lr_of(ImageArgs(lr=0.1, lr_schedule=name), 7) == expected
 
 
 @pytest.mark.parametrize(
     ("name", "expected"), [("linear", Linear(20)), ("cyclical", Cyclical(20)), ("sigmoid", Sigmoid(10, 2))]
 )
 def test_warmups(name, expected):
-    assert warmup_of(ExperimentArgs(warmup=20, warmup_shape=name)) == expected
-    assert warmup_of(ExperimentArgs(warmup=0, warmup_shape=name)) is None
+    assert warmup_of(ImageArgs(warmup=20, warmup_shape=name)) == expected
+    assert warmup_of(ImageArgs(warmup=0, warmup_shape=name)) is None
 
 
 def test_warmup_from_above():
-    assert warmup_of(ExperimentArgs(warmup=20, warmup_from=4).resolved()) == Linear(20, start=4)
+    assert warmup_of(ImageArgs(warmup=20, warmup_from=4).resolved()) == Linear(20, start=4)
 
 
 def test_warmup_goes_from_its_start_to_the_weight_of_the_pair():
-    factor = warmup_of(ExperimentArgs(warmup=10, warmup_from=1), beta=4.0)
+    factor = warmup_of(ImageArgs(warmup=10, warmup_from=1), beta=4.0)
     assert [4.0 * factor(epoch) for epoch in (0, 5, 10, 20)] == [1.0, 2.5, 4.0, 4.0]
-    assert warmup_of(ExperimentArgs(warmup=10), beta=0.0) == Linear(10)
+    assert warmup_of(ImageArgs(warmup=10), beta=0.0) == Linear(10)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_warmup_goes_from_its_start_to_the_weight_of_the_pair():
 )
 def test_warmups_that_are_refused(flags, message):
     with pytest.raises(ValueError, match=message):
-        ExperimentArgs(**flags).resolved()
+        ImageArgs(**flags).resolved()
 
 
 def test_schedules_reach_the_training(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ppvae.cli.evaluate import main as evaluate
-from ppvae.cli.flags import ExperimentArgs
+from ppvae.cli.flags import ImageArgs
 from ppvae.cli.images import load_images
 from ppvae.distributions import StandardNormal, VampPrior
 from ppvae.examples import hierarchical, iwae, ladder
@@ -57,7 +57,7 @@ def test_other_likelihoods(name, skip, likelihood, tmp_path):
 def test_iwae_takes_the_flags_of_the_top_down_guide(tmp_path):
     small = ["--smoke", "--latent-dims", "3", "2", "--hidden-dims", "8", "8", "--gradient", "dreg"]
     assert iwae.main([*small, *VAMP, "--skip", "--out", str(tmp_path / "run")]) == 0
-    pair = iwae.build(iwae.Args(guide="top-down", latent_dims=(3, 2)), load_images(ExperimentArgs()))
+    pair = iwae.build(iwae.Args(guide="top-down", latent_dims=(3, 2)), load_images(ImageArgs()))
     assert isinstance(pair, TopDownVAE)
 
 
@@ -119,7 +119,7 @@ def sizes(piece):
 
 @pytest.mark.parametrize("skip", [False, True])
 def test_build_follows_the_flags(skip):
-    data = load_images(ExperimentArgs())
+    data = load_images(ImageArgs())
     options = {"latent_dims": (5, 4, 3), "hidden_dims": (11, 12, 13), "num_hidden": 2, "skip": skip, "beta": 2.0}
     one = hierarchical.build(hierarchical.Args(**options), data)
     assert isinstance(one, HierarchicalVAE)

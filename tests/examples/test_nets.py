@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ppvae.cli.flags import ExperimentArgs
+from ppvae.cli.flags import ImageArgs
 from ppvae.cli.images import load_images
 from ppvae.examples import vae
 from ppvae.examples.nets import NetArgs, decoder, encoder
@@ -12,7 +12,7 @@ from ppvae.nn import MLP, ConvDecoder, ConvEncoder
 
 @pytest.fixture(scope="module")
 def data():
-    return load_images(ExperimentArgs(binarize="static"))
+    return load_images(ImageArgs(binarize="static"))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ppvae.cli.evaluate import main as evaluate
-from ppvae.cli.flags import ExperimentArgs
+from ppvae.cli.flags import ImageArgs
 from ppvae.cli.images import load_images
 from ppvae.data import load
 from ppvae.examples.vae import Args, build, main
@@ -155,8 +155,8 @@ def test_evaluate_of_a_folder_that_no_example_made(tmp_path, capsys):
 
 
 def test_test_images_are_one_fixed_draw_whatever_the_training_binarization():
-    dynamic = load_images(ExperimentArgs(binarize="dynamic"))
-    static = load_images(ExperimentArgs(binarize="static", seed=7))
+    dynamic = load_images(ImageArgs(binarize="dynamic"))
+    static = load_images(ImageArgs(binarize="static", seed=7))
     assert torch.equal(dynamic.test[0], static.test[0])
     assert set(static.train[0].unique().tolist()) == {0.0, 1.0}
     assert len(dynamic.train[0].unique()) == 17
@@ -164,7 +164,7 @@ def test_test_images_are_one_fixed_draw_whatever_the_training_binarization():
 
 
 def test_build_follows_the_flags():
-    data = load_images(ExperimentArgs())
+    data = load_images(ImageArgs())
     vae = build(Args(latent_dim=3, hidden_dims=(7, 5), beta=2.0), data)
     assert vae.beta == 2.0
     assert [p.shape[0] for n, p in vae.q_z_given_x.named_parameters() if n.endswith("weight")] == [7, 5, 6]
