@@ -9,10 +9,12 @@ from ppvae.nn.conv import ConvDecoder, ConvEncoder
 from ppvae.nn.layers import activation
 from ppvae.nn.mlp import MLP
 from ppvae.nn.residual import ConvResidualBlock, ResidualBlock, ResidualMLP
+from ppvae.nn.sequence import RNN, SequenceNet, check_lengths, within
 from ppvae.nn.shapes import Batched, Log1p, Rescale, Reshape, as_shape
 
 __all__ = [
     "MLP",
+    "RNN",
     "Batched",
     "CausalTransformer",
     "Concat",
@@ -32,8 +34,11 @@ __all__ = [
     "Reshape",
     "ResidualBlock",
     "ResidualMLP",
+    "SequenceNet",
     "activation",
     "as_shape",
     "check_context",
     "check_labels",
+    "check_lengths",
+    "within",
 ]

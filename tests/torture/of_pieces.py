@@ -234,6 +234,19 @@ def of_nets() -> list[Function]:
             fine={"event_shape": ()},
         ),
         Function(
+            "RNN",
+            nn.RNN,
+            lambda: {"in_dim": 6, "hidden_dim": 4},
+            {
+                "in_dim": v.COUNTS,
+                "hidden_dim": v.COUNTS,
+                "cell": v.CHOICES,
+                "direction": v.CHOICES,
+                "num_layers": v.COUNTS,
+                "dropout": v.FRACTIONS | v.constants(1.0),
+            },
+        ),
+        Function(
             "CausalTransformer",
             nn.CausalTransformer,
             lambda: {"num_classes": 3, "num_positions": 2, "dim": 4},
