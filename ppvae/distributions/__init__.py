@@ -16,6 +16,7 @@ from ppvae.distributions.counts import (
 from ppvae.distributions.delta import ConditionalDelta
 from ppvae.distributions.discretized_logistic import ConditionalDiscretizedLogistic, DiscretizedLogistic
 from ppvae.distributions.flow import FlowPosterior, FlowPrior
+from ppvae.distributions.markov import MarkovChain, MarkovPosterior, of_steps
 from ppvae.distributions.missing import of_observed
 from ppvae.distributions.mixture import MixturePrior, VampPrior
 from ppvae.distributions.multivariate_normal import ConditionalMultivariateNormal
@@ -61,6 +62,8 @@ __all__ = [
     "DiscretizedLogistic",
     "FlowPosterior",
     "FlowPrior",
+    "MarkovChain",
+    "MarkovPosterior",
     "MixturePrior",
     "Multinomial",
     "NegativeBinomial",
@@ -77,5 +80,6 @@ __all__ = [
     "VonMises",
     "num_params",
     "of_observed",
+    "of_steps",
     "precision_weighted",
 ]

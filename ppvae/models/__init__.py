@@ -8,6 +8,7 @@ from ppvae.models.masked import MaskedVAE
 from ppvae.models.ppca import PPCA
 from ppvae.models.ssvae import SSVAE
 from ppvae.models.stacked import StackedSSVAE
+from ppvae.models.state_space import DeepMarkovModel
 from ppvae.models.top_down import TopDownVAE
 from ppvae.models.vae import VAE
 from ppvae.models.vqvae import VQVAE
@@ -18,6 +19,7 @@ __all__ = [
     "SSVAE",
     "VAE",
     "VQVAE",
+    "DeepMarkovModel",
     "HierarchicalVAE",
     "LadderVAE",
     "MaskedVAE",

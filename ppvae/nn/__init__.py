@@ -7,6 +7,7 @@ from ppvae.nn.conditioning import Concat, ConditionalBatchNorm, Conditioning, Cr
 from ppvae.nn.context import OneHot, check_labels
 from ppvae.nn.conv import ConvDecoder, ConvEncoder
 from ppvae.nn.layers import activation
+from ppvae.nn.markov import Combiner, GatedTransition
 from ppvae.nn.mlp import MLP
 from ppvae.nn.residual import ConvResidualBlock, ResidualBlock, ResidualMLP
 from ppvae.nn.sequence import RNN, SequenceNet, check_lengths, within
@@ -17,6 +18,7 @@ __all__ = [
     "RNN",
     "Batched",
     "CausalTransformer",
+    "Combiner",
     "Concat",
     "ConcatInputs",
     "ConditionalBatchNorm",
@@ -28,6 +30,7 @@ __all__ = [
     "ConvResidualBlock",
     "CrossAttention",
     "FiLM",
+    "GatedTransition",
     "Log1p",
     "OneHot",
     "Rescale",

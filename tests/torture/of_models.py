@@ -29,9 +29,31 @@ def of_models() -> list[Function]:
             "q_k_given_x": distributions.CodePosterior(nn.MLP(6, (8,), (2, 2)), distributions.Codebook(3, 2)),
         }
 
+    def chain() -> dict[str, Any]:
+        return {
+            "p_z1": distributions.StandardNormal(2),
+            "p_z_given_z": distributions.ConditionalNormal(nn.GatedTransition(2, 4)),
+            "p_x_given_z": distributions.ConditionalBernoulli(nn.MLP(2, (8,), 6)),
+            "q_z_given_x": distributions.MarkovPosterior(
+                nn.RNN(6, 4, direction="backward"), distributions.ConditionalNormal(nn.Combiner(2, 4, (2, 2))), 2
+            ),
+        }
+
     inputs = v.NO_DENSE_TENSOR | {"narrow": lambda: v.x(20, 5), "0-d": lambda: torch.tensor(1.0)}
     return [
         Function("VAE", models.VAE, parts, {**pieces, "beta": v.WEIGHTS}),
+        Function(
+            "DeepMarkovModel",
+            models.DeepMarkovModel,
+            chain,
+            {**dict.fromkeys(chain(), v.MODULES), "beta": v.WEIGHTS},
+        ),
+        Function(
+            "DeepMarkovModel.sample",
+            lambda **options: models.DeepMarkovModel(**chain()).sample(**options),
+            lambda: {"num_samples": 3, "num_steps": 4},
+            {"num_samples": v.COUNTS, "num_steps": v.COUNTS, "mean": v.FLAGS},
+        ),
         Function(
             "PPCA",
             models.PPCA,

@@ -247,6 +247,28 @@ def of_nets() -> list[Function]:
             },
         ),
         Function(
+            "GatedTransition",
+            nn.GatedTransition,
+            lambda: {"latent_dim": 2, "hidden_dim": 4},
+            {"latent_dim": v.COUNTS, "hidden_dim": v.COUNTS},
+        ),
+        Function(
+            "Combiner",
+            nn.Combiner,
+            lambda: {"latent_dim": 2, "summary_dim": 4, "out_shape": (2, 2)},
+            {"latent_dim": v.COUNTS, "summary_dim": v.COUNTS, "out_shape": v.SHAPES},
+        ),
+        Function(
+            "MarkovPosterior",
+            distributions.MarkovPosterior,
+            lambda: {
+                "h_given_x": nn.RNN(6, 4, direction="backward"),
+                "q_z_given_zh": distributions.ConditionalNormal(nn.Combiner(2, 4, (2, 2))),
+                "latent_dim": 2,
+            },
+            {"h_given_x": nets, "q_z_given_zh": nets, "latent_dim": v.COUNTS},
+        ),
+        Function(
             "CausalTransformer",
             nn.CausalTransformer,
             lambda: {"num_classes": 3, "num_positions": 2, "dim": 4},
