@@ -11,7 +11,10 @@ from ppvae.nn.markov import Combiner, GatedTransition
 from ppvae.nn.mlp import MLP
 from ppvae.nn.residual import ConvResidualBlock, ResidualBlock, ResidualMLP
 from ppvae.nn.sequence import RNN, SequenceNet, check_lengths, within
+from ppvae.nn.sequence_coding import Patches, SequenceDecoder, SequenceEncoder
 from ppvae.nn.shapes import Batched, Log1p, Rescale, Reshape, as_shape
+from ppvae.nn.temporal import TemporalConv
+from ppvae.nn.transformer import Transformer
 
 __all__ = [
     "MLP",
@@ -33,11 +36,16 @@ __all__ = [
     "GatedTransition",
     "Log1p",
     "OneHot",
+    "Patches",
     "Rescale",
     "Reshape",
     "ResidualBlock",
     "ResidualMLP",
+    "SequenceDecoder",
+    "SequenceEncoder",
     "SequenceNet",
+    "TemporalConv",
+    "Transformer",
     "activation",
     "as_shape",
     "check_context",

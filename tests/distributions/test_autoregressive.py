@@ -12,7 +12,7 @@ K, P = 3, 3
 def prior():
     p_k = AutoregressivePrior(CausalTransformer(K, P, dim=8, num_heads=2, num_blocks=1))
     with torch.no_grad():
-        p_k.net.out[1].weight.mul_(3)  # far from uniform
+        p_k.net.decoder.out.linear.weight.mul_(3)  # far from uniform
     return p_k
 
 
@@ -90,7 +90,7 @@ def test_a_net_that_sees_too_much_is_refused(net, message):
 
 def test_a_net_is_tried_out_in_eval_mode_and_comes_back():
     net = CausalTransformer(K, P, dim=8, dropout=0.5)
-    net.blocks[0].eval()
+    net.decoder.net.blocks[0].eval()
     modes, state = [module.training for module in net.modules()], torch.get_rng_state()
     assert [module.training for module in AutoregressivePrior(net).net.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)

@@ -234,19 +234,6 @@ def of_nets() -> list[Function]:
             fine={"event_shape": ()},
         ),
         Function(
-            "RNN",
-            nn.RNN,
-            lambda: {"in_dim": 6, "hidden_dim": 4},
-            {
-                "in_dim": v.COUNTS,
-                "hidden_dim": v.COUNTS,
-                "cell": v.CHOICES,
-                "direction": v.CHOICES,
-                "num_layers": v.COUNTS,
-                "dropout": v.FRACTIONS | v.constants(1.0),
-            },
-        ),
-        Function(
             "GatedTransition",
             nn.GatedTransition,
             lambda: {"latent_dim": 2, "hidden_dim": 4},
