@@ -89,7 +89,7 @@ class AnnealedDiagnostics(Diagnostics):
 
 @dataclass(frozen=True)
 class Annealed(Estimator):
-    """Annealed importance sampling, with `AnnealedDiagnostics`; all latents must be continuous.
+    """Annealed importance sampling, with `AnnealedDiagnostics`; latents must be continuous, or are summed over.
 
     The mean of the weights has the expectation p(x), whatever the settings, and so `values` are a lower bound in
     expectation. The step sizes adapt to an acceptance of 0.8, for each datum while the chains run, but by four further
@@ -139,12 +139,13 @@ class Annealed(Estimator):
 
         Raises:
             TypeError: where an argument is of the wrong kind.
-            ValueError: where the pair or the data break the contract, a latent is discrete, the guide cannot score
-                foreign latents, or a weight is NaN or infinite, naming the argument, the site or the datum.
+            ValueError: where the pair or the data break the contract, a latent is discrete and not marked for
+                enumeration, the guide cannot score foreign latents, or a weight is NaN or infinite, naming the
+                argument, the site or the datum.
         """
         annealing, chains = self.annealing(), []
         with (
-            posterior_sampler(pair, data, seed=options.seed, given=options.given) as c,
+            posterior_sampler(pair, data, seed=options.seed, given=options.given, summed=True) as c,
             _bar(len(c), annealing, 1, options.progress) as bar,
         ):
             parts = _parts(c, annealing, options.batch_size)
@@ -235,7 +236,7 @@ def bidirectional(
         raise TypeError(f"method must be an Annealed object or None, got {method!r}")
     check_flag("progress", progress)
     annealing, lower, upper, drawn = method.annealing(), [], [], []
-    with posterior_sampler(pair, template, seed=seed) as c, _bar(len(c), annealing, 2, progress) as bar:
+    with posterior_sampler(pair, template, seed=seed, summed=True) as c, _bar(len(c), annealing, 2, progress) as bar:
         parts = _parts(c, annealing, batch_size)
         path = GeometricPath(c, method.start, compile=_compiles(compile, annealing, 2 * len(parts)))
         for first, part in parts:

@@ -22,8 +22,8 @@ from ppvae._validate import check_count
 from ppvae.evaluate.psis import import_arviz
 from ppvae.evaluate.sites import Plates, by_datum, elements, in_blocks, inner_plates, mask_of, once
 from ppvae.inputs import takes_data
-from ppvae.sampling.annealed_path import check_movable, to_support
 from ppvae.sampling.posterior_draws import Latents, PosteriorSampler, posterior_sampler
+from ppvae.sampling.unconstrained import check_movable, to_support
 
 MAX_R_HAT, MIN_ESS = 1.05, 100
 """Beyond these the chains are no standard to judge a guide by."""

@@ -2,14 +2,14 @@
 
 `ppvae.sampling.importance` sums over draws and keeps none of them; here they are handed out, for what looks at the
 latents themselves: predictive checks, calibration, Markov chains. Discrete latents that are marked for enumeration are
-drawn like any other.
+drawn like any other; what needs their sum finds in `summed` which they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -64,6 +64,7 @@ class PosteriorSampler:
         data: its arguments.
         latents: names of the sites that the model does not observe, in its order.
         observed: names of the sites that it observes, without `pyro.factor` and terms of training alone.
+        summed: the latents that are marked for enumeration and may be summed over; none unless it was asked for.
 
     Example:
         >>> import torch
@@ -79,6 +80,7 @@ class PosteriorSampler:
     data: Batch
     latents: tuple[str, ...]
     observed: tuple[str, ...]
+    summed: Enumeration = field(default_factory=Enumeration)
 
     def __len__(self) -> int:
         """How many data, n."""
@@ -166,7 +168,7 @@ class PosteriorSampler:
 
 @contextmanager
 def posterior_sampler(
-    pair: nn.Module, data: Batch, *, seed: int = 0, given: Sequence[str] = ()
+    pair: nn.Module, data: Batch, *, seed: int = 0, given: Sequence[str] = (), summed: bool = False
 ) -> Iterator[PosteriorSampler]:
     """Gives a pair on its data, in eval mode and without gradients, with its own parameters and random numbers.
 
@@ -175,13 +177,15 @@ def posterior_sampler(
         data: its arguments, tensors of shape (n, ...), or None.
         seed: of all draws inside; the global random state is restored on leaving.
         given: observed sites whose density is left out of the joint; they must depend on no latent.
+        summed: whether the latents that are marked for enumeration are to be summed over; the guide may miss those.
 
     Yields:
         The pair on its data, these on the pair's device.
 
     Raises:
         TypeError: where an argument is of the wrong kind.
-        ValueError: where the pair or the data break the contract, or the model has latents that the guide lacks.
+        ValueError: where the pair or the data break the contract, or the model has latents that the guide lacks and
+            that are to be drawn.
 
     Example:
         The mean and the spread of q(z|x) of each datum:
@@ -202,9 +206,10 @@ def posterior_sampler(
     with evaluating(pair, seed, device=device, params=LocalParams(pair, attach=False)), naming_nonfinite(data):
         probe = take(data, slice(0, PROBE_DATA), device)
         sampler = choose_sampler(pair, probe, PROBE_SAMPLES, names_of(given))
-        if sampler.enumeration.model:
+        enumeration = sampler.enumeration
+        if enumeration.model and not summed:
             raise ValueError(
-                f"the model has latents that the guide does not sample, {list(sampler.enumeration.model)}: "
+                f"the model has latents that the guide does not sample, {list(enumeration.model)}: "
                 "log_marginal sums over them, but they cannot be drawn from a posterior"
             )
         sampler = replace(sampler, enumeration=Enumeration())
@@ -216,6 +221,7 @@ def posterior_sampler(
             data,
             tuple(site.name for site in of_model if site.is_drawn),
             tuple(site.name for site in of_model if _is_data(site)),
+            enumeration if summed else Enumeration(),
         )
         check_observed(trace, probe, data)
         if sampler.given or any(site.is_masked for site in of_model):

@@ -210,9 +210,16 @@ class Sampler:
         log_prob = self._unfold(log_prob, log_prob.dim() - 1, s)
         return log_prob.flatten(1, -2).sum(1) if log_prob.dim() > 2 else log_prob
 
-    def outside(self, trace: Trace, s: int) -> Tensor | None:
-        """Which draws the model's prior gives no density, (s, n); None for a prior that gives all of them one."""
-        bounded = [site_of(node) for node in trace.nodes.values() if node.get("outside") is not None]
+    def outside(self, trace: Trace, s: int, latents: Sequence[str] | None = None) -> Tensor | None:
+        """Which draws the model's prior gives no density, (s, n); None for a prior that gives all of them one.
+
+        Args:
+            trace: of the model.
+            s: samples.
+            latents: the sites to look at; None for all.
+        """
+        nodes = trace.nodes if latents is None else {name: trace.nodes[name] for name in latents}
+        bounded = [site_of(node) for node in nodes.values() if node.get("outside") is not None]
         found = [site.is_outside() for site in bounded]
         draws = [self._any(outside, s) for outside in found if outside is not None]
         return torch.stack(draws).any(0) if draws else None
