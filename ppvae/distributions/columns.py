@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -114,7 +115,8 @@ class ConditionalColumns(nn.Module):
     r"""The cells of a row given a context, each column of its family.
 
     Normal and log-normal columns are standardised inside, by the location and scale of the column, so that nets of any
-    column start alike; log p(x) is in the columns' own units. Counts are negative binomial, with a learned dispersion.
+    column start alike; log p(x) is in the columns' own units. Counts are negative binomial, their dispersion learned
+    from that of the column on.
     Ordinal levels are those of a logistic variable between learned cut points.
 
     Args:
@@ -146,8 +148,9 @@ class ConditionalColumns(nn.Module):
         self.places = _places(columns)
         for number, places in enumerate(self.places.values()):  # on the module's device
             self.register_buffer(f"places_{number}", torch.tensor(places), persistent=False)
-        counts = len(self.places.get(("count", 0), []))
-        self.log_inverse_dispersion = nn.Parameter(torch.zeros(counts)) if counts else None
+        counts = [columns[j] for j in self.places.get(("count", 0), [])]
+        start = torch.tensor([_first_log_inverse_dispersion(column) for column in counts])
+        self.log_inverse_dispersion = nn.Parameter(start) if counts else None
         cuts = {num: len(places) for (family, num), places in self.places.items() if family == "ordinal"}
         self.raw_cuts = nn.ParameterDict({str(num): nn.Parameter(_first_cuts(k, num)) for num, k in cuts.items()})
 
@@ -248,6 +251,12 @@ def _places(columns: Sequence[Column]) -> dict[tuple[str, int], list[int]]:
         num = len(column.levels) if column.family in ("categorical", "ordinal") else 0
         found.setdefault((column.family, num), []).append(j)
     return found
+
+
+def _first_log_inverse_dispersion(column: Column) -> float:
+    """Log θ with which counts are about as spread as those of the column: Var log x ≈ 1/mean + 1/θ."""
+    beyond_poisson = column.scale**2 - math.exp(-column.loc)
+    return -math.log(min(max(beyond_poisson, MIN_SCALE), 1.0))
 
 
 def _first_cuts(num_columns: int, num_levels: int) -> Tensor:

@@ -10,12 +10,15 @@ from ppvae.plot.images import by_condition, interpolation, reconstructions, samp
 from ppvae.plot.latent import aggregated_posterior, kl_per_dimension, latent_scatter
 from ppvae.plot.likelihood import bound_curve, log_prob_histogram, pareto_k
 from ppvae.plot.reliability import reliability_diagram
+from ppvae.plot.table import columns_beside_data, filled_in, spread_of_counts
 
 __all__ = [
     "aggregated_posterior",
     "bound_curve",
     "by_condition",
+    "columns_beside_data",
     "compare_curves",
+    "filled_in",
     "guide_against_nuts",
     "interpolation",
     "kl_per_dimension",
@@ -30,6 +33,7 @@ __all__ = [
     "samples_beside_data",
     "save",
     "sbc_ecdf",
+    "spread_of_counts",
     "training_curves",
     "traversal",
 ]

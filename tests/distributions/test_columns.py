@@ -68,13 +68,14 @@ def test_numbers_by_hand():
     torch.nn.init.zeros_(net.bias)
     fn = ConditionalColumns(net, COLUMNS)(torch.zeros(1, 1))
     scale = math.log(2) + 1e-3
+    theta = 1 / (1 - math.exp(-1))  # as spread as the column says: Var log x = 1 / mean + 1 / θ
     expected = [
         math.log(1 / 3),
         stats.norm.logpdf(175, 170, 10 * scale),
         math.log(1 / 4),
         stats.lognorm.logpdf(900, 0.5 * scale, scale=math.exp(7)),
         math.log(1 / 2),
-        stats.nbinom.logpmf(4, 1, 1 / (1 + math.e)),
+        stats.nbinom.logpmf(4, theta, theta / (theta + math.e)),
         stats.norm.logpdf(66, 70, 5 * scale),
     ]
     np.testing.assert_allclose(cells(fn, row())[0].detach().numpy(), expected, rtol=1e-5)
