@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
 from ppvae.evaluate.predictive import PosteriorPredictive
-from ppvae.evaluate.psis import import_arviz
 
 if TYPE_CHECKING:
-    from arviz import InferenceData
+    from xarray import DataTree
 
 
-def to_arviz(draws: PosteriorPredictive) -> InferenceData:
-    """Draws of `posterior_predictive` as an `arviz.InferenceData` with named dims and coordinates.
+def import_arviz() -> Any:
+    """The module `arviz`, without the notice of its next version that it gives once a day."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing a major refactor", FutureWarning)
+        import arviz
+    return arviz
+
+
+def to_arviz(draws: PosteriorPredictive) -> DataTree:
+    """Draws of `posterior_predictive` as ArviZ takes them, with named dims and coordinates.
+
+    That is an `xarray.DataTree` from ArviZ 1 on, and an `arviz.InferenceData` before; either has a group by its name.
 
     Groups: posterior, posterior_predictive and log_likelihood, of dims (chain, draw, datum, ...); observed_data, and
     constant_data for the arguments that are no observations, of dims (datum, ...). Then follow the plates inside the
@@ -52,14 +62,24 @@ def to_arviz(draws: PosteriorPredictive) -> InferenceData:
     posterior = drawn({z: value for z, value in draws.posterior.items() if z not in draws.shared})
     shared = {z: draws.posterior[z].unsqueeze(0) for z in draws.shared}
     posterior = posterior.merge(_dataset(shared, of_draws[:2], plates)) if shared else posterior
-    constant = {"constant_data": _dataset(draws.conditions, ("datum",), plates)} if draws.conditions else {}
-    return import_arviz().InferenceData(
-        posterior=posterior,
-        posterior_predictive=drawn(draws.predictive),
-        log_likelihood=_dataset({x: v.unsqueeze(0) for x, v in draws.log_likelihood.items()}, of_draws, {}),
-        observed_data=_dataset(draws.observed, ("datum",), plates),
-        **constant,
-    )
+    groups = {
+        "posterior": posterior,
+        "posterior_predictive": drawn(draws.predictive),
+        "log_likelihood": _dataset({x: v.unsqueeze(0) for x, v in draws.log_likelihood.items()}, of_draws, {}),
+        "observed_data": _dataset(draws.observed, ("datum",), plates),
+    }
+    if draws.conditions:
+        groups["constant_data"] = _dataset(draws.conditions, ("datum",), plates)
+    return _collected(groups)
+
+
+def _collected(groups: dict[str, Any]) -> Any:
+    """Groups in the container of the ArviZ that is installed."""
+    from xarray import DataTree
+
+    arviz = import_arviz()
+    before_1 = int(arviz.__version__.split(".")[0]) < 1
+    return arviz.InferenceData(**groups) if before_1 else DataTree.from_dict(groups)
 
 
 def _dataset(values: dict[str, Tensor], leading: tuple[str, ...], plates: dict[str, list[str]]) -> Any:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 
 from ppvae._validate import check_count
-from ppvae.evaluate.psis import import_arviz
+from ppvae.evaluate.arviz import import_arviz
 from ppvae.evaluate.sites import Plates, by_datum, elements, in_blocks, inner_plates, mask_of, once
 from ppvae.inputs import takes_data
 from ppvae.sampling.posterior_draws import Latents, PosteriorSampler, posterior_sampler

@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -91,3 +96,28 @@ def test_loo_with_the_exact_posterior_is_the_marginal_likelihood(az):
     data = to_arviz(posterior_predictive(pair, x, num_samples=20000))
     loo = az.loo(data, pointwise=True)
     assert torch.allclose(torch.tensor(loo["loo_i"].values), pair.exact(x), atol=0.1)
+
+
+def test_of_arviz_1_it_is_a_tree(monkeypatch):
+    """ArviZ 1 has no `InferenceData`; its functions take a tree with the same groups."""
+    monkeypatch.setattr("ppvae.evaluate.arviz.import_arviz", lambda: SimpleNamespace(__version__="1.3.0"))
+    draws = draws_of(masked_series(), 5)
+    tree = to_arviz(draws)
+    assert list(tree.children) == [
+        "posterior",
+        "posterior_predictive",
+        "log_likelihood",
+        "observed_data",
+        "constant_data",
+    ]
+    assert tree["posterior/w"].dims == ("chain", "draw", "datum", "time")
+    assert (tree.posterior["w"].values[0] == draws.posterior["w"].numpy()).all()
+
+
+def test_the_notice_of_arviz_is_no_error(tmp_path):
+    """ArviZ gives it once a day, as a stamp in the cache folder says: an empty one is a new day."""
+    code = "from ppvae.evaluate.arviz import import_arviz; print(import_arviz().__name__)"
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "MPLCONFIGDIR": str(tmp_path)}
+    command = [sys.executable, "-W", "error", "-c", code]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (result.returncode, result.stdout.strip()) == (0, "arviz"), result.stderr

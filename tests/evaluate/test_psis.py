@@ -1,5 +1,4 @@
 import math
-import os
 import subprocess
 import sys
 
@@ -8,7 +7,7 @@ import pytest
 import torch
 
 from ppvae.evaluate import bound_curve, pareto_k
-from ppvae.evaluate.psis import import_arviz
+from ppvae.evaluate.arviz import import_arviz
 
 INF = math.inf
 
@@ -31,8 +30,9 @@ def test_is_that_of_arviz(s):
     log_weight = torch.cat([normal(s, 3), 4 * normal(s, 3) - 1e4, pareto(s, 0.5, n=3), 300 * normal(s, 1)], 1)
     log_weight[: s // 3, 4] = -INF
     k = pareto_k(log_weight)
-    expected = [import_arviz().psislw(column.numpy().copy())[1] for column in log_weight.T]
-    np.testing.assert_array_equal(k, np.array(expected))
+    psislw = getattr(import_arviz(), "psislw", None) or pytest.skip("this ArviZ has none")
+    expected = [psislw(column.numpy().copy())[1] for column in log_weight.T]
+    np.testing.assert_allclose(k, np.array(expected), rtol=1e-10)
     assert (k.dtype, k.shape) == (torch.float64, (10,))
     assert k.isfinite().sum() >= 9
     torch.testing.assert_close(pareto_k(log_weight.float()), k, rtol=0.01, atol=0.01)
@@ -91,13 +91,16 @@ def test_data_without_weight_do_not_disturb_others():
     assert torch.equal(log_weight, before)
 
 
-def test_the_notice_of_arviz_is_no_error(tmp_path):
-    """ArviZ gives it once a day, as a stamp in the cache folder says: an empty one is a new day."""
-    code = "import torch; from ppvae.evaluate import pareto_k; print(pareto_k(torch.randn(100, 2)).shape)"
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "MPLCONFIGDIR": str(tmp_path)}
-    command = [sys.executable, "-W", "error", "-c", code]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert (result.returncode, result.stdout.strip()) == (0, "torch.Size([2])"), result.stderr
+def test_blocks_of_data_change_nothing():
+    log_weight = 2 * normal(500, 150)
+    assert torch.equal(pareto_k(log_weight)[70:75], pareto_k(log_weight[:, 70:75]))
+
+
+def test_arviz_is_not_needed():
+    code = "import sys, torch; from ppvae.evaluate import pareto_k; pareto_k(torch.randn(100, 2))"
+    code += "; print('arviz' in sys.modules)"
+    result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stdout.strip()) == (0, "False"), result.stderr
 
 
 # The bound against the number of samples.

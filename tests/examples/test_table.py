@@ -73,7 +73,7 @@ def test_terms_of_the_columns_are_those_of_the_reconstruction():
     x, observed = data.test
     z = pair.q_z_given_x(torch.where(observed, x, 0), observed).sample((2000,))
     base = pair.p_x_given_z(z).base_dist
-    of_all = torch.where(observed, base.log_prob(x), 0).sum(-1).mean()
+    of_all = torch.where(observed, base.log_prob(x), 0).sum(-1).mean().detach()
     counts = observed.sum(0)
     summed = sum(
         found[f"E log p({column.name}|z), {column.family}"]["mean"] * float(count) / len(x)
