@@ -10,6 +10,7 @@ from ppvae.data.datasets import DATASETS, DataSet, Split, load
 from ppvae.data.factor_files import FACTOR_DATA, load_factors
 from ppvae.data.factors import FactorData, Render, StoredFactors
 from ppvae.data.labels import split_labels
+from ppvae.data.sequences import LengthBuckets, Vocabulary
 from ppvae.data.source import IterableSource, Source
 from ppvae.data.sprites import Sprites
 from ppvae.data.table import Column, Table, split_missing
@@ -26,6 +27,7 @@ __all__ = [
     "FactorData",
     "IterableSource",
     "JointBatches",
+    "LengthBuckets",
     "Render",
     "Source",
     "Split",
@@ -33,6 +35,7 @@ __all__ = [
     "StoredFactors",
     "Table",
     "Transform",
+    "Vocabulary",
     "binarize",
     "dequantize",
     "load",

@@ -1,6 +1,6 @@
 """Modules that return distributions: ``forward(*context)`` gives a ``pyro.distributions`` object."""
 
-from ppvae.distributions.autoregressive import AutoregressiveCategorical, AutoregressivePrior
+from ppvae.distributions.autoregressive import Autoregressive, AutoregressivePrior, ConditionalSequence
 from ppvae.distributions.codebook import Codebook, CodePosterior
 from ppvae.distributions.columns import ColumnEncoder, ColumnProduct, ConditionalColumns, num_params
 from ppvae.distributions.conditional import ConditionalBernoulli, ConditionalCategorical, ConditionalNormal
@@ -35,7 +35,7 @@ from ppvae.distributions.student_t import ConditionalStudentT
 from ppvae.distributions.von_mises import ConditionalVonMises, VonMises
 
 __all__ = [
-    "AutoregressiveCategorical",
+    "Autoregressive",
     "AutoregressivePrior",
     "BinaryConcrete",
     "BinaryStraightThrough",
@@ -56,6 +56,7 @@ __all__ = [
     "ConditionalNegativeBinomial",
     "ConditionalNormal",
     "ConditionalPoisson",
+    "ConditionalSequence",
     "ConditionalStudentT",
     "ConditionalVonMises",
     "ContinuousBernoulli",

@@ -138,6 +138,10 @@ class LogMarginal:
         """−mean log p(x) / (d ln 2), bits per element of a datum; NaN where these are numbers and levels together."""
         return -self.mean() / (self.num_dims * math.log(2.0))
 
+    def perplexity(self) -> float:
+        """exp(−Σ log p(x) / Σ d): of a sequence, per token; NaN where elements are numbers and levels together."""
+        return 2.0 ** self.bits_per_dim()
+
     def summary(self) -> str:
         """One paragraph for a person: the mean, its error, and how well the method has worked."""
         mixed = math.isnan(self.num_dims)

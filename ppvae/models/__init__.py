@@ -6,6 +6,7 @@ from ppvae.models.hierarchical import HierarchicalVAE
 from ppvae.models.ladder import LadderVAE
 from ppvae.models.masked import MaskedVAE
 from ppvae.models.ppca import PPCA
+from ppvae.models.sequence_vae import Sequences, SequenceVAE
 from ppvae.models.ssvae import SSVAE
 from ppvae.models.stacked import StackedSSVAE
 from ppvae.models.state_space import DeepMarkovModel
@@ -23,6 +24,8 @@ __all__ = [
     "HierarchicalVAE",
     "LadderVAE",
     "MaskedVAE",
+    "SequenceVAE",
+    "Sequences",
     "StackedSSVAE",
     "TopDownVAE",
     "fit_prior",
