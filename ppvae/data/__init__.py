@@ -6,11 +6,13 @@ load("mnist") ──► DataSet(train, valid, test) ──► Batches(*data.trai
 """
 
 from ppvae.data.batches import Batches, JointBatches
+from ppvae.data.chorales import Series, SeriesData, load_chorales, padded_series
 from ppvae.data.datasets import DATASETS, DataSet, Split, load
 from ppvae.data.factor_files import FACTOR_DATA, load_factors
 from ppvae.data.factors import FactorData, Render, StoredFactors
 from ppvae.data.labels import split_labels
 from ppvae.data.sequences import LengthBuckets, Vocabulary
+from ppvae.data.progressions import Progressions
 from ppvae.data.source import IterableSource, Source
 from ppvae.data.sprites import Sprites
 from ppvae.data.table import Column, Table, split_missing
@@ -28,7 +30,10 @@ __all__ = [
     "IterableSource",
     "JointBatches",
     "LengthBuckets",
+    "Progressions",
     "Render",
+    "Series",
+    "SeriesData",
     "Source",
     "Split",
     "Sprites",
@@ -39,7 +44,9 @@ __all__ = [
     "binarize",
     "dequantize",
     "load",
+    "load_chorales",
     "load_factors",
+    "padded_series",
     "quantize",
     "split_labels",
     "split_missing",

@@ -11,6 +11,7 @@ from ppvae.plot.latent import aggregated_posterior, kl_per_dimension, latent_sca
 from ppvae.plot.likelihood import bound_curve, log_prob_histogram, pareto_k
 from ppvae.plot.reliability import reliability_diagram
 from ppvae.plot.table import columns_beside_data, filled_in, spread_of_counts
+from ppvae.plot.rolls import rolls
 
 __all__ = [
     "aggregated_posterior",
@@ -29,6 +30,7 @@ __all__ = [
     "rank_histogram",
     "reconstructions",
     "reliability_diagram",
+    "rolls",
     "samples",
     "samples_beside_data",
     "save",
