@@ -10,8 +10,8 @@ from ppvae.plot.images import by_condition, interpolation, reconstructions, samp
 from ppvae.plot.latent import aggregated_posterior, kl_per_dimension, latent_scatter
 from ppvae.plot.likelihood import bound_curve, log_prob_histogram, pareto_k
 from ppvae.plot.reliability import reliability_diagram
-from ppvae.plot.table import columns_beside_data, filled_in, spread_of_counts
 from ppvae.plot.rolls import rolls
+from ppvae.plot.table import columns_beside_data, filled_in, spread_of_counts
 
 __all__ = [
     "aggregated_posterior",
