@@ -11,8 +11,8 @@ from ppvae.data.datasets import DATASETS, DataSet, Split, load
 from ppvae.data.factor_files import FACTOR_DATA, load_factors
 from ppvae.data.factors import FactorData, Render, StoredFactors
 from ppvae.data.labels import split_labels
-from ppvae.data.sequences import LengthBuckets, Vocabulary
 from ppvae.data.progressions import Progressions
+from ppvae.data.sequences import LengthBuckets, Vocabulary
 from ppvae.data.source import IterableSource, Source
 from ppvae.data.sprites import Sprites
 from ppvae.data.table import Column, Table, split_missing
