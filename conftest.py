@@ -21,6 +21,8 @@ import pyro
 import pytest
 import torch
 
+from tests.group import Group
+
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 worker = os.environ.get("PYTEST_XDIST_WORKER", "alone")  # each with a cache of compiled code of its own
@@ -88,6 +90,14 @@ def graphs_as_traced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 @pytest.fixture(params=["traced", pytest.param("compiled", marks=[pytest.mark.inductor, pytest.mark.slow])])
 def with_and_without_inductor(request: pytest.FixtureRequest) -> None:
     """Runs a test twice: with graphs as they were traced, and, among the slow tests, compiled."""
+
+
+@pytest.fixture(scope="session")
+def group() -> Iterator[Group]:
+    """Processes that functions of tests run in side by side, see `tests/group.py`: they take seconds to start."""
+    started = Group()
+    yield started
+    started.close()
 
 
 @pytest.fixture

@@ -22,8 +22,12 @@ def stream(seed: int, *key: int, device: torch.device | str = "cpu") -> Generato
         *key: which of the seed's streams, for instance an epoch.
         device: where the numbers will be drawn.
     """
-    word = np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0]
-    return Generator(device).manual_seed(int(word))
+    return Generator(device).manual_seed(seed_of(seed, *key))
+
+
+def seed_of(seed: int, *key: int) -> int:
+    """The seed of one stream of a seed, hashed: 64 bits."""
+    return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0])
 
 
 def permutation(n: int, seed: int) -> torch.Tensor:

@@ -19,6 +19,7 @@ ORDER = [
     "rng",
     "isolation",
     "storage",
+    "processes",
     "traces",
     "means",
     "pair",

@@ -13,6 +13,7 @@ import math
 import sys
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +21,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from ppvae import plot
+from ppvae import plot, processes
 from ppvae.cli.flags import check_used, flag, in_flags
 from ppvae.cli.posterior_checks import PosteriorChecks, check_posterior
 from ppvae.cli.report import Report, both_bounds, by_class, describe, elbo_or_likelihood, first, strict_json, table
@@ -86,6 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     args = tyro.cli(Args, args=arguments, prog="python -m ppvae.evaluate")
     keep_freed_memory()
+    processes.join()
     try:
         return _run(args)
     except KeyboardInterrupt:
@@ -101,7 +103,7 @@ def _run(args: Args) -> int:
     annealed = ("annealed",)
     check_used(args, "method", num_temperatures=annealed, start=annealed, bidirectional=annealed)
     if args.samples:
-        return _judge_samples(args)
+        return processes.on_first(lambda: _judge_samples(args))
     method = _method(args)
     runs = _restored(args)
     figures: dict[str, Report] = {}
@@ -109,14 +111,14 @@ def _run(args: Args) -> int:
     for name, run in runs.items():
         figures[name], estimates[name] = _evaluate(run, Path(name), args, method)
         if not args.json:
-            print(table(figures[name]) if len(runs) == 1 else f"{name}\n{table(figures[name])}")
-            print(f"written to {Path(name)}/evaluation{_suffix(args)}.json")
+            processes.show(table(figures[name]) if len(runs) == 1 else f"{name}\n{table(figures[name])}")
+            processes.show(f"written to {Path(name)}/evaluation{_suffix(args)}.json")
     comparison = compare(estimates) if len(runs) > 1 else {}
     if args.json:
         result = {"runs": figures, **({"comparison": comparison} if comparison else {})}
-        print(json.dumps(strict_json(result), indent=2, allow_nan=False))
+        processes.show(json.dumps(strict_json(result), indent=2, allow_nan=False))
     elif comparison:
-        print(comparison_table(comparison, next(iter(runs.values())).symbol))
+        processes.show(comparison_table(comparison, next(iter(runs.values())).symbol))
     return 0
 
 
@@ -146,7 +148,7 @@ def _restored(args: Args) -> dict[str, Trained]:
     runs: dict[str, Trained] = {}
     device = "cuda" if args.cuda else "cpu"
     for path in args.runs:
-        run = restore(path, device=device, data_root=args.data_root, download=args.download, trust=args.trust)
+        run = processes.in_turn(partial(_restored_one, path, args, device))
         if not run.test:
             raise ValueError(f"{path} does not say on which data it is evaluated: its recipe has no data")
         labels = None if run.labels is None else run.labels[: args.limit]
@@ -161,6 +163,10 @@ def _restored(args: Args) -> dict[str, Trained]:
             )
         runs[str(path)] = run
     return runs
+
+
+def _restored_one(path: Path, args: Args, device: str) -> Trained:
+    return restore(path, device=device, data_root=args.data_root, download=args.download, trust=args.trust)
 
 
 def _equal(a: Tensor | None, b: Tensor | None) -> bool:
@@ -211,14 +217,18 @@ def _evaluate(run: Trained, folder: Path, args: Args, method: Estimator) -> tupl
         known = None if by_importance else estimate.values
         checks = check_posterior(run.pair, *run.test, log_marginal=known, seed=args.seed)
         figures |= {"posterior": checks.figures(), "summary": checks.summary()}
-        _draw_posterior(checks, folder / "figures")
-    write_json(folder / f"evaluation{_suffix(args)}.json", strict_json(figures))
+        processes.on_first(partial(_draw_posterior, checks, folder / "figures"))
     of_datum = {"std_error": estimate.std_error, "ess": estimate.ess, **estimate.diagnostics.of_datum()}
     name = "reconstruction" if isinstance(terms, ExpectedLogLikelihood) else "elbo"
     state = {"log_marginal": estimate.values, **of_datum, name: terms.values}
     state |= {} if run.labels is None else {"labels": run.labels}
-    save_state(folder / f"evaluation{_suffix(args)}.safetensors", state)
-    _draw(estimate, folder / "figures", run.symbol, _suffix(args))
+
+    def write() -> None:
+        write_json(folder / f"evaluation{_suffix(args)}.json", strict_json(figures))
+        save_state(folder / f"evaluation{_suffix(args)}.safetensors", state)
+        _draw(estimate, folder / "figures", run.symbol, _suffix(args))
+
+    processes.on_first(write)
     return figures, estimate
 
 

@@ -15,6 +15,7 @@ import tyro
 from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
+from ppvae import processes
 from ppvae._validate import usable_device
 from ppvae.cli.flags import ExperimentArgs, flag, in_flags, to_json
 from ppvae.cli.images import ImageData, load_images
@@ -154,13 +155,14 @@ class Experiment:
         """
         args = tyro.cli(self.args, args=argv, prog=f"python -m ppvae.examples.{self.name}")
         keep_freed_memory()
+        processes.join()
         try:
             args = args.resolved()
             device = usable_device("cuda" if args.cuda else "cpu")
-            out = _folder(self.name, args)
-            data = self.load(args)
+            out = processes.on_first(lambda: _folder(self.name, args))
+            data = processes.in_turn(lambda: self.load(args))
             if said := data.describe():
-                print(said)
+                processes.show(said)
             torch.manual_seed(args.seed)
             pair = self.build(args, data)
             self.first(pair, args, data, device, out)
@@ -175,12 +177,13 @@ class Experiment:
             print(f"error: {in_flags(str(error), args)}", file=sys.stderr)
             return 2
         if run.stopped == "interrupted":
-            print(f"stopped in epoch {len(run.history) + 1}; continue with --resume --out {out}", file=sys.stderr)
+            if processes.is_first():
+                print(f"stopped in epoch {len(run.history) + 1}; continue with --resume --out {out}", file=sys.stderr)
             return 130
         try:
             if self.after is not nothing_after:
                 self.after(pair, args, data, run)
-                save_state(RunFolder(out).model, dict(pair.state_dict()))
+                processes.on_first(lambda: save_state(RunFolder(out).model, dict(pair.state_dict())))
             self.finish(pair, args, data, run)
         except KeyboardInterrupt:
             print(f"interrupted after training; python -m ppvae.evaluate {out} repeats the table", file=sys.stderr)
@@ -210,7 +213,6 @@ class Experiment:
 
     def finish(self, pair: nn.Module, args: Any, data: ExperimentData, run: Run) -> None:
         """Prints the table of a trained pair; writes its metrics and figures."""
-        assert run.folder is not None
         pair.eval()
         train = self.arguments(args, *data.training(args.num_eval))
         splits = {"train": train, "test": self.arguments(args, *data.test)}
@@ -225,6 +227,13 @@ class Experiment:
         )
         with warnings.catch_warnings(action="ignore", category=ParetoWarning):  # the table counts the data with large k̂
             measured = self.measure(pair, args, data)
+        processes.on_first(lambda: self._show(pair, args, data, run, result, measured))
+
+    def _show(
+        self, pair: nn.Module, args: Any, data: ExperimentData, run: Run, result: Report, measured: Report
+    ) -> None:
+        """Prints and writes what was found, and the figures."""
+        assert run.folder is not None
         print(table(result))
         for name, value in measured.items():
             error = value["std_error"]  # a count has none

@@ -34,6 +34,7 @@ from ppvae.evaluate.psis import PARETO_GOOD, PARETO_SAMPLES, ParetoWarning, boun
 from ppvae.evaluate.sites import num_observed
 from ppvae.pair import Batch, check_batch, check_pair
 from ppvae.params import LocalParams
+from ppvae.processes import is_first
 from ppvae.sampling.importance import Draws, importance_draws
 
 MOSTLY_OUTSIDE = 0.9
@@ -214,7 +215,7 @@ def checked_draws(
         given=options.given,
         params=params,
     )
-    hidden = not options.progress
+    hidden = not options.progress or not is_first()
     with tqdm(total=total, unit="draw", unit_scale=True, desc="log p(x)", leave=False, disable=hidden) as bar:
         for draws in draws_of:
             bad = ~(draws.log_ratio() < math.inf)

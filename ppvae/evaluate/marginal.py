@@ -23,6 +23,7 @@ from ppvae.evaluate.estimates import Elbo, LogMarginal
 from ppvae.evaluate.estimator import Estimator, EvaluationOptions
 from ppvae.evaluate.importance import Importance, cat, checked_draws
 from ppvae.inputs import takes_data
+from ppvae.processes import is_first
 
 METHODS: dict[str, type[Estimator]] = {"importance": Importance, "annealed": Annealed}
 """The ways to estimate log p(x), by name; put one of your own here to have it under a name too."""
@@ -154,7 +155,7 @@ def log_marginal(
     """
     options = EvaluationOptions(batch_size=batch_size, seed=seed, compile=compile, given=given, progress=progress)
     estimate = estimator_of(method, num_samples).estimate(pair, data, options)
-    if (warning := estimate.diagnostics.warning()) is not None:
+    if is_first() and (warning := estimate.diagnostics.warning()) is not None:
         warnings.warn(warning, stacklevel=3)  # the caller of what `takes_data` made
     return estimate
 

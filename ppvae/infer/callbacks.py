@@ -11,12 +11,14 @@ from torch import nn
 
 from ppvae._validate import check_takes
 from ppvae.infer.run_folder import Row
+from ppvae.processes import is_first
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 Callback = Callable[[Row, nn.Module, int], object]
-"""Called as `f(row, pair, epoch)`: the history's new row, the pair in eval mode, the epochs finished. True stops."""
+"""Called as `f(row, pair, epoch)`: the history's new row, the pair in eval mode, the epochs finished. True stops. Every
+one of many processes calls it: what prints or writes asks `ppvae.processes.is_first()`."""
 
 
 def check_callbacks(callbacks: Any) -> tuple[Callback, ...]:
@@ -52,7 +54,9 @@ class TensorBoard:
         self._writer: SummaryWriter | None = None
 
     def __call__(self, row: Row, pair: nn.Module, epoch: int) -> None:
-        """Logs the row of an epoch; the first one makes the file."""
+        """Logs the row of an epoch; the first one makes the file. Of many processes the first alone does."""
+        if not is_first():
+            return
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 

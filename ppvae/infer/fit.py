@@ -15,6 +15,7 @@ from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
+from ppvae import processes
 from ppvae._validate import check_count, check_flag, check_number, check_path, check_seed, naming_path, usable_device
 from ppvae.compile.compiled import Compile
 from ppvae.data import Batches, IterableSource, Source
@@ -77,6 +78,9 @@ def fit(
     stops at the next step with a checkpoint; the `stopped` of what is returned then says "interrupted". All modules
     train in training mode, and come back in the mode that they were in.
 
+    Under `torchrun` all processes call it alike, train one pair together, each on its rows of every minibatch, and end
+    with the same weights; the first alone writes to `out` and shows progress (see `ppvae.processes`).
+
     Args:
         pair: any `nn.Module` with `model(*batch)` and `guide(*batch)`.
         train: the training data: a tensor (n, ...), a NumPy array or a pandas frame of numbers, or a tuple of them,
@@ -89,7 +93,7 @@ def fit(
             Networks that it brings along (see `ppvae.objectives.Objective`) are trained and kept in checkpoints with
             the pair.
         epochs: how often the training data are passed.
-        batch_size: data per minibatch, where `train` does not say.
+        batch_size: data per minibatch, of all processes together, where `train` does not say.
         lr: learning rate, or a function from the time in epochs to it (see `ppvae.objectives.schedule`).
         optim: called as `optim(parameters, lr=lr)`; options by `partial`, e.g.
             `partial(torch.optim.AdamW, weight_decay=1e-2)`.
@@ -137,6 +141,7 @@ def fit(
     check_trainable("fit")
     check_unhandled("fit")
     check_pair(pair)
+    processes.join()
     epochs, batch_size, seed = check_count("epochs", epochs), check_count("batch_size", batch_size), check_seed(seed)
     patience = None if patience is None else check_count("patience", patience)
     if clip_norm is not None:
@@ -181,12 +186,14 @@ def fit(
         "autocast": describe(autocast),
         "device": str(where),
         "seed": seed,
+        "processes": processes.world(),
     }
+    processes.check_same("what fit is given", json.dumps(settings | {"device": where.type}))
     folder = None if out is None else RunFolder(out)
     if folder is not None:
         settings |= {"train_data": describe_source(train), "valid_data": describe_source(valid)}
     with naming_path("out"):
-        resume = _resumes(folder, resume, settings)
+        resume = processes.on_first(lambda: _resumes(folder, resume, settings))
     for network in networks_of(loss).values():
         network.to(where)
     trainer = Trainer(
@@ -206,17 +213,19 @@ def fit(
         autocast=autocast,
         callbacks=callbacks,
     )
-    trainer.prepare()
+    with processes.quietly():
+        trainer.prepare()
     if recipe is not None:
         recipe.check(pair)
     settings |= {"loss": describe(trainer.loss), "pair": describe_pair(pair)}  # with what is made at first use
-    with nullcontext() if folder is None else folder.locked():
+    with nullcontext() if folder is None or not processes.is_first() else folder.locked():
         with naming_path("out"):
             if folder is not None and resume:
                 _resume(trainer, folder, settings)
             elif folder is not None:
                 kept = {} if recipe is None else {"recipe": recipe.to_json()}
-                folder.create({**versions(), "fit": settings, "experiment": config, **kept})
+                started = {**versions(), "fit": settings, "experiment": config, **kept}
+                processes.on_first(lambda: folder.create(started))
         return trainer.run(epochs=epochs, patience=patience, progress=progress)
 
 
@@ -236,12 +245,12 @@ def _resumes(folder: RunFolder | None, resume: bool, settings: dict[str, Any]) -
 
 def _resume(trainer: Trainer, folder: RunFolder, settings: dict[str, Any]) -> None:
     """Puts a prepared training where the run in the folder stands."""
-    folder.check_same(settings)  # with the loss that was chosen, and the pair
+    processes.on_first(lambda: folder.check_same(settings))  # with the loss that was chosen, and the pair
     trainer.resume()
     epochs, behind = settings["epochs"], len(trainer.progress.history)
     if epochs < behind:
         raise ValueError(f"epochs must be at least {behind}, which the run in {folder.path} has had, got {epochs}")
-    folder.update_config(settings)
+    processes.on_first(lambda: folder.update_config(settings))
 
 
 def _check_kinds(optim: Any, autocast: Any, out: Any, config: Any, recipe: Any) -> None:

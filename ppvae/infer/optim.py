@@ -18,6 +18,7 @@ from ppvae.infer.arithmetic import Arithmetic, is_known, signature
 from ppvae.infer.fused import align, fuses
 from ppvae.infer.pyro_optim import PyroOptimizers
 from ppvae.objectives.schedule import Schedule, as_schedule
+from ppvae.processes import sum_gradients
 
 OptimizerFactory = Callable[[Iterable[Any]], torch.optim.Optimizer]
 """From parameters, or groups of them, to a torch optimizer, e.g. `partial(torch.optim.Adam, lr=1e-3)`."""
@@ -207,8 +208,8 @@ class Stepper:
         if self._pyro is not None and self.optimizer is not None:
             self._join(list, self._joined)
         optimizer = self.optimizer
-        if optimizer is None or hooked_steps(optimizer):
-            return None
+        if optimizer is None or hooked_steps(optimizer) or self.on_gradients is sum_gradients:
+            return None  # a collective is not recorded
         groups, states = optimizer.param_groups, [optimizer.state.get(p, {}) for p in trained]
         if not all(group.get("capturable") for group in groups) or not all(states):
             return None  # a state that does not exist yet would be made anew at every replay

@@ -38,7 +38,7 @@ from ppvae.storage import load_state, read_json, remove_temporary, save_state, w
 Row = dict[str, float]
 """One epoch of the history, by column."""
 
-RESUMABLE_CHANGES = ("epochs", "device")
+RESUMABLE_CHANGES = ("epochs", "device", "processes")
 """Settings that may differ between a run and its continuation."""
 
 

@@ -123,6 +123,7 @@ class SVI(pyro.infer.SVI):
         self.compile = compile
         self.planned_steps: int | None = None
         self.refuses_idle = False  # a first step that would change nothing, of which Pyro says no word
+        self.agreed: Callable[[NonFiniteError | None], NonFiniteError | None] = lambda error: error  # of many processes
         self.autocast = autocast
         self.optim = optim
         self.stepper = Stepper(
@@ -408,12 +409,15 @@ class SVI(pyro.infer.SVI):
         gradients = (
             (name, p.grad) for owner in self._owners for name, p in owner.named_parameters() if p.grad is not None
         )
+        found: NonFiniteError | None = None
         try:
             check_finite(traces, terms.named(), gradients)
-        except NonFiniteError:
+        except NonFiniteError as error:
+            found = error
+        if (found := self.agreed(found)) is not None:
             for parameter in self.parameters():
                 parameter.grad = None
-            raise
+            raise found
 
 
 def check_autocast(dtype: Any) -> None:

@@ -8,11 +8,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ppvae import processes
 from ppvae.compile.compiled import Compile
 from ppvae.data import Source
 from ppvae.infer.callbacks import Callback
@@ -32,9 +34,11 @@ from ppvae.infer.preflight import (
     warn_of_marks,
 )
 from ppvae.infer.run_folder import Row, Run, RunFolder
+from ppvae.infer.shards import Shards, agreed
 from ppvae.infer.svi import SVI
+from ppvae.infer.validation import mean_elbo, mean_loss
 from ppvae.isolation import isolated
-from ppvae.objectives.base import Objective, evaluate_objective, networks_of
+from ppvae.objectives.base import Objective, networks_of
 from ppvae.objectives.joint import JointELBO
 from ppvae.objectives.reverse import trained_model
 from ppvae.objectives.schedule import Schedule
@@ -42,7 +46,6 @@ from ppvae.objectives.step_terms import StepTerms
 from ppvae.pair import Batch, KLWeight, check_batch, device_of
 from ppvae.rng import RandomState, forked_rng
 from ppvae.sampling.eval_mode import eval_mode, evaluating, modes_kept, validation
-from ppvae.sampling.importance import Draws, importance_draws
 from ppvae.storage import load_state, save_state
 from ppvae.weights import restore_weights
 
@@ -89,6 +92,7 @@ class Trainer:
         """
         self.device = device_of(self.pair)
         self.random = RandomState(self.device, self.train.generators)
+        self.shards = Shards(self.seed, self.random)
         self.progress = Progress()
         self.best_weights: dict[str, Tensor] | None = None
         self.beta = torch.full((), 0.5, device=self.device)  # no KL weight that could be taken for none
@@ -114,6 +118,8 @@ class Trainer:
             check_kl_sites(self.kl_sites, self.pair, batches)
             self.svi.setup(*batches)
             self.svi.check_buffers()
+            self.shards.check(self.pair, self.loss, self.train, first)
+            processes.share(self._trained())
         with self.random.kept(), self.svi.running():
             check_normalised(self.pair, self.train, batches[0])
             if any(
@@ -157,20 +163,23 @@ class Trainer:
             autocast=self.autocast,
             clip_norm=self.clip_norm,
             param_groups=self.param_groups,
+            on_gradients=None if self.shards.world == 1 else processes.sum_gradients,
             owner=self.pair,
         )
+        self.svi.agreed = self.svi.agreed if self.shards.world == 1 else agreed
 
     def resume(self) -> None:
         """Continues from the folder's last checkpoint."""
         assert self.folder is not None
-        if not self.folder.last.is_file():
+        if not processes.on_first(self.folder.last.is_file):
             return  # stopped before its first checkpoint: start over
-        state, source = self.folder.read_checkpoint(), str(self.folder.last)
+        state, source = processes.on_first(self.folder.read_checkpoint), str(self.folder.last)
         self._check(state, source=source)
         self.restore(state, source=source)
         if self.progress.best_epoch is not None:
-            self.best_weights = load_state(self.folder.best)
-        self.folder.write_history(self.progress.history)  # a kill may have come between the two files
+            self.best_weights = processes.on_first(partial(load_state, self.folder.best))
+        # a kill may have come between the two files
+        processes.on_first(partial(self.folder.write_history, self.progress.history))
 
     def run(self, *, epochs: int, patience: int | None, progress: bool) -> Run:
         """Trains until `epochs` epochs are done, validation stops improving, a callback asks to stop, or Ctrl-C."""
@@ -181,7 +190,7 @@ class Trainer:
             modes_kept(self.pair),
             modes_kept(self.networks),
             stop_requests() as stop,
-            progress_bar(self.progress, self.steps_per_epoch, epochs, show=progress) as bar,
+            progress_bar(self.progress, self.steps_per_epoch, epochs, show=progress and processes.is_first()) as bar,
         ):
             while (stopped := self._finished(epochs, patience)) is None:
                 bar.set_description(f"epoch {self.progress.epoch + 1}/{epochs}", refresh=False)
@@ -221,7 +230,7 @@ class Trainer:
         with self.random.kept(), forked_rng(self.device, self.seed), eval_mode(self.pair), torch.no_grad():
             self.random.set(self.rng)
             answers = [callback(dict(now.history[-1]), self.pair, now.epoch) for callback in self.callbacks]
-        return any(answer is True for answer in answers)
+        return any(processes.any_of(any(answer is True for answer in answers)))
 
     def _epoch(self, stop: threading.Event, bar: Any) -> bool:
         """Runs what is left of the epoch; False where a stop was asked for (a checkpoint is then written)."""
@@ -229,22 +238,22 @@ class Trainer:
         if now.step == 0:
             now.epoch_rng, now.sums, now.counts = self.random.get(), {}, {}
         start = self.capture()
-        pending: list[tuple[int, StepTerms]] = []
+        pending: list[tuple[int, float, StepTerms]] = []
         self.pair.train()
         self.networks.train()
-        for batch in until(stop, self._remaining()):
+        for batch in self.shards.minibatches(until(stop, self._remaining()), stop):
             pending.append(self._step(batch))
             now.step += 1
-            if stop.is_set():
-                break
             if len(pending) >= FLUSH_EVERY:
                 self._flush(pending, start, bar)
         self._flush(pending, start, bar)
-        if stop.is_set() and now.step > start["progress"]["step"]:
+        self.shards.check_equal(self._trained())
+        (stopped,) = processes.any_of(stop.is_set())
+        if stopped and now.step > start["progress"]["step"]:
             self._write(best=None)
-        elif now.step == 0 and not stop.is_set():
+        elif now.step == 0 and not stopped:
             raise ValueError(f"train gives no minibatch in epoch {now.epoch + 1}: it must give them every epoch")
-        return not stop.is_set()
+        return not stopped
 
     def _remaining(self) -> Iterator[Batch]:
         """The minibatches of the running epoch that are not done yet, with the random state as it was there."""
@@ -258,13 +267,15 @@ class Trainer:
             self.random.set(rng)
         yield from batches
 
-    def _step(self, batch: Batch, *, check: bool = False) -> tuple[int, StepTerms]:
-        """One step on a minibatch that stands for n data: n, and the terms summed over them."""
+    def _step(self, batch: Batch, *, check: bool = False) -> tuple[int, float, StepTerms]:
+        """One step on a minibatch that stands for n data: n, what this process's part of it counts, and its terms."""
         n = check_batch(batch, name="train") if self.train.weights is None else self.train.num_data
         assert n is not None
-        self._set_time(self.progress.time(self.progress.step, self.steps_per_epoch))
-        with self.weighting:
-            return n, self.svi.update(*batch, weight=1 / n, check=check)
+        now = self.progress
+        self._set_time(now.time(now.step, self.steps_per_epoch))
+        part, share = self.shards.of(batch, self.train.sets, n)
+        with self.weighting, self.shards.noise(now.epoch, now.step):
+            return n, share, self.svi.update(*part, weight=share / n, check=check)
 
     def _set_time(self, epoch: float) -> None:
         """Sets what schedules give: learning rate, KL weight, values of the objective and of modules of the pair."""
@@ -274,18 +285,20 @@ class Trainer:
         for part in self.timed:
             part.set_time(epoch, self.device)
 
-    def _flush(self, pending: list[tuple[int, StepTerms]], start: dict[str, Any], bar: Any) -> None:
+    def _flush(self, pending: list[tuple[int, float, StepTerms]], start: dict[str, Any], bar: Any) -> None:
         """Reads the waiting terms from the device, all at once, and adds them to the epoch's sums."""
         if not pending:
             return
-        steps = [(n, terms.named()) for n, terms in pending]
-        rows = [torch.stack([v.to(self.device) for v in named.values()]) for _, named in steps]
+        named = [terms.named() for _, _, terms in pending]
+        rows = [torch.stack([v.to(self.device) for v in of.values()]) for of in named]
         table = torch.cat(rows).double().cpu().split([len(row) for row in rows])
-        bad = [i for i, row in enumerate(table) if not all_finite([row])]
+        own = [dict(zip(of, row.tolist(), strict=True)) for of, row in zip(named, table, strict=True)]
+        steps = self.shards.summed([(n, share, of) for (n, share, _), of in zip(pending, own, strict=True)])
+        bad = [i for i, (_, terms) in enumerate(steps) if not all(map(math.isfinite, terms.values()))]
         if bad or not all_finite(self.svi.parameters()):  # a NaN gradient shows in the loss of the next step only
             self._name_nonfinite(start, self.progress.step - len(pending) + (bad[0] if bad else len(pending) - 1))
-        for (n, named), row in zip(steps, table, strict=True):
-            self.progress.add_step(n, dict(zip(named, row.tolist(), strict=True)))
+        for n, terms in steps:
+            self.progress.add_step(n, terms)
         bar.update(len(pending))
         pending.clear()
 
@@ -346,44 +359,13 @@ class Trainer:
 
     def _validation(self) -> Row:
         """What the best epoch is chosen by: the ELBO of the validation data; where there is none, the loss on them."""
-        if not self.points:
-            return {"valid_elbo": self._valid_elbo()}
         assert self.valid is not None
-        total, count = 0.0, 0
-        with self.random.kept(), self.weighting, evaluating(self.pair, self.seed):
-            for batch in self.valid.epoch(0):
-                evaluation = evaluate_objective(self._valid_objective, self.svi.model, self.pair.guide, batch, {})
-                total, count = total + float(evaluation.loss), count + check_batch(batch, name="valid")
-        if not math.isfinite(total):
-            raise NonFiniteError(f"the loss on the validation data is {total:g} after epoch {self.progress.epoch}")
-        return {"valid_loss": total / count}
-
-    def _valid_elbo(self) -> float:
-        """The mean ELBO of the validation data, one draw per datum, the same draws every epoch."""
-        assert self.valid is not None
-        total, count = 0.0, 0
-        whole = self.valid.whole
+        epoch = self.progress.epoch
         with self.random.kept():
-            for batch in self.valid.epoch(0) if whole is None else [whole]:
-                try:
-                    for draws in importance_draws(self.pair, batch, num_samples=1, seed=self.seed):
-                        total += self._sum_of(draws, batch)
-                except ValueError as error:
-                    if cause := nonfinite_rows(batch, "valid"):
-                        raise NonFiniteError(f"{cause}{error}") from error
-                    raise
-                count += check_batch(batch, name="valid")
-        return total / count
-
-    def _sum_of(self, draws: Draws, batch: Batch) -> float:
-        """The summed ELBO of validation data; -inf is only the worst value there is."""
-        total = float(draws.elbo().double().sum())
-        if not total < math.inf:
-            terms = {"log p(x|z)": draws.reconstruction()} | {f"kl_{z}": value for z, value in draws.kl().items()}
-            named = ", ".join(f"{name} = {float(value.sum()):g}" for name, value in terms.items())
-            cause = nonfinite_rows(batch, "valid")
-            raise NonFiniteError(f"{cause}the validation ELBO is {total:g} after epoch {self.progress.epoch}: {named}")
-        return total
+            if not self.points:
+                return {"valid_elbo": mean_elbo(self.pair, self.valid, seed=self.seed, epoch=epoch)}
+            with self.weighting, evaluating(self.pair, self.seed):
+                return {"valid_loss": mean_loss(self._valid_objective, self.svi, self.valid, epoch=epoch)}
 
     def capture(self) -> dict[str, Any]:
         """Everything that training depends on, copied to the CPU."""
@@ -426,11 +408,15 @@ class Trainer:
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{source} is no checkpoint of this training: {error}") from error
 
+    def _trained(self) -> list[tuple[str, Tensor]]:
+        """All that training writes to: parameters, and buffers of the pair and of the objective's networks."""
+        return [*self.svi.named_parameters(), *self.pair.named_buffers(), *self.networks.named_buffers()]
+
     def _weights(self) -> dict[str, Tensor]:
         return to_cpu(dict(self.pair.state_dict()))
 
     def _write(self, best: dict[str, Tensor] | None) -> None:
-        if self.folder is not None:
+        if self.folder is not None and processes.is_first():
             self.folder.write_checkpoint(self.capture(), best, validated=self.valid is not None)
             self.folder.write_history(self.progress.history)
 
@@ -438,6 +424,6 @@ class Trainer:
         if self.best_weights is not None:
             restore_weights(self.pair, self.best_weights, source="the best epoch")
         if self.folder is not None:
-            save_state(self.folder.model, self._weights())
+            processes.on_first(partial(save_state, self.folder.model, self._weights()))
         folder = None if self.folder is None else self.folder.path
         return Run(self.progress.history, folder, stopped, self.progress.best_epoch, seconds)

@@ -121,6 +121,8 @@ class Objective(ELBO):
       its device, and kept in checkpoints. Its parameters are called `objective.<attribute>.<name>` where
       `param_groups` asks for names, e.g. `{"objective.critic.*": {"lr": 1e-4}}`.
     - `record(name, value)` shows a term in the history.
+    - `mixes_data`: whether the loss is more than a sum over the data (a distance between all codes of a minibatch, a
+      nonlinear function of its mean KL), so that many processes cannot each take a part of a minibatch.
     - `before`: objectives of which SVI takes a step each, on the same minibatch, before every step of this one.
     - `set_time(epoch)` is called before every step of `ppvae.fit`: what a schedule gives is written there into tensors,
       in place, so that a compiled step sees it.
@@ -146,6 +148,7 @@ class Objective(ELBO):
     """
 
     before: Sequence[Objective] = ()
+    mixes_data: bool = False
 
     def __init__(self, *, num_particles: int = 1, retain_graph: bool | None = None) -> None:
         super().__init__(num_particles=num_particles, retain_graph=retain_graph)

@@ -115,6 +115,8 @@ class MatchingObjective(CodeObjective):
         num_particles: draws per datum and step.
     """
 
+    mixes_data = True
+
     def __init__(
         self, divergence: Divergence, weight: Value, num_particles: int, *, called: str, column: str, kl_weight: float
     ) -> None:

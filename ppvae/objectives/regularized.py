@@ -35,6 +35,8 @@ class PenalizedELBO(ScheduledObjective):
     KL are averaged over the particles.
     """
 
+    mixes_data = True
+
     @abstractmethod
     def _penalty(self, kl: dict[str, Tensor]) -> Tensor:
         """The penalty per datum, 0-d, from the mean KL of each site, (*inner plates, *dims), nats.
@@ -208,6 +210,8 @@ class BalancedELBO(PenalizedELBO):
         >>> loss, x = BalancedELBO({"z": 0.5}), torch.randn(100, 8)
         >>> run = ppvae.fit(PPCA(8, 2, guide="amortized"), x, loss=loss, epochs=1, progress=False)
     """
+
+    mixes_data = False  # the penalty is linear in the KL
 
     def __init__(self, weights: Mapping[str, Value], *, num_particles: int = 1) -> None:
         if not isinstance(weights, Mapping):

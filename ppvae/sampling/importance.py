@@ -24,10 +24,12 @@ from ppvae.compile.compiled import Compile, Compiled, check_compile, repays
 from ppvae.compile.verification import Label
 from ppvae.pair import Batch, blocks, check_batch, check_data, check_pair, device_of, take
 from ppvae.params import LocalParams
+from ppvae.processes import check_same, dealt, world
 from ppvae.rng import get_rng, set_rng
 from ppvae.sampling.agreement import Agreement
 from ppvae.sampling.eval_mode import evaluating, naming_nonfinite, validation
 from ppvae.sampling.sampler import PROBE_DATA, Sampler, Values, choose_sampler
+from ppvae.storage import digest_of
 from ppvae.traces import latent_of
 
 
@@ -362,7 +364,8 @@ def importance_draws(
         data: its arguments, tensors of shape (n, ...), or None.
         num_samples: s, draws per datum.
         batch_size: the most data that the model scores at once; by default what a memory budget allows.
-        seed: of all draws; the global random state is neither read nor changed.
+        seed: of all draws; the global random state is neither read nor changed. Of many processes each draws some of
+            the blocks, and all have the draws of one.
         compile: whether to run the blocks as one compiled graph (`ppvae.compile.compiled`); "auto" does from
             1,000 blocks. A datum's first samples always run eagerly, under Pyro's validation.
         given: observed sites to condition on: their density is left out.
@@ -399,17 +402,16 @@ def importance_draws(
         sampler = choose_sampler(pair, take(data, slice(0, PROBE_DATA), device), num_samples, given)
     sampler.density.check()
     samples = _parts(num_samples, min(SAMPLE_BLOCK, sampler.rows))
-    seeds = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     data_blocks = blocks(n, max(1, sampler.rows // max(samples)))
     runs = len(data_blocks) * len(samples) * len(sampler.enumeration.values)
     compiles = len(samples) > 1 and repays(compile, runs, saved=SAVED)
     draw = Drawer.of(sampler, batch_size, kept=compiles and not params.forgets)
 
-    for start, stop in data_blocks:
-        block = take(data, slice(start, stop), device)
-        agreement = Agreement(start)
-        for i, s in enumerate(samples):
-            block_seed = int(torch.randint(2**62, (), generator=seeds))
+    def of_block(place: tuple[int, int], seeds: Sequence[int]) -> Iterator[Draws]:
+        block = take(data, slice(*place), device)
+        agreement = Agreement(place[0])
+        for i, (s, block_seed) in enumerate(zip(samples, seeds, strict=True)):
             # Validation costs time: a datum's first samples are enough to find a value off the support.
             with evaluating(pair, block_seed, device=device, params=params), validation(i == 0), naming_nonfinite(data):
                 draws = draw(block, s, agreement, eagerly=i == 0 or not compiles)
@@ -417,8 +419,24 @@ def importance_draws(
                     draw(block, 1, agreement, eagerly=True)
             yield draws
         agreement.check()
+
+    seeded = ((place, [int(torch.randint(2**62, (), generator=generator)) for _ in samples]) for place in data_blocks)
+    if world() == 1 or len(data_blocks) == 1:
+        for place, seeds in seeded:
+            yield from of_block(place, seeds)
+    else:
+        _check_same(pair, data, (num_samples, batch_size, seed, given, sampler.rows))
+        for of_one in dealt(list(seeded), lambda block: list(of_block(*block)), device=device):
+            yield from of_one
     if compiles and not params.forgets:
         draw.keep()
+
+
+def _check_same(pair: nn.Module, data: Batch, options: Any) -> None:
+    """Checks that all processes are to find the same."""
+    check_same("the pair that is evaluated", digest_of(*pair.parameters(), *pair.buffers()))
+    check_same("the data that it is evaluated on", digest_of(*data))
+    check_same("how it is evaluated", repr(options))
 
 
 def _parts(total: int, size: int) -> list[int]:

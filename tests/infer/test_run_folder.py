@@ -65,6 +65,7 @@ def test_what_a_run_leaves(tmp_path):
         "autocast": None,
         "device": "cpu",
         "seed": 0,
+        "processes": 1,
     }
     assert folder.read_history() == run.history
     with folder.history.open(newline="") as file:
