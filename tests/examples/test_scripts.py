@@ -70,4 +70,5 @@ def test_there_is_one_of_each():
         "pictures",
         "table",
         "counts",
+        "sequences",
     }
