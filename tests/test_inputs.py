@@ -121,7 +121,7 @@ def test_every_evaluator_takes_an_array_and_a_loader(name):
 
 def test_the_tables_of_evaluators_is_complete():
     takers = {name for name in evaluate.__all__ if hasattr(getattr(evaluate, name), "__wrapped__")}
-    assert takers - EVALUATORS.keys() == {"compare_with_nuts", "impute", "log_evidence"}
+    assert takers - EVALUATORS.keys() == {"compare_with_nuts", "condition", "impute", "log_evidence"}
 
 
 def losses(train, **options):

@@ -11,12 +11,13 @@ from ppvae.data.datasets import DATASETS, DataSet, Split, load
 from ppvae.data.factor_files import FACTOR_DATA, load_factors
 from ppvae.data.factors import FactorData, Render, StoredFactors
 from ppvae.data.labels import split_labels
+from ppvae.data.pictures import Pictures
 from ppvae.data.progressions import Progressions
 from ppvae.data.sequences import LengthBuckets, Vocabulary
 from ppvae.data.source import IterableSource, Source
 from ppvae.data.sprites import Sprites
 from ppvae.data.table import Column, Table, split_missing
-from ppvae.data.transforms import Binarize, Dequantize, Transform, binarize, dequantize, quantize
+from ppvae.data.transforms import Binarize, Dequantize, RandomPart, Transform, binarize, dequantize, quantize
 
 __all__ = [
     "DATASETS",
@@ -30,7 +31,9 @@ __all__ = [
     "IterableSource",
     "JointBatches",
     "LengthBuckets",
+    "Pictures",
     "Progressions",
+    "RandomPart",
     "Render",
     "Series",
     "SeriesData",

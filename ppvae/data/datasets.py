@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ppvae._validate import check_count, check_flag, check_seed
-from ppvae.data.folder import Folder
+from ppvae.data.folder import folder_of
 from ppvae.data.origins import DATASETS, Split
 from ppvae.rng import permutation
 
@@ -94,7 +94,7 @@ def load(
         raise ValueError(f"name must be one of {', '.join(DATASETS)}, folder; got {name!r}")
     if not isinstance(root, (str, os.PathLike)):
         raise TypeError(f"root must be a path, got {root!r} of type {type(root).__name__}")
-    origin = _folder(size, grey) if name == "folder" else DATASETS[name]
+    origin = folder_of(size, grey) if name == "folder" else DATASETS[name]
     if name != "folder" and (size is not None or grey is not None):
         raise ValueError(f"size and grey go with name='folder', got {name!r}")
     if num_valid is not None:
@@ -117,16 +117,6 @@ def load(
         num_classes=origin.num_classes or 1 + int(torch.cat([rest.y, test.y]).max()),
         levels=origin.levels,
     )
-
-
-def _folder(size: int | tuple[int, int] | None, grey: bool | None) -> Folder:
-    """The origin of a folder of pictures with these options."""
-    if grey is not None:
-        check_flag("grey", grey)
-    if size is None:
-        return Folder(grey=grey)
-    height, width = size if isinstance(size, tuple) and len(size) == 2 else (size, size)
-    return Folder(size=(check_count("size", height), check_count("size", width)), grey=grey)
 
 
 def _scaled(k: torch.Tensor, y: torch.Tensor, levels: int) -> Split:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppvae._validate import check_memory
+from ppvae._validate import check_count, check_flag, check_memory
 from ppvae.data.origins import Origin, Split
 from ppvae.rng import permutation
 
@@ -44,30 +44,27 @@ class Folder(Origin):
 
     def read(self, root: Path, *, download: bool) -> tuple[Split, Split]:
         """Read the pictures; see `Origin.read`. Their number of classes is that of the labels."""
-        if not root.is_dir():
-            raise FileNotFoundError(f"root: there is no folder {root}")
-        apart = all((root / part).is_dir() for part in ("train", "test"))
-        found = {folder: _pictures(folder) for folder in ((root / "train", root / "test") if apart else (root,))}
-        if empty := [folder for folder, files in found.items() if not files]:
-            raise FileNotFoundError(f"root: {empty[0]} has no {', '.join(SUFFIXES)} files")
-        names = [_class_of(file, folder) for folder, files in found.items() for file in files]
-        classes = sorted(set(names))
-        labels = torch.tensor([classes.index(name) for name in names])
-        images = self._decoded([file for files in found.values() for file in files])
-        order = torch.arange(len(names)) if apart else permutation(len(names), seed=0)
-        num_test = len(found[root / "test"]) if apart else max(1, len(names) // TEST_SHARE)
-        train, test = order[:-num_test], order[-num_test:]
+        files, labels, train, test = listed(root)
+        images = self._decoded(files)
         return Split(images[train], labels[train]), Split(images[test], labels[test])
+
+    def form(self, files: Sequence[Path]) -> tuple[tuple[int, int], bool]:
+        """Height and width that all pictures are brought to, and whether they are grey; read off their headers."""
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            kinds = list(pool.map(_kind, files))
+        grey = all(kind[1] for kind in kinds) if self.grey is None else self.grey
+        return self._common_size(files, [kind[0] for kind in kinds]), grey
 
     def _decoded(self, files: Sequence[Path]) -> Tensor:
         """The pictures as grey levels, (n, channels, height, width), uint8."""
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            kinds = list(pool.map(_kind, files))
-            size = self._common_size(files, [kind[0] for kind in kinds])
-            grey = all(kind[1] for kind in kinds) if self.grey is None else self.grey
-            # as float32 in three splits, and while these are made
+        size, grey = self.form(files)
+        # as float32 in three splits, and while these are made
+        try:
             check_memory("root", f"{len(files)} pictures", 2 * 4 * len(files) * (1 if grey else 3) * size[0] * size[1])
-            decoded = list(pool.map(partial(_levels, size=size, grey=grey), files))
+        except ValueError as error:
+            raise ValueError(f"{error}; ppvae.data.Pictures(root, ...) decodes them for each minibatch") from None
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            decoded = list(pool.map(partial(decode, size=size, grey=grey), files))
         return torch.from_numpy(np.stack(decoded))
 
     def _common_size(self, files: Sequence[Path], sizes: list[tuple[int, int]]) -> tuple[int, int]:
@@ -82,6 +79,36 @@ class Folder(Origin):
                 f"{others[0][0][0]}x{others[0][0][1]}; size=64 scales and cuts all of them to 64x64"
             )
         return sizes[0]
+
+
+def folder_of(size: int | tuple[int, int] | None, grey: bool | None) -> Folder:
+    """The origin of a folder of pictures with these options, checked."""
+    if grey is not None:
+        check_flag("grey", grey)
+    if size is None:
+        return Folder(grey=grey)
+    height, width = size if isinstance(size, tuple) and len(size) == 2 else (size, size)
+    return Folder(size=(check_count("size", height), check_count("size", width)), grey=grey)
+
+
+def listed(root: Path) -> tuple[list[Path], Tensor, Tensor, Tensor]:
+    """The pictures of a folder with their classes (n,), and which are to train on and to test on, by number.
+
+    Raises:
+        FileNotFoundError: where there are none.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"root: there is no folder {root}")
+    apart = all((root / part).is_dir() for part in ("train", "test"))
+    found = {folder: _pictures(folder) for folder in ((root / "train", root / "test") if apart else (root,))}
+    if empty := [folder for folder, files in found.items() if not files]:
+        raise FileNotFoundError(f"root: {empty[0]} has no {', '.join(SUFFIXES)} files")
+    names = [_class_of(file, folder) for folder, files in found.items() for file in files]
+    classes = {name: number for number, name in enumerate(sorted(set(names)))}
+    labels = torch.tensor([classes[name] for name in names])
+    order = torch.arange(len(names)) if apart else permutation(len(names), seed=0)
+    num_test = len(found[root / "test"]) if apart else max(1, len(names) // TEST_SHARE)
+    return [file for files in found.values() for file in files], labels, order[:-num_test], order[-num_test:]
 
 
 def _pictures(folder: Path) -> list[Path]:
@@ -135,7 +162,7 @@ def _kind(file: Path) -> tuple[tuple[int, int], bool]:
         return ((image.width, image.height) if sideways else (image.height, image.width)), grey
 
 
-def _levels(file: Path, *, size: tuple[int, int], grey: bool) -> np.ndarray[Any, Any]:
+def decode(file: Path, *, size: tuple[int, int], grey: bool) -> np.ndarray[Any, Any]:
     """A picture of this size, (channels, height, width)."""
     from PIL import Image, ImageOps
 

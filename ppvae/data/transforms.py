@@ -159,6 +159,46 @@ class Dequantize:
             )
 
 
+@dataclass(frozen=True)
+class RandomPart:
+    """Of each image a rectangle that is seen, drawn anew at every visit: what a partial encoder is trained on.
+
+    Its height and width are uniform, up to those of the image, and so is its place.
+
+    Args:
+        then: a transform of the images that comes first, such as `Binarize()`; None is none.
+
+    Example:
+        >>> import torch
+        >>> from ppvae.data import Batches, Binarize, RandomPart
+        >>> batches = Batches(torch.rand(6, 1, 8, 8), batch_size=6, transform=RandomPart(Binarize()))
+        >>> x, seen = next(iter(batches))
+        >>> x.shape, seen.shape, seen.dtype
+        (torch.Size([6, 1, 8, 8]), torch.Size([6, 1, 8, 8]), torch.bool)
+    """
+
+    then: Transform | None = None
+
+    def __call__(self, generator: torch.Generator, *batch: Tensor) -> tuple[Tensor, ...]:
+        """Return the images (n, channels, h, w), and which of their pixels are seen."""
+        (x,) = batch if self.then is None else self.then(generator, *batch)
+        height, width = x.shape[-2:]
+        tall, wide, top, left = (torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device) for _ in range(4))
+        rows = (torch.arange(height, device=x.device) + 0.5).reshape(height, 1) / height
+        columns = (torch.arange(width, device=x.device) + 0.5) / width
+        down, across = top * (1 - tall), left * (1 - wide)
+        seen = (rows >= down) & (rows < down + tall) & (columns >= across) & (columns < across + wide)
+        return x, seen.expand(x.shape)
+
+    def check(self, *tensors: Tensor) -> None:
+        """Check once that the data are images, and all that the first transform checks."""
+        if len(tensors) != 1 or tensors[0].dim() != 4:
+            shapes = [tuple(tensor.shape) for tensor in tensors]
+            raise ValueError(f"tensors must be images (n, channels, h, w) alone, got shapes {shapes}")
+        if (check := getattr(self.then, "check", None)) is not None:
+            check(*tensors)
+
+
 def binarize(x: Tensor, *, seed: int = 0) -> Tensor:
     """Binarize intensities once and for all: b_ij ~ Bernoulli(x_ij), a function of `x` and `seed` only.
 

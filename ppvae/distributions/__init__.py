@@ -17,7 +17,6 @@ from ppvae.distributions.delta import ConditionalDelta
 from ppvae.distributions.discretized_logistic import ConditionalDiscretizedLogistic, DiscretizedLogistic
 from ppvae.distributions.flow import FlowPosterior, FlowPrior
 from ppvae.distributions.markov import MarkovChain, MarkovPosterior, of_steps
-from ppvae.distributions.missing import of_observed
 from ppvae.distributions.mixture import MixturePrior, VampPrior
 from ppvae.distributions.multivariate_normal import ConditionalMultivariateNormal
 from ppvae.distributions.prior import CategoricalPrior, StandardNormal, UniformCategorical
@@ -33,6 +32,7 @@ from ppvae.distributions.relaxed import (
 from ppvae.distributions.standardized import Rescaled, Standardize, Standardized
 from ppvae.distributions.student_t import ConditionalStudentT
 from ppvae.distributions.von_mises import ConditionalVonMises, VonMises
+from ppvae.observed import of_observed
 
 __all__ = [
     "Autoregressive",

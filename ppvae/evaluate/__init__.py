@@ -5,6 +5,7 @@ from ppvae.evaluate.arviz import to_arviz
 from ppvae.evaluate.classification import Reliability, error_rate, label_posterior, reliability
 from ppvae.evaluate.codes import encode, interpolate, reconstruct, traverse
 from ppvae.evaluate.compare import compare, comparison_table
+from ppvae.evaluate.condition import Conditional, PartOf, condition
 from ppvae.evaluate.disentanglement import Disentanglement, Score, disentanglement, disentanglement_of_codes
 from ppvae.evaluate.estimates import Diagnostics, Elbo, LogMarginal
 from ppvae.evaluate.estimator import Estimator, EvaluationOptions
@@ -38,6 +39,7 @@ __all__ = [
     "AnnealedDiagnostics",
     "AnomalyScores",
     "BidirectionalBounds",
+    "Conditional",
     "Diagnostics",
     "Disentanglement",
     "Elbo",
@@ -56,6 +58,7 @@ __all__ = [
     "LogMarginal",
     "NUTSComparison",
     "ParetoWarning",
+    "PartOf",
     "PosteriorPredictive",
     "PredictiveCheck",
     "Reliability",
@@ -73,6 +76,7 @@ __all__ = [
     "compare_features",
     "compare_with_nuts",
     "comparison_table",
+    "condition",
     "disentanglement",
     "disentanglement_of_codes",
     "draw_samples",

@@ -33,11 +33,13 @@ class Imputation:
         draws: as many completions of each datum, (s, n, *event): what was observed, and draws of what was not.
         observed: which elements were observed, (n, *event).
         pareto_k: k̂ of the weights of each datum, (n,): beyond 0.7 its draws are not those of the posterior.
+        latents: by site the draws z ~ p(z|x observed) that the completions were drawn with, (s, n, ...).
     """
 
     draws: Tensor
     observed: Tensor
     pareto_k: Tensor
+    latents: dict[str, Tensor]
 
     def mean(self) -> Tensor:
         """The mean of each element over the draws, (n, *event): the best guess of a number in squared error."""
@@ -103,12 +105,15 @@ def impute(
         posterior.check_density()
         for place, part in posterior.parts(max(num_samples, num_particles)):
             blocks.append(_completed(part, name, num_samples, num_particles, place.start))
-    draws, observed, k = zip(*blocks, strict=True)
-    return Imputation(torch.cat(draws, 1), torch.cat(observed), torch.cat(k))
+    draws, observed, k, latents = zip(*blocks, strict=True)
+    by_site = {z: torch.cat([block[z] for block in latents], 1) for z in latents[0]}
+    return Imputation(torch.cat(draws, 1), torch.cat(observed), torch.cat(k), by_site)
 
 
-def _completed(part: PosteriorSampler, name: str, s: int, k: int, first: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Completions of some data, (s, n, *event), what was observed of them, and k̂; `first` is their first's number."""
+def _completed(
+    part: PosteriorSampler, name: str, s: int, k: int, first: int
+) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    """Completions of some data, (s, n, *event), what was observed, k̂ and latents; `first` is their first's number."""
     latents, log_q = part.draw(k)
     log_likelihood, log_prior = part.log_joint(latents)
     log_weight = (log_likelihood + sum(log_prior.values()) - sum(log_q.values())).double()
@@ -123,7 +128,8 @@ def _completed(part: PosteriorSampler, name: str, s: int, k: int, first: int) ->
         for of in (observed_site.value.expand(observed_site.fn.shape()), observed_site.counted())
     )
     draws, value, seen = (of.value.movedim(of.data_dim, 1) for of in (drawn, given, counted))
-    return torch.where(seen, value, draws).cpu(), seen[0].cpu(), pareto_k(log_weight).cpu()
+    of_latents = {z: latent.value.movedim(latent.data_dim, 1).cpu() for z, latent in taken.items()}
+    return torch.where(seen, value, draws).cpu(), seen[0].cpu(), pareto_k(log_weight).cpu(), of_latents
 
 
 def _rows_of(latent: Latent, index: Tensor) -> Latent:

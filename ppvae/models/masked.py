@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ppvae._validate import check_number
-from ppvae.distributions.missing import of_observed
 from ppvae.models.base import check_pieces
+from ppvae.observed import of_observed
 from ppvae.pair import KLWeight
 
 
