@@ -26,11 +26,11 @@ from ppvae.distributions import ConditionalNormal, StandardNormal
 from ppvae.evaluate import PartOf, condition, impute
 from ppvae.evaluate.estimates import mean_over_data
 from ppvae.examples.figures import pixels
-from ppvae.examples.nets import NetArgs, decoder, encoder, of_intensities
+from ppvae.examples.nets import NetArgs, decoder, encoder
 from ppvae.infer import Run, fit
 from ppvae.means import mean_of
 from ppvae.models import VAE
-from ppvae.nn import MLP, ConcatInputs
+from ppvae.nn import MLP, ConcatInputs, Rescale
 from ppvae.pair import Batch
 
 NUM_DRAWN = 6
@@ -63,9 +63,8 @@ def build(args: Args, data: ImageData) -> PartOf:
     k, shape = args.latent_dim, data.event_shape
     vae = VAE(StandardNormal(k), decoder(args, data), ConditionalNormal(encoder(args, data, (2, k))))
     net = MLP(2 * math.prod(shape), args.part_dims, (2, k), activation=args.activation, norm=args.norm)
-    return PartOf(
-        vae, ConditionalNormal(_OfBoth(of_intensities(args, data, nn.Identity()), ConcatInputs((shape, shape), net)))
-    )
+    scale = 1 / (data.levels - 1) if args.likelihood == "categorical" else 1.0
+    return PartOf(vae, ConditionalNormal(_OfBoth(Rescale(scale), ConcatInputs((shape, shape), net))))
 
 
 class _OfBoth(nn.Module):
