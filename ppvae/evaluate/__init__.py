@@ -1,5 +1,6 @@
 """What a trained pair is worth: likelihoods, posteriors and labels, each with its evidence, for any pair."""
 
+from ppvae.evaluate.adaptive import Adaptive, AdaptiveDiagnostics
 from ppvae.evaluate.ais import Annealed, AnnealedDiagnostics, BidirectionalBounds, bidirectional
 from ppvae.evaluate.arviz import to_arviz
 from ppvae.evaluate.classification import Reliability, error_rate, label_posterior, reliability
@@ -35,6 +36,8 @@ from ppvae.evaluate.temperature import fit_temperature
 
 __all__ = [
     "METHODS",
+    "Adaptive",
+    "AdaptiveDiagnostics",
     "Annealed",
     "AnnealedDiagnostics",
     "AnomalyScores",

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ppvae.compile.compiled import Compile
+from ppvae.evaluate.adaptive import Adaptive
 from ppvae.evaluate.ais import Annealed
 from ppvae.evaluate.estimates import Elbo, LogMarginal
 from ppvae.evaluate.estimator import Estimator, EvaluationOptions
@@ -25,7 +26,7 @@ from ppvae.evaluate.importance import Importance, cat, checked_draws
 from ppvae.inputs import takes_data
 from ppvae.processes import is_first
 
-METHODS: dict[str, type[Estimator]] = {"importance": Importance, "annealed": Annealed}
+METHODS: dict[str, type[Estimator]] = {"importance": Importance, "adaptive": Adaptive, "annealed": Annealed}
 """The ways to estimate log p(x), by name; put one of your own here to have it under a name too."""
 
 
@@ -115,6 +116,9 @@ def log_marginal(
     exactly, and s samples of the others are drawn for each of their values:
     log p̂(x) = log Σ_y (1/s) Σ_i p(x, y, z_i) / q(z_i|x, y).
 
+    With `method="adaptive"` the draws come from proposals fitted to the posterior of each datum, at most s of them and
+    as many as a standard error of 0.05 nats takes, see `ppvae.evaluate.Adaptive`: right where the guide is not.
+
     With `method="annealed"` by s chains that move from the guide to the posterior, see `ppvae.evaluate.Annealed`:
     slower, and right where the guide misses part of the posterior.
 
@@ -122,9 +126,9 @@ def log_marginal(
         pair: any model/guide pair.
         data: its arguments, tensors or arrays of shape (n, ...), on any device; or one iterable of minibatches of them.
         num_samples: s, draws from the guide per datum, by default 1,000, or chains, by default 16; exactly that many,
-            whatever the chunking.
-        method: "importance", "annealed" or another name in `ppvae.evaluate.METHODS`; or an estimator with options of
-            its own, `Annealed(num_chains=16, num_temperatures=1000)`, which holds `num_samples` too.
+            whatever the chunking (of "adaptive" the most, by default 2,000).
+        method: "importance", "adaptive", "annealed" or another name in `ppvae.evaluate.METHODS`; or an estimator with
+            options of its own, `Annealed(num_chains=16, num_temperatures=1000)`, which holds `num_samples` too.
         batch_size: the most data scored at once; by default what a memory budget allows.
         seed: of the draws; the global random state is left alone.
         compile: whether to run the draws as one compiled graph, see `ppvae.compile.compiled`; "auto" does where the

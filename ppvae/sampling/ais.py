@@ -20,6 +20,7 @@ from ppvae._validate import check_count
 from ppvae.sampling.annealed_path import GeometricPath, Point
 from ppvae.sampling.hmc import transition
 from ppvae.sampling.posterior_draws import Latents, PosteriorSampler
+from ppvae.sampling.unconstrained import spread
 
 TARGET_ACCEPTANCE = 0.8
 """Costs little where 0.65 is best, in many dimensions, and in few keeps steps off the limit where they only swing
@@ -113,7 +114,7 @@ class Annealing:
         scale, steps = torch.ones_like(position[0]), []
         if self.num_temperatures > 1:
             others, _ = path.draw(part, SPREAD_DRAWS)
-            scale = _spread(others)
+            scale = spread(others)
             position = torch.cat([position, others[:PILOTS]])
         run = _Run(path, part, position, first)
         log_step = torch.full_like(position[0, :, 0], -0.25 * math.log(position.shape[-1]))
@@ -202,10 +203,3 @@ class _Run:
                 f"the log weight of datum {self._first + datum} is {float(log_weight[chain, datum]):g}, where a chain "
                 f"has {found}: check that datum and the weights of the pair"
             )
-
-
-def _spread(draws: Tensor) -> Tensor:
-    """The scale of draws (s, n, k) in each coordinate, (n, k): that of a normal with their quartiles."""
-    ordered = draws.sort(0).values
-    quarter = len(draws) // 4
-    return ((ordered[-quarter - 1] - ordered[quarter]) / 1.349).clamp_min(torch.finfo(draws.dtype).tiny)

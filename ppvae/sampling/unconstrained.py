@@ -49,6 +49,8 @@ class Unconstrained:
 
     Args:
         posterior: the pair on its data; what it sums over is no part of u.
+        proper: whether the elements of u that a mask leaves out are standard normal in every density and draw, so that
+            all densities integrate over u; else they count for nothing, as in the pair.
 
     Attributes:
         posterior: the same.
@@ -58,8 +60,9 @@ class Unconstrained:
         ValueError: naming the site of a discrete latent, or one without a support; where there is no latent.
     """
 
-    def __init__(self, posterior: PosteriorSampler) -> None:
+    def __init__(self, posterior: PosteriorSampler, *, proper: bool = False) -> None:
         self.posterior = posterior
+        self._proper = proper
         summed = {*posterior.summed.guide, *posterior.summed.model}
         self.latents = tuple(name for name in posterior.latents if name not in summed)
         if not self.latents:
@@ -83,7 +86,10 @@ class Unconstrained:
         """
         latents = self._draw(part, s, source)
         trace = part.model_trace(latents)
-        return self._position(part, sites(trace), s), part.sampler.outside(trace, s, self.latents)
+        at = sites(trace)
+        u, masked = self._position(part, at, s), self._masked(part, at, s)
+        u = u if masked is None else torch.where(masked, torch.randn_like(u), u)
+        return u, part.sampler.outside(trace, s, self.latents)
 
     def position(self, part: PosteriorSampler, latents: Latents) -> Tensor:
         """The u of these latents, (s, n, k)."""
@@ -157,6 +163,18 @@ class Unconstrained:
             found.append(u.value.movedim(dim, 1).reshape(s, len(part), -1))
         return torch.cat(found, -1)
 
+    def _masked(self, part: PosteriorSampler, at: Mapping[str, Site], s: int) -> Tensor | None:
+        """Which elements of u a mask leaves out and are to have a density, (s, n, k); None where there are none."""
+        if not self._proper or not any(at[name].is_masked for name in self.latents):
+            return None
+        found = []
+        for name, place in self._coordinates.items():
+            counted = torch.broadcast_tensors(at[name].counted(), at[name].value)[0]
+            left_out = part.sampler.value(replace(at[name], value=~counted), s)
+            flags = left_out.value.movedim(left_out.data_dim, 1).reshape(s, len(part), math.prod(place.plates), -1)
+            found.append(flags.any(-1, keepdim=True).expand(-1, -1, -1, math.prod(place.event)).flatten(2))
+        return torch.cat(found, -1)
+
     def _at(
         self, part: PosteriorSampler, position: Tensor, fixed: Values, source: Source | None
     ) -> tuple[Tensor, Tensor]:
@@ -168,6 +186,8 @@ class Unconstrained:
         part.check_sites(at)
         log_likelihood, log_prior_of = sampler.joint(trace, s)
         volume = _sum(sampler.log_prob(replace(at[z], log_prob=v), s) for z, v in constrain.log_volume.items())
+        if (masked := self._masked(part, at, s)) is not None:
+            volume = volume + torch.where(masked, -(position**2 + math.log(2 * math.pi)) / 2, 0.0).sum(-1)
         log_source = log_prior = _sum(log_prior_of.values())
         if source == "guide":
             latents = {name: sampler.value(at[name], s) for name in self.latents}
@@ -250,3 +270,10 @@ def _sum(log_probs: Iterable[Tensor]) -> Tensor:
 
 def _is_mixture(support: Any) -> bool:
     return isinstance(support, constraints.MixtureSameFamilyConstraint)  # that of its components
+
+
+def spread(draws: Tensor) -> Tensor:
+    """The scale of draws (s, n, k) in each coordinate, (n, k): that of a normal with their quartiles."""
+    ordered = draws.sort(0).values
+    quarter = len(draws) // 4
+    return ((ordered[-quarter - 1] - ordered[quarter]) / 1.349).clamp_min(torch.finfo(draws.dtype).tiny)

@@ -219,7 +219,7 @@ def test_restore_gives_the_labels_of_the_test_images(runs):
         (["a", "grey"], [], "has other test data than"),
         (["a", "given"], [], "or conditions on other data"),
         (["a"], ["--num-samples", "0"], "--num-samples must be a whole number >= 1"),
-        (["a"], ["--method", "nope"], "method must be one of 'importance', 'annealed' or an Estimator"),
+        (["a"], ["--method", "nope"], "method must be one of 'importance', .* or an Estimator"),
         (["a"], ["--limit", "0"], "limit must be a whole number >= 1, got 0"),
         (["a"], ["--limit", "-5"], "limit must be a whole number >= 1, got -5"),
         (["a"], ["--bidirectional"], "--bidirectional goes with --method annealed"),

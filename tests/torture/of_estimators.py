@@ -287,5 +287,11 @@ def of_arrays() -> list[Function]:
             dict,
             {"num_chains": v.COUNTS, "num_temperatures": v.COUNTS, "num_leapfrog": v.COUNTS, "start": v.CHOICES},
         ),
+        Function(
+            "Adaptive",
+            evaluate.Adaptive,
+            dict,
+            {"num_samples": v.COUNTS, "tolerance": v.constants(0, -1.0, float("nan"), float("inf"), "x", None, True)},
+        ),
         Function("Importance", evaluate.Importance, dict, {"num_samples": v.COUNTS}),
     ]
