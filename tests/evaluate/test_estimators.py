@@ -132,7 +132,7 @@ def test_it_has_a_name_once_it_is_registered(monkeypatch):
     assert torch.equal(scores.negative_log_marginal, -by_name.values)
     with pytest.raises(ValueError, match=r"give one like method=Jackknife\(num_draws=7\)"):
         log_marginal(reference.pair, *reference.data, method=Jackknife(20), num_samples=7)
-    with pytest.raises(ValueError, match="one of 'importance', .*, 'jackknife' or an Estimator"):
+    with pytest.raises(ValueError, match=r"one of 'importance', .*, 'jackknife' or an Estimator"):
         log_marginal(reference.pair, *reference.data, method="bootstrap")
 
 

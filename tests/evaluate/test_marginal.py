@@ -335,7 +335,7 @@ def test_a_latent_that_is_summed_over_leaves_one_weight():
 
 @pytest.mark.parametrize("method", ["nope", Importance, None])
 def test_method_is_checked(method):
-    with pytest.raises(ValueError, match="method must be one of 'importance', .* or an Es") as error:
+    with pytest.raises(ValueError, match=r"method must be one of 'importance', .* or an Es") as error:
         ppvae.log_marginal(ppca().pair, *ppca().data, method=method)
     assert str(error.value).endswith(f"got {method!r}")
 
