@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ppvae._internals import handlers
 from ppvae.compile.arguments import Arguments, TooLongError, UncompilableError

@@ -3,7 +3,7 @@
 Inductor's patterns that fuse a sum into a matrix product do not look at `alpha`: of `m.add(a @ b, alpha=0.1)` torch
 2.14.1 makes `addmm(m, a, b)`. So no sum in a traced graph has an `alpha`, no product an `alpha` or a `beta`: each is
 written as products and sums of its own. `lerp` is one of them, since Inductor would itself make a sum with an `alpha`
-of it.
+of it. What processors compute slowly is spelt by what they compute quickly (`elementary`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from ppvae.compile.elementary import ELEMENTARY
 
 Number = bool | int | float
 """A factor of an operation."""
@@ -92,5 +94,7 @@ def _table() -> dict[Any, Callable[..., Any]]:
     return table
 
 
-DECOMPOSITIONS = _table()
+FACTORS = _table()
+"""Those of sums and products."""
+DECOMPOSITIONS = FACTORS | ELEMENTARY
 """From operations of torch to functions that compute the same by others, or say `NotImplemented` and leave them."""

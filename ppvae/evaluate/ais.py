@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ppvae._validate import check_count, check_flag
 from ppvae.compile.compiled import Compile, check_compile, repays

@@ -21,7 +21,7 @@ from pyro.distributions import Delta, ExpandedDistribution, TorchDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Size, Tensor, nn
 from torch.distributions import transform_to
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ppvae._internals import is_subsampling
 from ppvae._validate import check_count, check_flag

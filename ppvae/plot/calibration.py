@@ -40,7 +40,7 @@ def ppc(observed: Array | float, replicated: Array, *, name: str = "T(x)") -> Fi
         >>> figure.axes[0].get_title()
         'tail probability 0.750'
     """
-    from matplotlib.figure import Figure
+    from ppvae.plot.picture import Picture
 
     single, values = to_numpy("observed", observed), _vector("replicated", replicated)
     if single.size != 1:
@@ -48,7 +48,7 @@ def ppc(observed: Array | float, replicated: Array, *, name: str = "T(x)") -> Fi
     value = float(single.reshape(()))
     tail = float(np.mean(values > value) + np.mean(values == value) / 2)
     with house_style():
-        figure = Figure(figsize=(3.2, 1.7), dpi=DPI, layout="constrained")
+        figure = Picture(figsize=(3.2, 1.7), dpi=DPI, layout="constrained")
         axes = figure.add_subplot()
         axes.hist(values, bins=_bins(values), color=_PALE, label="replicates")
         axes.axvline(value, color=PALETTE[1], label="data")
@@ -83,7 +83,7 @@ def sbc_ecdf(ranks: Array, low: Array, high: Array, *, names: Sequence[str] | No
         >>> figure.axes[0].get_xlabel()
         'rank / 9'
     """
-    from matplotlib.figure import Figure
+    from ppvae.plot.picture import Picture
 
     lower, upper = _vector("low", low), _vector("high", high)
     if lower.shape != upper.shape or len(lower) < 2:
@@ -95,7 +95,7 @@ def sbc_ecdf(ranks: Array, low: Array, high: Array, *, names: Sequence[str] | No
     outside = ((curves < lower - 1e-9) | (curves > upper + 1e-9)).any(axis=1)  # the band came through float division
     x = np.arange(k) / (k - 1)
     with house_style():
-        figure = Figure(figsize=(3.0, 2.2), dpi=DPI, layout="constrained")
+        figure = Picture(figsize=(3.0, 2.2), dpi=DPI, layout="constrained")
         axes = figure.add_subplot()
         axes.fill_between(x, lower - uniform, upper - uniform, step="mid", color=_PALE, alpha=0.35, linewidth=0)
         axes.axhline(0, color=_GREY, linewidth=0.6)
@@ -132,8 +132,9 @@ def rank_histogram(ranks: Array, num_samples: int, *, num_bins: int = 20, names:
         >>> len(rank_histogram(torch.arange(300).reshape(100, 3) % 10, 9).axes)
         3
     """
-    from matplotlib.figure import Figure
     from scipy.stats import binom
+
+    from ppvae.plot.picture import Picture
 
     whole("num_samples", num_samples)
     whole("num_bins", num_bins)
@@ -146,7 +147,7 @@ def rank_histogram(ranks: Array, num_samples: int, *, num_bins: int = 20, names:
     edges = (np.linspace(0, num_samples + 1, bins + 1) - 0.5).tolist()
     width = min(k, 4)
     with house_style():
-        figure = Figure(figsize=(1.7 * width, 1.3 * math.ceil(k / width)), dpi=DPI, layout="constrained")
+        figure = Picture(figsize=(1.7 * width, 1.3 * math.ceil(k / width)), dpi=DPI, layout="constrained")
         for i, label in enumerate(labels):
             axes = figure.add_subplot(math.ceil(k / width), width, i + 1)
             axes.axhspan(*binom.interval(0.99, n, 1 / bins), color=_PALE, alpha=0.35, linewidth=0)
@@ -166,7 +167,7 @@ def guide_against_nuts(guide: Array, nuts: Array, *, names: Sequence[str] | None
     Args:
         guide: Draws of shape (s,) or (s, k) from q(z|x).
         nuts: Draws of shape (t,) or (t, k) from p(z|x).
-        names: Of the dimensions, k of them; by default $z_1$, $z_2$, ...
+        names: Of the dimensions, k of them; by default z[0], z[1], ...
 
     Returns:
         A figure with one axes.
@@ -180,16 +181,16 @@ def guide_against_nuts(guide: Array, nuts: Array, *, names: Sequence[str] | None
         >>> [entry.get_text() for entry in figure.axes[0].get_legend().get_texts()]
         ['guide', 'NUTS']
     """
-    from matplotlib.figure import Figure
+    from ppvae.plot.picture import Picture
 
     draws = {"guide": _matrix("guide", guide), "NUTS": _matrix("nuts", nuts)}
     k = draws["guide"].shape[1]
     if draws["NUTS"].shape[1] != k or min(len(values) for values in draws.values()) < 2:
         shapes = " and ".join(str(values.shape) for values in draws.values())
         raise ValueError(f"guide, nuts: got shapes {shapes}, expected (s, k) and (t, k), s and t at least 2")
-    labels = _names(names, [f"$z_{{{i + 1}}}$" for i in range(k)])
+    labels = _names(names, [f"z[{i}]" for i in range(k)])
     with house_style():
-        figure = Figure(figsize=(2.6, 2.2), dpi=DPI, layout="constrained")
+        figure = Picture(figsize=(2.6, 2.2), dpi=DPI, layout="constrained")
         axes = figure.add_subplot()
         if k == 1:
             bins = _bins(np.concatenate([values[:, 0] for values in draws.values()]))

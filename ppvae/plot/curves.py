@@ -45,7 +45,7 @@ def training_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
         >>> [axes.get_title() for axes in training_curves(history).axes]
         ['ELBO', 'KL divergence']
     """
-    from matplotlib.figure import Figure
+    from ppvae.plot.picture import Picture
 
     columns = _columns(history)
     panels = _panels(columns)
@@ -56,7 +56,7 @@ def training_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
         )
     epochs = _epochs(columns, len(history))
     with house_style():
-        figure = Figure(figsize=(2.2 * len(panels), 1.9), dpi=DPI, layout="constrained")
+        figure = Picture(figsize=(2.2 * len(panels), 1.9), dpi=DPI, layout="constrained")
         all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, (title, curves) in zip(all_axes, panels.items(), strict=True):
             _draw_panel(axes, epochs, curves, title=title)
@@ -88,7 +88,7 @@ def compare_curves(
         >>> compare_curves({"VAE": history, "IWAE": history[:5]}).axes[0].get_ylabel()
         'elbo, nats per datum'
     """
-    from matplotlib.figure import Figure
+    from ppvae.plot.picture import Picture
 
     if not isinstance(histories, Mapping):
         raise TypeError(f"histories: got {histories!r}, expected training histories by the name of their run")
@@ -97,7 +97,7 @@ def compare_curves(
     if not isinstance(unit, str):
         raise TypeError(f"unit: got {unit!r}, expected a text")
     with house_style():
-        figure = Figure(figsize=(3.4, 2.2), dpi=DPI, layout="constrained")
+        figure = Picture(figsize=(3.4, 2.2), dpi=DPI, layout="constrained")
         axes = figure.subplots()
         curves = []
         for i, (name, history) in enumerate(histories.items()):

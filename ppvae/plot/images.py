@@ -160,7 +160,7 @@ def traversal(images: Array, values: Array, *, units: Sequence[int] | None = Non
         units: Which dimension each row sweeps, k numbers from 0; by default the first k.
 
     Returns:
-        A figure with one axes: rows are labelled z_1 … z_k, and columns by their value where there is room.
+        A figure with one axes: rows are labelled z[0] … z[k − 1], and columns by their value where there is room.
 
     Raises:
         ValueError: If a shape is none of those above, the numbers of steps or rows differ, or a value is not finite.
@@ -169,7 +169,7 @@ def traversal(images: Array, values: Array, *, units: Sequence[int] | None = Non
         >>> import torch
         >>> figure = traversal(torch.rand(4, 7, 1, 28, 28), torch.linspace(-3, 3, 7))
         >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
-        ['$z_{1}$', '$z_{2}$', '$z_{3}$', '$z_{4}$']
+        ['z[0]', 'z[1]', 'z[2]', 'z[3]']
     """
     grid, swept = _cells("images", images, "k, steps"), to_numpy("values", values)
     steps = grid.shape[1]
@@ -188,7 +188,7 @@ def traversal(images: Array, values: Array, *, units: Sequence[int] | None = Non
     needed = (_text_width(labels) + 0.05) * DPI / scale / (grid.shape[3] + _gap(grid))
     stride = next(i for i in range(1, steps) if (steps - 1) % i == 0 and i >= min(needed, steps - 1))
     columns = _centres(grid, axis=1)[::stride], labels[::stride]
-    rows = _centres(grid, axis=0), [f"$z_{{{j + 1}}}$" for j in names]
+    rows = _centres(grid, axis=0), [f"z[{j}]" for j in names]
     figure = _draw(_tile(grid, gap=_gap(grid)), scale=scale, rows=rows, columns=columns, foot=0.3)
     figure.axes[0].set_xlabel("prior standard deviations", labelpad=1)
     return figure
@@ -293,7 +293,7 @@ def _draw(
     image: _NDArray, *, scale: int, rows: _Ticks = _NO_TICKS, columns: _Ticks = _NO_TICKS, foot: float = 0.19
 ) -> Figure:
     """Draws one RGBA image dot by dot; labelled columns need a foot of so many inches under it."""
-    from matplotlib.figure import Figure
+    from ppvae.plot.picture import Picture
 
     edge = DPI // 50
     left = edge + round(DPI * (_text_width(rows[1]) + 0.06)) * bool(rows[1])
@@ -306,7 +306,7 @@ def _draw(
     full_width, full_height = left + width + right + 0.5, bottom + height + edge + 0.5
     box = left / full_width, bottom / full_height, width / full_width, height / full_height
     with house_style():
-        figure = Figure(figsize=(full_width / DPI, full_height / DPI), dpi=DPI)
+        figure = Picture(figsize=(full_width / DPI, full_height / DPI), dpi=DPI)
         axes = figure.add_axes(box)
         axes.imshow(image, interpolation="nearest", aspect="auto")
         plain_axes(axes, spines=())

@@ -17,6 +17,9 @@ _NDArray = np.ndarray[Any, Any]
 
 _FEWEST_FOR_TSNE = 5
 
+_NAMED = 24
+"""The most bars that have room for their indices."""
+
 _PRIOR_POSTERIOR = (PALETTE[4], PALETTE[0])  # grey lies beneath blue
 
 
@@ -45,7 +48,7 @@ def latent_scatter(z: Array, labels: Array | None = None, *, tsne: bool = False)
         >>> [entry.get_text() for entry in figure.axes[0].get_legend().get_texts()]
         ['0', '1', '2']
     """
-    from matplotlib.figure import Figure
+    from ppvae.plot.picture import Picture
 
     (points,), names = _two_dimensions(z)
     classes, index = _classes(labels, len(points))
@@ -57,7 +60,7 @@ def latent_scatter(z: Array, labels: Array | None = None, *, tsne: bool = False)
     if tsne and z.shape[1] > 2 and len(points) >= _FEWEST_FOR_TSNE:
         panels.append((_tsne(to_numpy("z", z), points), ["t-SNE", ""]))
     with house_style():
-        figure = Figure(figsize=(3.4 if len(panels) == 1 else 6.1, 2.9), dpi=DPI, layout="constrained")
+        figure = Picture(figsize=(3.4 if len(panels) == 1 else 6.1, 2.9), dpi=DPI, layout="constrained")
         for i, (panel, (xlabel, ylabel)) in enumerate(panels):
             axes = figure.add_subplot(1, len(panels), i + 1)
             x, y = panel[order].T
@@ -93,14 +96,14 @@ def aggregated_posterior(z: Array, prior: Array) -> Figure:
         >>> [entry.get_text() for entry in figure.axes[0].get_legend().get_texts()]
         ['p(z)', 'q(z)']
     """
-    from matplotlib.figure import Figure
+    from ppvae.plot.picture import Picture
 
     sets = {"p(z)": _points("prior", prior), "q(z)": _points("z", z)}
     k, expected = sets["p(z)"].shape[1], sets["q(z)"].shape[1]
     if k != expected:
         raise ValueError(f"prior: got {k} dimensions, expected {expected} as in z")
     with house_style():
-        figure = Figure(figsize=(3.0, 2.6), dpi=DPI, layout="constrained")
+        figure = Picture(figsize=(3.0, 2.6), dpi=DPI, layout="constrained")
         axes = figure.add_subplot()
         (_draw_histograms if k == 1 else _draw_clouds)(axes, sets)
         plain_axes(axes)
@@ -109,7 +112,7 @@ def aggregated_posterior(z: Array, prior: Array) -> Figure:
 
 
 def kl_per_dimension(kl: Array, active: Array | None = None) -> Figure:
-    """Draws the KL of each latent dimension as a bar, the largest first, inactive units in grey.
+    """Draws the KL of each latent dimension as a bar with its index, the largest first, inactive units in grey.
 
     Args:
         kl: KL of each dimension in nats, of any shape.
@@ -127,7 +130,7 @@ def kl_per_dimension(kl: Array, active: Array | None = None) -> Figure:
         >>> figure.axes[0].get_title()
         '2 of 3 units active'
     """
-    from matplotlib.figure import Figure
+    from ppvae.plot.picture import Picture
 
     values = to_numpy("kl", kl)
     if values.size == 0:
@@ -138,10 +141,12 @@ def kl_per_dimension(kl: Array, active: Array | None = None) -> Figure:
     order = np.argsort(-values, axis=None, kind="stable")
     colours = [PALETTE[0] if each else PALETTE[4] for each in used.ravel()[order]]
     with house_style():
-        figure = Figure(figsize=(3.4, 1.9), dpi=DPI, layout="constrained")
+        figure = Picture(figsize=(3.4, 1.9), dpi=DPI, layout="constrained")
         axes = figure.add_subplot()
         axes.bar(np.arange(1, values.size + 1), values.ravel()[order], width=0.8, color=colours)
         axes.set(xlabel="latent dimension, by KL", ylabel="KL (nats)", xlim=(0.4, values.size + 0.6))
+        axes.set_xticks(np.arange(1, values.size + 1) if values.size <= _NAMED else [])
+        axes.set_xticklabels(order.tolist() if values.size <= _NAMED else [])
         if active is not None:
             axes.set_title(f"{int(used.sum())} of {used.size} units active")
         plain_axes(axes)
@@ -185,7 +190,7 @@ def _two_dimensions(z: Array, *others: _NDArray) -> tuple[list[_NDArray], list[s
     if points.ndim != 2 or points.shape[1] < 2 or len(points) == 0:
         raise ValueError(f"z: got shape {points.shape}, expected (n, k) with n at least 1 and k at least 2")
     if points.shape[1] == 2:
-        return [points, *others], ["$z_1$", "$z_2$"]
+        return [points, *others], ["z[0]", "z[1]"]
     mean, basis, explained = _principal_components(points)
     projected = [(each - mean) @ basis for each in (points, *others)]
     return projected, [f"principal component {i + 1} ({part:.0%} of variance)" for i, part in enumerate(explained)]

@@ -127,9 +127,9 @@ def pareto_k(k_hat: Array) -> Figure:
 
 
 def _one_axes() -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure
+    from ppvae.plot.picture import Picture
 
-    figure = Figure(figsize=_SIZE, dpi=DPI, layout="constrained")
+    figure = Picture(figsize=_SIZE, dpi=DPI, layout="constrained")
     return figure, figure.add_subplot()
 
 

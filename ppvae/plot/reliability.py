@@ -34,7 +34,7 @@ def reliability_diagram(confidence: Array, accuracy: Array, count: Array) -> Fig
         >>> reliability_diagram(*bins).axes[0].get_title()
         'calibration error 6.2%'
     """
-    from matplotlib.figure import Figure
+    from ppvae.plot.picture import Picture
 
     data = to_numpy("count", count)
     if data.ndim != 1 or not data.sum() > 0 or (data < 0).any():
@@ -45,7 +45,7 @@ def reliability_diagram(confidence: Array, accuracy: Array, count: Array) -> Fig
     error = float((share * np.abs(right - sure)).sum())
     edges = np.linspace(0, 1, len(data) + 1)[:-1]
     with house_style():
-        figure = Figure(figsize=(2.2, 2.6), dpi=DPI, layout="constrained")
+        figure = Picture(figsize=(2.2, 2.6), dpi=DPI, layout="constrained")
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         upper.plot([0, 1], [0, 1], color=PALETTE[8], linewidth=0.7, linestyle="--")
         upper.plot(sure, right, color=PALETTE[0], marker="o", markersize=2.5)

@@ -44,10 +44,11 @@ def rolls(named: Mapping[str, Array], *, lowest: int = 21) -> Figure:
     longest = max(len(roll) for roll in arrays.values())
     with house_style():
         from matplotlib.colors import LinearSegmentedColormap
-        from matplotlib.figure import Figure
+
+        from ppvae.plot.picture import Picture
 
         shades = LinearSegmentedColormap.from_list("rolls", ["white", PALETTE[0]])
-        figure = Figure(figsize=(6.0, 0.35 + 1.15 * len(arrays)), dpi=DPI, layout="constrained")
+        figure = Picture(figsize=(6.0, 0.35 + 1.15 * len(arrays)), dpi=DPI, layout="constrained")
         for axes, (name, roll) in zip(
             figure.subplots(len(arrays), squeeze=False, sharex=True)[:, 0], arrays.items(), strict=True
         ):

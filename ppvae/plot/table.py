@@ -43,14 +43,14 @@ def columns_beside_data(
         >>> figure.axes[0].get_title()
         'size'
     """
-    from matplotlib.figure import Figure
+    from ppvae.plot.picture import Picture
 
     if not names or not len(data) == len(samples) == len(names) == len(levels):
         sizes = [len(given) for given in (data, samples, names, levels)]
         raise ValueError(f"data, samples, names and levels: got {sizes} columns, expected as many of each, at least 1")
     down = math.ceil(len(names) / _ACROSS)
     with house_style():
-        figure = Figure(figsize=(1.65 * min(_ACROSS, len(names)), 1.3 * down), dpi=DPI, layout="constrained")
+        figure = Picture(figsize=(1.65 * min(_ACROSS, len(names)), 1.3 * down), dpi=DPI, layout="constrained")
         panels = figure.subplots(down, min(_ACROSS, len(names)), squeeze=False).ravel()
         for j, axes in enumerate(panels):
             if j >= len(names):
@@ -89,7 +89,7 @@ def filled_in(truth: Array, low: Array, middle: Array, high: Array) -> Figure:
         >>> filled_in(x, x - 1, x, x + 1).axes[0].get_title()
         '20 of 20 intervals hold the truth'
     """
-    from matplotlib.figure import Figure
+    from ppvae.plot.picture import Picture
 
     given = {"truth": truth, "low": low, "middle": middle, "high": high}
     x, lower, mean, upper = (to_numpy(name, values) for name, values in given.items())
@@ -99,7 +99,7 @@ def filled_in(truth: Array, low: Array, middle: Array, high: Array) -> Figure:
     holds = (lower <= x) & (x <= upper)
     ends = [float(min(x.min(), lower.min())), float(max(x.max(), upper.max()))]
     with house_style():
-        figure = Figure(figsize=(2.8, 2.8), dpi=DPI, layout="constrained")
+        figure = Picture(figsize=(2.8, 2.8), dpi=DPI, layout="constrained")
         axes = figure.add_subplot()
         axes.plot(ends, ends, color=PALETTE[8], linewidth=0.7, linestyle="--")
         for of, colour in ((holds, PALETTE[0]), (~holds, PALETTE[1])):
@@ -131,14 +131,14 @@ def spread_of_counts(data: Array, samples: Array) -> Figure:
         >>> spread_of_counts(x, x.flip(0)).axes[0].get_xlabel()
         'mean of a column'
     """
-    from matplotlib.figure import Figure
+    from ppvae.plot.picture import Picture
 
     both = {"data": to_numpy("data", data), "model": to_numpy("samples", samples)}
     for name, values in both.items():
         if values.ndim != 2 or not values.size or not (values.var(0) > 0).any():
             raise ValueError(f"{name}: got shape {values.shape}, expected counts (n, d) of which some column varies")
     with house_style():
-        figure = Figure(figsize=(2.8, 2.4), dpi=DPI, layout="constrained")
+        figure = Picture(figsize=(2.8, 2.4), dpi=DPI, layout="constrained")
         axes = figure.add_subplot()
         ends = []
         for (name, values), colour, marker in zip(both.items(), (PALETTE[0], PALETTE[2]), "ox", strict=True):

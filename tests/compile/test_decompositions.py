@@ -8,7 +8,7 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 from ppvae.compile.arguments import Arguments
-from ppvae.compile.decompositions import DECOMPOSITIONS
+from ppvae.compile.decompositions import FACTORS
 from ppvae.compile.inductor import compile_graph
 from ppvae.compile.tracing import trace
 from tests.compile.compiling import assert_same
@@ -78,12 +78,12 @@ def test_a_plain_layer_is_left_as_it_is():
     assert [node.target for node in module.graph.nodes if "addmm" in str(node.target)] == [torch.ops.aten.addmm.default]
 
 
-@pytest.mark.parametrize("operation", DECOMPOSITIONS, ids=str)
+@pytest.mark.parametrize("operation", FACTORS, ids=str)
 def test_what_has_no_factor_is_left_to_the_operation_itself(operation):
     if "lerp" not in str(operation):
         arguments = [a for a in operation._schema.arguments if a.name not in ("alpha", "beta")]
         tensors = [M if isinstance(a.type, torch.TensorType) else 2.0 for a in arguments]
-        assert DECOMPOSITIONS[operation](*tensors) is NotImplemented
+        assert FACTORS[operation](*tensors) is NotImplemented
 
 
 @pytest.mark.inductor

@@ -96,7 +96,7 @@ def test_guide_against_nuts_in_two_dimensions_has_ellipses_of_the_moments():
     (axes,) = figure.axes
     assert [len(dots.get_offsets()) for dots in axes.collections] == [400, 300]
     assert legend(axes) == ["guide", "NUTS"]
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("$z_{1}$", "$z_{2}$")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("z[0]", "z[1]")
     half, most, *_ = axes.lines
     points = guide[:, :2].double().numpy()
     for line, mass in ((half, 0.5), (most, 0.95)):

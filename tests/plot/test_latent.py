@@ -32,7 +32,7 @@ def test_two_dimensions_are_drawn_as_they_are():
     assert set(colours) == {PALETTE[0]}
     (axes,) = figure.axes
     assert axes.get_aspect() == 1
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("$z_1$", "$z_2$")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("z[0]", "z[1]")
     assert axes.get_legend() is None
 
 
@@ -176,6 +176,8 @@ def test_bars_fall_and_inactive_ones_are_grey():
     assert [bar.get_height() for bar in bars] == pytest.approx([1.5, 0.7, 0.01])
     assert [to_hex(bar.get_facecolor()) for bar in bars] == [PALETTE[0], PALETTE[0], PALETTE[4]]
     assert figure.axes[0].get_title() == "2 of 3 units active"
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["1", "2", "0"]
+    assert not plot.kl_per_dimension(torch.rand(40)).axes[0].get_xticklabels()
     assert plot.kl_per_dimension(torch.rand(2, 3)).axes[0].get_title() == ""
 
 
