@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ppvae.cli.doctor import doctor
     from ppvae.cli.runs import open_run
     from ppvae.evaluate import elbo, encode, log_marginal
     from ppvae.infer.fit import fit
@@ -24,6 +25,7 @@ __all__ = [
     "KLWeight",
     "Pair",
     "__version__",
+    "doctor",
     "elbo",
     "encode",
     "fit",
@@ -45,6 +47,7 @@ _HOMES = {
     "elbo": "evaluate",
     "encode": "evaluate",
     "log_marginal": "evaluate",
+    "doctor": "cli.doctor",
     "open_run": "cli.runs",
 }
 """Where each public name lives."""

@@ -1,0 +1,119 @@
+"""`ppvae`, or `python -m ppvae`: one screen of what there is, and the commands by name.
+
+ppvae                       this list
+ppvae train MODEL ...       the same as python -m ppvae.examples.MODEL
+ppvae evaluate RUN ...      the same as python -m ppvae.evaluate
+ppvae doctor RUN            what is right and wrong with the pair of a run
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+FEW = 200
+"""Test data that a pair is looked over on."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns its exit status: 2 where there is none of that name."""
+    command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if command in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    commands: dict[str, Callable[[list[str]], int]] = {"train": _train, "evaluate": _evaluate, "doctor": _doctor}
+    if command not in commands:
+        print(f"error: there is no command {command!r}: train, evaluate or doctor; ppvae lists them", file=sys.stderr)
+        return 2
+    return commands[command](rest)
+
+
+def overview() -> str:
+    """The commands and the models, a line each."""
+    width = max(map(len, models()))
+    lines = [
+        "ppvae: variational autoencoders as Pyro model/guide pairs",
+        "",
+        "  ppvae train MODEL [--help]       trains a model; each run is a folder, runs/MODEL by default",
+        "  ppvae evaluate RUN [--help]      log p(x) of a run, and how far to believe it",
+        "  ppvae doctor RUN [--help]        sites, gradients, latents of a run; ppvae.doctor(pair, x) of your own",
+        "",
+        "models, on embedded data in about a minute; images also --dataset mnist --data-root DIR, or your own folder:",
+        "",
+        *(f"  {name:<{width}}  {text}" for name, text in models().items()),
+        "",
+        'your own pair: ppvae.fit(pair, x), ppvae.log_marginal(pair, x); "python -m ppvae" is the same as "ppvae"',
+    ]
+    return "\n".join(lines)
+
+
+@cache
+def models() -> dict[str, str]:
+    """What each example says of itself; none of them is imported."""
+    found = {}
+    for path in sorted((Path(__file__).parents[1] / "examples").glob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        if "\nEXPERIMENT = " in source:
+            first = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+            found[path.stem] = first.partition(": `python")[0].partition(" (")[0].rstrip(".:")
+    return found
+
+
+def _train(argv: list[str]) -> int:
+    name = argv[0] if argv else ""
+    if name in ("-h", "--help"):
+        print(overview())
+        return 0
+    if name not in models():
+        print(f"error: there is no model {name!r}: {', '.join(models())}", file=sys.stderr)
+        return 2
+    return int(importlib.import_module(f"ppvae.examples.{name}").main(argv[1:]))
+
+
+def _evaluate(argv: list[str]) -> int:
+    from ppvae.cli.evaluate import main as evaluate
+
+    return evaluate(argv)
+
+
+@dataclass(frozen=True)
+class DoctorArgs:
+    """Look the pair of a run over, on the first of its test data."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder that an example wrote, or fit with a recipe."""
+    compile: bool = False
+    """Also compile its training step, and say why where that fails."""
+    cuda: bool = False
+    """Run on a CUDA GPU."""
+    data_root: Path | None = None
+    """Where the data set lies, if not where the run found it."""
+    trust: bool = False
+    """Import and call the functions that a run of your own names in its config.json (fit's recipe)."""
+
+
+def _doctor(argv: list[str]) -> int:
+    from ppvae.cli.doctor import doctor
+    from ppvae.cli.report import first
+    from ppvae.cli.runs import open_run
+
+    args = tyro.cli(DoctorArgs, args=argv, prog="ppvae doctor")
+    try:
+        device = "cuda" if args.cuda else "cpu"
+        opened = open_run(args.run, trust=args.trust, device=device, data_root=args.data_root)
+        if not opened.data:
+            raise ValueError(f"{args.run} does not say on which data it is evaluated: its recipe has no data")
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    diagnosis = doctor(opened.pair, *first(opened.data, FEW), compile=args.compile)
+    print(diagnosis)
+    return 0 if diagnosis.healthy else 1
