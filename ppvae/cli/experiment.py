@@ -85,6 +85,11 @@ def nothing_after(pair: nn.Module, args: Any, data: ImageData, run: Run) -> None
     """Fits nothing after the training."""
 
 
+def pair_itself(args: Any, pair: Any) -> nn.Module:
+    """Trains the pair as it is."""
+    return pair
+
+
 def one_group(args: Any) -> ParamGroups | None:
     """No options of the optimizer by parameter name."""
     return None
@@ -119,6 +124,7 @@ class Experiment:
         batches: from flags and data to the training data.
         objective: from flags to the ELBO.
         first: trains what has to be trained before the pair.
+        trained: from flags and pair to what is trained in its place, and shares its modules.
         after: fits what is fitted to the trained pair; the weights of the run are those that it leaves.
         param_groups: from flags to options of the optimizer by parameter name.
         kl_sites: from flags to the latents whose KL term --warmup weights; None is all.
@@ -137,6 +143,7 @@ class Experiment:
     batches: Callable[[Any, Any, torch.device], Source] = image_batches
     objective: Callable[[Any], ELBO] = elbo_of_flag
     first: Callable[[Any, Any, Any, torch.device, Path], None] = nothing_first
+    trained: Callable[[Any, Any], nn.Module] = pair_itself
     after: Callable[[Any, Any, Any, Run], None] = nothing_after
     param_groups: Callable[[Any], ParamGroups | None] = one_group
     kl_sites: Callable[[Any], Sequence[str] | None] = all_latents
@@ -181,7 +188,7 @@ class Experiment:
                 print(f"stopped in epoch {len(run.history) + 1}; continue with --resume --out {out}", file=sys.stderr)
             return 130
         try:
-            if self.after is not nothing_after:
+            if self.after is not nothing_after or self.trained is not pair_itself:
                 self.after(pair, args, data, run)
                 processes.on_first(lambda: save_state(RunFolder(out).model, dict(pair.state_dict())))
             self.finish(pair, args, data, run)
@@ -196,7 +203,7 @@ class Experiment:
         held_out = data.valid[0]
         valid = self.arguments(args, *data.valid) if held_out is not None and len(held_out) else None
         return fit(
-            pair,
+            self.trained(args, pair),
             self.batches(args, data, device),
             valid,
             loss=self.objective(args),

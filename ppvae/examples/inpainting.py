@@ -1,7 +1,8 @@
 """A part of an image given, the rest drawn: `python -m ppvae.examples.inpainting` (Harvey et al. 2022, 2102.12037).
 
-Trains a VAE on whole images, then, with its decoder as it is, a partial encoder on random rectangles of them; reports
-log p(rest | part) = log p(x) − log p(part), and draws completions of test images.
+Trains a VAE on whole images, then, with its decoder as it is, a partial encoder on random rectangles of them, to cover
+what the encoder of the whole gives or by the ELBO of the part; reports log p(rest | part) = log p(x) − log p(part), and
+draws completions of test images.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class Args(NetArgs):
     """Part of the test images that is seen."""
     part_dims: tuple[int, ...] = (200, 200)
     """Widths of the partial encoder's hidden layers."""
+    train_by: Literal["matching", "elbo"] = "matching"
+    """What the partial encoder is trained by: to cover the encoder of the whole, or the ELBO of the part."""
     vae_epochs: int | None = None
     """Passes over the training data for the VAE; by default as many as for the partial encoder."""
 
@@ -106,6 +109,11 @@ def train_whole(pair: PartOf, args: Args, data: ImageData, device: torch.device,
     pair.pair.requires_grad_(False)
 
 
+def trained(args: Args, pair: PartOf) -> nn.Module:
+    """The pair of the part, or the one that matches its encoder to that of the whole."""
+    return pair.matching() if args.train_by == "matching" else pair
+
+
 def measure(pair: PartOf, args: Args, data: ImageData) -> Report:
     """Log p(rest | part) of test images."""
     x, seen = _test_images(pair, args, data, args.num_eval)
@@ -146,6 +154,7 @@ EXPERIMENT = Experiment(
     arguments=with_part,
     batches=random_parts,
     first=train_whole,
+    trained=trained,
     symbol="log p(part)",
     measure=measure,
 )
