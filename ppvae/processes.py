@@ -27,6 +27,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from ppvae.rng import forked_rng
+
 T = TypeVar("T")
 Item = TypeVar("Item")
 
@@ -252,9 +254,27 @@ def dealt(items: Sequence[Item], compute: Callable[[Item], T], *, device: torch.
     mine = rank()
     for start in range(0, len(items), size):
         here = items[start : start + size]
-        answer = _attempt(partial(compute, here[mine])) if mine < len(here) else None
+        with alone():  # what is computed may itself be dealt elsewhere
+            answer = _attempt(partial(compute, here[mine])) if mine < len(here) else None
         for number, sent in enumerate(gather(None if answer is None else _packed(answer))[: len(here)]):
             yield _value_of(answer if number == mine else _unpacked(sent, device))
+
+
+def each_seeded(items: Sequence[Item], compute: Callable[[Item], T], *, device: torch.device) -> list[T]:
+    """The same of a computation that draws from the global generators: of several items each has seeds of its own.
+
+    These are drawn here, so that they are the same in every process, and an item's draws whoever computes it.
+    """
+    if len(items) == 1:
+        return [compute(items[0])]
+    seeded = [(item, int(torch.randint(2**62, ()))) for item in items]
+
+    def apart(item_and_seed: tuple[Item, int]) -> T:
+        item, seed = item_and_seed
+        with forked_rng(device, seed):
+            return compute(item)
+
+    return list(dealt(seeded, apart, device=device))
 
 
 Answer = tuple[Any, Exception | None]

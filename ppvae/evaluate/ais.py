@@ -35,6 +35,7 @@ from ppvae.evaluate.estimates import (
 from ppvae.evaluate.estimator import Estimator, EvaluationOptions
 from ppvae.evaluate.sites import num_observed
 from ppvae.pair import Batch, blocks, take
+from ppvae.processes import each_seeded, is_first
 from ppvae.sampling.ais import Annealing, Chains
 from ppvae.sampling.annealed_path import GeometricPath, Start
 from ppvae.sampling.posterior_draws import PosteriorSampler, posterior_sampler, simulate
@@ -143,15 +144,18 @@ class Annealed(Estimator):
                 enumeration, the guide cannot score foreign latents, or a weight is NaN or infinite, naming the
                 argument, the site or the datum.
         """
-        annealing, chains = self.annealing(), []
+        annealing = self.annealing()
         with (
             posterior_sampler(pair, data, seed=options.seed, given=options.given, summed=True) as c,
             _bar(len(c), annealing, 1, options.progress) as bar,
         ):
             parts = _parts(c, annealing, options.batch_size)
             path = GeometricPath(c, self.start, compile=_compiles(options.compile, annealing, len(parts)))
-            for first, part in parts:
-                chains.append(annealing.forward(path, part, first=first, tick=bar.update))
+
+            def forward(place: tuple[int, PosteriorSampler]) -> Chains:
+                return annealing.forward(path, place[1], first=place[0], tick=bar.update)
+
+            chains = each_seeded(parts, forward, device=c.device)
         return _estimate(chains, annealing, num_observed(pair, data, options.given))
 
 
@@ -235,18 +239,20 @@ def bidirectional(
     if not isinstance(method, Annealed):
         raise TypeError(f"method must be an Annealed object or None, got {method!r}")
     check_flag("progress", progress)
-    annealing, lower, upper, drawn = method.annealing(), [], [], []
+    annealing = method.annealing()
     with posterior_sampler(pair, template, seed=seed, summed=True) as c, _bar(len(c), annealing, 2, progress) as bar:
         parts = _parts(c, annealing, batch_size)
         path = GeometricPath(c, method.start, compile=_compiles(compile, annealing, 2 * len(parts)))
-        for first, part in parts:
-            simulated = simulate(part)
-            part = replace(part, data=simulated.data)
+
+        def both_ways(place: tuple[int, PosteriorSampler]) -> tuple[Chains, Chains, Batch]:
+            first, simulated = place[0], simulate(place[1])
+            part = replace(place[1], data=simulated.data)
             there = annealing.forward(path, part, first=first, tick=bar.update)
             back = annealing.backward(path, part, simulated.latents, there, first=first, tick=bar.update)
-            lower.append(there)
-            upper.append(back)
-            drawn.append(simulated.data)
+            return there, back, simulated.data
+
+        runs = each_seeded(parts, both_ways, device=c.device)
+    lower, upper, drawn = (list(of) for of in zip(*runs, strict=True))
     data = tuple(None if t[0] is None else torch.cat(t) for t in zip(*drawn, strict=True))
     num_dims = num_observed(pair, data, ())
     down = _estimate(upper, annealing, num_dims)
@@ -271,8 +277,8 @@ def _compiles(compile: Compile, annealing: Annealing, num_runs: int) -> bool:
 
 def _bar(n: int, annealing: Annealing, num_runs: int, progress: bool) -> Any:
     """A progress bar over the temperatures of all data."""
-    total = num_runs * n * annealing.num_temperatures
-    return tqdm(total=total, unit="step", unit_scale=True, desc="annealing", leave=False, disable=not progress)
+    total, hidden = num_runs * n * annealing.num_temperatures, not progress or not is_first()
+    return tqdm(total=total, unit="step", unit_scale=True, desc="annealing", leave=False, disable=hidden)
 
 
 def _estimate(runs: list[Chains], annealing: Annealing, num_dims: float) -> LogMarginal:

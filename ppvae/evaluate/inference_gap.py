@@ -28,6 +28,7 @@ from ppvae._validate import check_count, check_flag
 from ppvae.evaluate.estimates import standard_error
 from ppvae.inputs import takes_data
 from ppvae.pair import blocks, check_data
+from ppvae.processes import each_seeded, is_first
 from ppvae.rng import get_rng, set_rng
 from ppvae.sampling.eval_mode import validation
 from ppvae.sampling.posterior_draws import Latents, PosteriorSampler, posterior_sampler
@@ -166,15 +167,19 @@ def inference_gap(
         raise TypeError(f"log_marginal must be a tensor, got {type(log_marginal).__name__}")
     if log_marginal is not None and log_marginal.shape != (n,):
         raise ValueError(f"log_marginal must have shape {(n,)}, one value per datum, got {tuple(log_marginal.shape)}")
-    results: list[dict[str, Tensor]] = []
+    shown = progress and is_first()
     with posterior_sampler(pair, data, seed=seed) as whole:
         whole.check_density()
-        for index, posterior in whole.parts(num_particles):
+
+        def of_part(place: tuple[slice, PosteriorSampler]) -> dict[str, Tensor]:
+            index, posterior = place
             offsets = Offsets(posterior)
-            converged = _optimise(posterior, offsets, num_particles, num_steps, progress)
+            converged = _optimise(posterior, offsets, num_particles, num_steps, shown)
             known = None if log_marginal is None else log_marginal[index].detach().double().cpu()
-            results.append(_evaluate(posterior, offsets, num_samples, num_particles, known))
-            results[-1]["converged"] = torch.full((len(posterior),), converged)
+            found = _evaluate(posterior, offsets, num_samples, num_particles, known)
+            return {**found, "converged": torch.full((len(posterior),), converged)}
+
+        results = each_seeded(list(whole.parts(num_particles)), of_part, device=whole.device)
     gap = InferenceGap(**{name: torch.cat([part[name] for part in results]) for name in results[0]})
     nan = (gap.elbo.isnan() | gap.best_elbo.isnan()).nonzero()
     if len(nan):
@@ -184,7 +189,7 @@ def inference_gap(
 
 def _optimise(posterior: PosteriorSampler, offsets: Offsets, s: int, num_steps: int, progress: bool) -> bool:
     """Finds q* for each datum; returns whether the ELBO had stopped improving."""
-    device = _device(posterior)
+    device = posterior.device
     look_rng = get_rng(device)
     best = first = _look(posterior, offsets, s)
     if not offsets.values:
@@ -234,9 +239,9 @@ def _evaluate(
     rows = []
     with validation(False):
         for start, stop in blocks(num_samples, s):
-            rng = get_rng(_device(posterior))
+            rng = get_rng(posterior.device)
             own = _draw(posterior, stop - start, None)
-            set_rng(rng, _device(posterior))
+            set_rng(rng, posterior.device)
             best = _draw(posterior, stop - start, offsets)
             weight = own[1] if known is not None else _mixture_weight(posterior, offsets, own, best)
             rows.append((own[1] - own[2], best[1] - best[2], weight))
@@ -282,10 +287,6 @@ def _total(log_probs: dict[str, Tensor]) -> Tensor:
 def _std_error(values: Tensor) -> Tensor:
     """Of the mean over the draws, (n,)."""
     return values.std(0) / math.sqrt(len(values)) if len(values) > 1 else torch.full_like(values[0], math.nan)
-
-
-def _device(posterior: PosteriorSampler) -> torch.device:
-    return next(t.device for t in posterior.data if t is not None)
 
 
 _SAID_TWICE = {"probs": "logits", "covariance_matrix": "scale_tril", "precision_matrix": "scale_tril"}

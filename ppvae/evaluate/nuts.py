@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from ppvae._validate import check_count
 from ppvae.evaluate.arviz import import_arviz
 from ppvae.evaluate.sites import Plates, by_datum, elements, in_blocks, inner_plates, mask_of, once
 from ppvae.inputs import takes_data
+from ppvae.processes import each_seeded
 from ppvae.sampling.posterior_draws import Latents, PosteriorSampler, posterior_sampler
 from ppvae.sampling.unconstrained import check_movable, to_support
 
@@ -136,7 +138,8 @@ def compare_with_nuts(
             return {name: by_datum(drawn[name], plates[name]) for name in latents}
 
         blocks = list(in_blocks(posterior, num_samples * num_chains, draw))
-        runs = [_run_chain(energy, num_samples, warmup) for _ in range(num_chains)]
+        chain = partial(_run_chain, energy, num_samples, warmup)
+        runs = each_seeded(range(num_chains), lambda _: chain(), device=posterior.device)
     chains = {name: torch.stack([run[name] for run, _ in runs]) for name in latents}
     diagnostics = {name: _diagnose(values) for name, values in chains.items()}
     return NUTSComparison(

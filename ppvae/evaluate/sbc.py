@@ -25,6 +25,7 @@ from ppvae._validate import check_count, check_number
 from ppvae.evaluate.sites import Plates, by_datum, elements, inner_plates, mask_of, once
 from ppvae.inputs import takes_data
 from ppvae.pair import check_data
+from ppvae.processes import each_seeded
 from ppvae.sampling.posterior_draws import PosteriorSampler, posterior_sampler, simulate
 
 _NDArray = np.ndarray[Any, Any]
@@ -122,7 +123,8 @@ def run_sbc(
         data = tuple(t if t is None else t[index.to(t.device)] for t in data)
     with posterior_sampler(pair, data, seed=seed) as template:
         plates = inner_plates(template)
-        parts = [_ranks(part, num_samples, plates) for _, part in template.parts(num_samples)]
+        blocks = [part for _, part in template.parts(num_samples)]
+        parts = each_seeded(blocks, lambda part: _ranks(part, num_samples, plates), device=template.device)
     return SBCRanks({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, num_samples)
 
 

@@ -8,14 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ppvae.pair import masked_otherwise
+from ppvae.pair import Batch, masked_otherwise
+from ppvae.processes import check_same, world
+from ppvae.storage import digest_of
 
 GIVEN_TOLERANCE = 1e-4
 """By how much the density of a site to condition on may differ between draws: rounding, absolute and relative."""
+
+
+def check_alike(pair: nn.Module, data: Batch, options: Any) -> None:
+    """Checks that all of many processes are to evaluate the same.
+
+    Raises:
+        ValueError: naming what is another in one of them.
+    """
+    if world() == 1:
+        return
+    check_same("the pair that is evaluated", digest_of(*pair.parameters(), *pair.buffers()))
+    check_same("the data that it is evaluated on", digest_of(*data))
+    check_same("how it is evaluated", repr(options))
 
 
 @dataclass

@@ -24,12 +24,11 @@ from ppvae.compile.compiled import Compile, Compiled, check_compile, repays
 from ppvae.compile.verification import Label
 from ppvae.pair import Batch, blocks, check_batch, check_data, check_pair, device_of, take
 from ppvae.params import LocalParams
-from ppvae.processes import check_same, dealt, world
+from ppvae.processes import dealt, world
 from ppvae.rng import get_rng, set_rng
-from ppvae.sampling.agreement import Agreement
+from ppvae.sampling.agreement import Agreement, check_alike
 from ppvae.sampling.eval_mode import evaluating, naming_nonfinite, validation
 from ppvae.sampling.sampler import PROBE_DATA, Sampler, Values, choose_sampler
-from ppvae.storage import digest_of
 from ppvae.traces import latent_of
 
 
@@ -425,18 +424,11 @@ def importance_draws(
         for place, seeds in seeded:
             yield from of_block(place, seeds)
     else:
-        _check_same(pair, data, (num_samples, batch_size, seed, given, sampler.rows))
+        check_alike(pair, data, (num_samples, batch_size, seed, given, sampler.rows))
         for of_one in dealt(list(seeded), lambda block: list(of_block(*block)), device=device):
             yield from of_one
     if compiles and not params.forgets:
         draw.keep()
-
-
-def _check_same(pair: nn.Module, data: Batch, options: Any) -> None:
-    """Checks that all processes are to find the same."""
-    check_same("the pair that is evaluated", digest_of(*pair.parameters(), *pair.buffers()))
-    check_same("the data that it is evaluated on", digest_of(*data))
-    check_same("how it is evaluated", repr(options))
 
 
 def _parts(total: int, size: int) -> list[int]:

@@ -22,7 +22,7 @@ from ppvae.observed import check_observed
 from ppvae.pair import Batch, check_batch, check_data, check_pair, device_of, take
 from ppvae.params import LocalParams
 from ppvae.rng import get_rng, set_rng
-from ppvae.sampling.agreement import Agreement
+from ppvae.sampling.agreement import Agreement, check_alike
 from ppvae.sampling.enumeration import Enumeration
 from ppvae.sampling.eval_mode import evaluating, naming_nonfinite
 from ppvae.sampling.latent import Latent
@@ -85,6 +85,11 @@ class PosteriorSampler:
     def __len__(self) -> int:
         """How many data, n."""
         return check_batch(self.data)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return next(t.device for t in self.data if t is not None)
 
     def draw(self, s: int) -> tuple[Latents, dict[str, Tensor]]:
         """`s` draws from the guide for every datum, and log q of each of its sites, (s, n).
@@ -200,6 +205,7 @@ def posterior_sampler(
     check_pair(pair)
     check_data(data)
     check_seed(seed)
+    check_alike(pair, data, (seed, given))
     device = device_of(pair, data)
     everywhere = slice(None)
     data = take(data, everywhere, device)

@@ -8,7 +8,7 @@ from torch import nn
 
 import ppvae
 from ppvae import processes
-from ppvae.evaluate import inference_gap, run_sbc
+from ppvae.evaluate import Annealed, bidirectional, compare_with_nuts, inference_gap, posterior_predictive, run_sbc
 from tests.group import values
 from tests.infer.pairs import D, binary, small_vae
 
@@ -61,15 +61,24 @@ def test_compiled_but_for_rounding(group):
 
 
 def others():
+    """Each in several blocks; predictive draws are everybody's own."""
     pair, x = small_vae(), binary(20)
-    ranks = run_sbc(pair, x, num_samples=7)
-    gap = inference_gap(pair, x[:4], num_samples=8)
-    return [*ranks.ranks.values(), gap.log_marginal, gap.best_elbo]
+    ranks = run_sbc(pair, x, num_simulations=200, num_samples=99)
+    gap = inference_gap(pair, x[:3], num_samples=8, num_particles=4000, num_steps=3)
+    chains = Annealed(num_chains=4, num_temperatures=5)
+    annealed = ppvae.log_marginal(pair, x, method=chains, batch_size=7, compile=False)
+    both = bidirectional(pair, x, method=chains, batch_size=7, compile=False)
+    nuts = compare_with_nuts(pair, x[:2], num_samples=8, warmup=2, num_chains=2)
+    drawn = posterior_predictive(pair, x, num_samples=3)
+    found = [*ranks.ranks.values(), gap.log_marginal, gap.best_elbo, annealed.values, annealed.std_error]
+    found += [both.lower.values, both.upper.values, both.data[0], *nuts.nuts.values(), *nuts.guide.values()]
+    return [*found, *drawn.predictive.values()]
 
 
-def test_what_is_not_dealt_is_the_same(group):
+@pytest.mark.parametrize("world", [2, 3])
+def test_other_evaluations_too(group, world):
     expected = others()
-    for found in values(group(2, others)):
+    for found in values(group(world, others)):
         assert all(map(torch.equal, expected, found))
 
 
