@@ -366,6 +366,13 @@ def modes_off() -> AbstractContextManager[Any]:
     return _disable_current_modes()
 
 
+def is_traced() -> bool:
+    """Whether what runs here is written down as a graph."""
+    from torch.fx.experimental import proxy_tensor
+
+    return proxy_tensor.get_proxy_mode() is not None
+
+
 @contextmanager
 def undescribed() -> Iterator[None]:
     """Spares a tracer in this thread a picture of each tensor: for each it makes a mode, which looks at the stack.

@@ -149,7 +149,8 @@ class LengthBuckets(Source):
 
     Every epoch has an order of its own: the rows of each bucket are shuffled, then the buckets laid one after the other
     and cut into minibatches, and these are shuffled. All have `batch_size` rows but one; there are as many shapes as
-    buckets, so that compiled graphs stay few. Order and rows are functions of (seed, epoch) alone.
+    buckets, and that of the short one, so that compiled graphs stay few. Order and rows are functions of (seed, epoch)
+    alone.
 
     Args:
         x: padded sequences (n, t) or (n, t, ...).
@@ -179,7 +180,7 @@ class LengthBuckets(Source):
         lengths: Tensor,
         *,
         batch_size: int,
-        num_buckets: int = 4,
+        num_buckets: int = 3,
         device: torch.device | str | None = None,
         seed: int = 0,
     ) -> None:

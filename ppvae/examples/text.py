@@ -36,9 +36,6 @@ from ppvae.models import Sequences, SequenceVAE
 from ppvae.nn import RNN, SequenceDecoder, SequenceEncoder, SequenceNet, TemporalConv, Transformer
 from ppvae.objectives import FreeBitsELBO
 
-NUM_BUCKETS = 4
-"""Numbers of steps that texts are padded to in training."""
-
 
 @dataclass(frozen=True)
 class Args(ExperimentArgs):
@@ -191,7 +188,7 @@ class LanguageModel(nn.Module):
 def batches(args: Args, data: TextData, device: torch.device) -> LengthBuckets:
     """Minibatches of texts that are about as long."""
     x, lengths = data.train
-    return LengthBuckets(x, lengths, batch_size=args.batch_size, num_buckets=NUM_BUCKETS, device=device, seed=args.seed)
+    return LengthBuckets(x, lengths, batch_size=args.batch_size, device=device, seed=args.seed)
 
 
 def objective(args: Args) -> ELBO:

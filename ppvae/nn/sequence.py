@@ -11,7 +11,9 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from ppvae._internals import is_traced
 from ppvae._validate import InputError, check_count, check_number
+from ppvae.nn.recurrence import recurrence
 
 Direction = Literal["forward", "backward", "both"]
 
@@ -223,8 +225,13 @@ def _run(net: nn.Module, x: Tensor, lengths: Tensor | None, way: str) -> Tensor:
     """Runs torch's net over the steps from left to right, or from the last one to the first."""
     if way == "backward":
         return reversed_within(_run(net, reversed_within(x, lengths), lengths, "forward"), lengths)
-    states, _ = net(x.reshape(-1, *x.shape[-2:]))
-    return states.contiguous().reshape(*x.shape[:-1], states.shape[-1])
+    flat = x.reshape(-1, *x.shape[-2:])
+    if is_traced() and not x.is_cuda and not torch.is_autocast_enabled("cpu"):
+        weights = (net.weight_ih_l0, net.weight_hh_l0, net.bias_ih_l0, net.bias_hh_l0)
+        states, _ = recurrence(flat, *weights, isinstance(net, nn.LSTM))
+    else:
+        states = net(flat)[0].contiguous()
+    return states.reshape(*x.shape[:-1], states.shape[-1])
 
 
 def _check_choice(name: str, value: Any, choices: Any) -> None:

@@ -170,6 +170,7 @@ def test_compiled_it_takes_the_same_steps_for_sequences_of_several_lengths(kind)
     assert histories[0] == pytest.approx(histories[1], rel=1e-4)
 
 
+@pytest.mark.usefixtures("with_and_without_inductor")
 def test_a_recurrent_step_compiled_is_the_eager_one():
     losses = []
     for compile in (False, True):
