@@ -33,6 +33,7 @@ from ppvae.evaluate.estimates import (
     standard_error,
 )
 from ppvae.evaluate.estimator import Estimator, EvaluationOptions
+from ppvae.evaluate.result import Result
 from ppvae.evaluate.sites import num_observed
 from ppvae.pair import Batch, blocks, take
 from ppvae.processes import each_seeded, is_first
@@ -159,8 +160,8 @@ class Annealed(Estimator):
         return _estimate(chains, annealing, num_observed(pair, data, options.given))
 
 
-@dataclass(frozen=True)
-class BidirectionalBounds:
+@dataclass(frozen=True, repr=False)
+class BidirectionalBounds(Result):
     """Two estimates of log p(x) of data that the model has drawn, one from below and one from above.
 
     Attributes:

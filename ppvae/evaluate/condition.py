@@ -25,6 +25,7 @@ from ppvae.evaluate.estimates import LogMarginal
 from ppvae.evaluate.estimator import Estimator
 from ppvae.evaluate.impute import NUM_PARTICLES, Imputation, impute
 from ppvae.evaluate.marginal import log_marginal
+from ppvae.evaluate.result import Result
 from ppvae.inputs import takes_data
 from ppvae.observed import of_observed
 from ppvae.pair import Pair, check_pair
@@ -137,8 +138,8 @@ class _Seen(Messenger):
             msg["fn"] = of_observed(msg["fn"], self._seen)
 
 
-@dataclass(frozen=True)
-class Conditional:
+@dataclass(frozen=True, repr=False)
+class Conditional(Result):
     """What a pair says of the rest of each datum, given a part of it.
 
     Attributes:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from ppvae._validate import check_count, check_seed, check_tensor
 from ppvae.evaluate.disentanglement_scores import COLLAPSED, Codes, mutual_information
+from ppvae.evaluate.result import Result
 from ppvae.inputs import takes_data
 from ppvae.pair import check_data
 from ppvae.sampling.posterior_draws import PosteriorSampler, posterior_sampler
@@ -56,8 +57,8 @@ class Score:
         return f"{self.mean:.3f} ± {self.std_error:.3f}"
 
 
-@dataclass(frozen=True)
-class Disentanglement:
+@dataclass(frozen=True, repr=False)
+class Disentanglement(Result):
     """Scores of the codes of n data with f known factors; all are higher where the code is better, at most 1.
 
     Attributes:

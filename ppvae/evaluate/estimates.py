@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppvae.evaluate.result import Result
+
 PerDatum = Tensor | dict[int, Tensor]
 """Values of shape (n,), or several of them by a number, as the bounds are by their number of samples."""
 
 
-@dataclass(frozen=True)
-class Elbo:
+@dataclass(frozen=True, repr=False)
+class Elbo(Result):
     """The evidence lower bound of each datum, and its two terms.
 
     Attributes:
@@ -85,8 +87,8 @@ class Diagnostics(ABC):
         """What `log_marginal` warns of, where an estimate should not be believed."""
 
 
-@dataclass(frozen=True)
-class LogMarginal:
+@dataclass(frozen=True, repr=False)
+class LogMarginal(Result):
     """An estimate of log p(x) for each datum, whatever the method.
 
     Attributes:

@@ -18,13 +18,14 @@ from torch import nn
 from ppvae._validate import check_count
 from ppvae.evaluate.estimates import log_mean
 from ppvae.evaluate.psis import PARETO_GOOD, ParetoWarning, pareto_k
+from ppvae.evaluate.result import Result
 from ppvae.evaluate.shared import shared_posterior
 from ppvae.inputs import takes_data
 from ppvae.traces import sites
 
 
-@dataclass(frozen=True)
-class LogEvidence:
+@dataclass(frozen=True, repr=False)
+class LogEvidence(Result):
     """An estimate of log p(x_1, ..., x_n), one number for all data.
 
     Attributes:

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from ppvae._validate import check_count
+from ppvae.evaluate.result import Result
 from ppvae.evaluate.sites import num_observed
 from ppvae.inputs import takes_data
 from ppvae.sampling.posterior_draws import posterior_sampler
 
 
-@dataclass(frozen=True)
-class ExpectedLogLikelihood:
+@dataclass(frozen=True, repr=False)
+class ExpectedLogLikelihood(Result):
     """E_q[log p(x|z)] of each datum: no bound of log p(x), since it leaves out what the code costs.
 
     Attributes:

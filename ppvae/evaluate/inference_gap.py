@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from ppvae._internals import is_subsampling
 from ppvae._validate import check_count, check_flag
 from ppvae.evaluate.estimates import standard_error
+from ppvae.evaluate.result import Result
 from ppvae.inputs import takes_data
 from ppvae.pair import blocks, check_data
 from ppvae.processes import each_seeded, is_first
@@ -54,8 +55,8 @@ Draw = tuple[Latents, Tensor, Tensor]
 """Latents, and their log p(x, z) and log q(z|x), each (s, n) in float64."""
 
 
-@dataclass(frozen=True)
-class InferenceGap:
+@dataclass(frozen=True, repr=False)
+class InferenceGap(Result):
     """The two parts of log p(x) − ELBO for each datum.
 
     Attributes:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ppvae._validate import check_count, check_memory
 from ppvae.evaluate.aggregated import SiteDraws, draw_sites, independent_sites, log_aggregated
 from ppvae.evaluate.estimates import standard_error
+from ppvae.evaluate.result import Result
 from ppvae.inputs import takes_data
 from ppvae.pair import check_data
 from ppvae.sampling.eval_mode import validation
@@ -83,8 +84,8 @@ class LatentSite:
         return ", ".join(parts)
 
 
-@dataclass(frozen=True)
-class LatentReport:
+@dataclass(frozen=True, repr=False)
+class LatentReport(Result):
     """The latent sites of a pair, and all of them together.
 
     Attributes:

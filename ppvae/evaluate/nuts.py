@@ -21,6 +21,7 @@ from torch.distributions import Transform
 
 from ppvae._validate import check_count
 from ppvae.evaluate.arviz import import_arviz
+from ppvae.evaluate.result import Result
 from ppvae.evaluate.sites import Plates, by_datum, elements, in_blocks, inner_plates, mask_of, once
 from ppvae.inputs import takes_data
 from ppvae.processes import each_seeded
@@ -31,8 +32,8 @@ MAX_R_HAT, MIN_ESS = 1.05, 100
 """Beyond these the chains are no standard to judge a guide by."""
 
 
-@dataclass(frozen=True)
-class NUTSComparison:
+@dataclass(frozen=True, repr=False)
+class NUTSComparison(Result):
     """Draws from the guide and from NUTS, on the CPU, and their moments, (n, *plates, *event), by latent site.
 
     Attributes:

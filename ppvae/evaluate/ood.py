@@ -9,7 +9,7 @@ All scores are higher for what is more anomalous:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ppvae._validate import check_tensor
 from ppvae.evaluate.estimator import Estimator
 from ppvae.evaluate.marginal import elbo, estimator_of, log_marginal
+from ppvae.evaluate.result import Result
 from ppvae.inputs import takes_data
 from ppvae.pair import check_data, check_pair
 
@@ -25,8 +26,8 @@ ELBO_SAMPLES = 100
 """The most draws for the reconstruction error, which needs fewer than log p(x)."""
 
 
-@dataclass(frozen=True)
-class AnomalyScores:
+@dataclass(frozen=True, repr=False)
+class AnomalyScores(Result):
     """Scores of each datum, higher where it is more anomalous.
 
     Attributes:
@@ -38,6 +39,12 @@ class AnomalyScores:
     negative_log_marginal: Tensor
     reconstruction_error: Tensor
     likelihood_ratio: Tensor | None = None
+
+    def summary(self) -> str:
+        """The mean of each score, nats per datum."""
+        scores = {field.name: getattr(self, field.name) for field in fields(self)}
+        means = [f"{name} {float(of.mean()):.3f}" for name, of in scores.items() if of is not None]
+        return f"scores of {len(self.negative_log_marginal)} data, means in nats; {'; '.join(means)}"
 
     def auroc(self, other: AnomalyScores) -> dict[str, float]:
         """The area under the ROC curve of each score that both have, with `other` of the anomalous data.

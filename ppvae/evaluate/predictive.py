@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ppvae._validate import check_count
+from ppvae.evaluate.result import Result
 from ppvae.evaluate.shared import shared_posterior, shares_latents
 from ppvae.evaluate.sites import (
     Plates,
@@ -66,8 +67,8 @@ class PosteriorPredictive:
     shared: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class PredictiveCheck:
+@dataclass(frozen=True, repr=False)
+class PredictiveCheck(Result):
     """Statistics of the data and of their replicates.
 
     Attributes:

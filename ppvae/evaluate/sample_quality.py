@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from ppvae._validate import check_count, check_tensor
 from ppvae.evaluate.estimates import mean_over_data
 from ppvae.evaluate.features import describe_features
+from ppvae.evaluate.result import Result
 from ppvae.inputs import takes_data
 from ppvae.pair import Batch, blocks, check_data
 from ppvae.sampling.eval_mode import eval_mode
@@ -55,8 +56,8 @@ class Quantity:
         return f"{self.value:.3g} ± {self.std_error:.2g}"
 
 
-@dataclass(frozen=True)
-class SampleQuality:
+@dataclass(frozen=True, repr=False)
+class SampleQuality(Result):
     """How like data some samples are; the standard errors are over samples and data.
 
     Attributes:

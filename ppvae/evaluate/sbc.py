@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ppvae._validate import check_count, check_number
+from ppvae.evaluate.result import Result
 from ppvae.evaluate.sites import Plates, by_datum, elements, inner_plates, mask_of, once
 from ppvae.inputs import takes_data
 from ppvae.pair import check_data
@@ -56,8 +57,8 @@ class SBCRanks:
         return {element: column for element, column in ranks.items() if len(column) > 0}
 
 
-@dataclass(frozen=True)
-class SBCVerdict:
+@dataclass(frozen=True, repr=False)
+class SBCVerdict(Result):
     """Whether the ranks are uniform.
 
     Attributes:
