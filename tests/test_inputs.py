@@ -96,6 +96,7 @@ EVALUATORS = {
     "log_marginal": lambda pair, x: ppvae.log_marginal(pair, x, num_samples=2),
     "annealed": lambda pair, x: ppvae.log_marginal(pair, x, method=evaluate.Annealed(num_chains=2, num_temperatures=2)),
     "adaptive": lambda pair, x: ppvae.log_marginal(pair, x, method=evaluate.Adaptive(num_samples=2)),
+    "auto": lambda pair, x: ppvae.log_marginal(pair, x, method="auto", num_samples=2),
     "expected_log_likelihood": lambda pair, x: evaluate.expected_log_likelihood(pair, x),
     "anomaly_scores": lambda pair, x: evaluate.anomaly_scores(pair, x, num_samples=2),
     "posterior_predictive": lambda pair, x: evaluate.posterior_predictive(pair, x, num_samples=2),

@@ -2,8 +2,8 @@
 
 Rebuilds the pair and the data of each run from its `config.json`, loads its weights, and prints the table of the test
 set with its diagnostics; of several runs also the differences to the first. Into each run folder it writes
-`evaluation.json`, `evaluation.safetensors` (the values per datum, for `ppvae.evaluate.compare`) and figures; of another
-method than importance sampling `evaluation-annealed.json` and so on.
+`evaluation.json`, `evaluation.safetensors` (the values per datum, for `ppvae.evaluate.compare`) and figures; of a
+method that was asked for by its name `evaluation-annealed.json` and so on.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ppvae.evaluate.estimates import LogMarginal
 from ppvae.evaluate.estimator import Estimator
 from ppvae.evaluate.expected_log_likelihood import ExpectedLogLikelihood
 from ppvae.evaluate.marginal import estimator_of, log_marginal
-from ppvae.evaluate.psis import ParetoWarning
+from ppvae.evaluate.psis import PARETO_SAMPLES, ParetoWarning
 from ppvae.evaluate.sbc import ecdf_band
 from ppvae.sampling.guide_density import PointMassError
 from ppvae.storage import save_state, write_json
@@ -43,17 +43,22 @@ ELBO_SAMPLES = 100
 """The most draws for the ELBO; as many as log p(x) has, where that is of draws from the guide too and has fewer."""
 
 
+DEFAULT = "auto"
+"""The method whose files have no name of their own."""
+
+
 @dataclass(frozen=True)
 class Args:
     """Evaluate trained runs: ELBO and log p(x) of their test set, and how far to trust them."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Folders that examples wrote, or fit with a recipe; several are compared with the first, on the same data."""
-    method: str = "importance"
-    """How log p(x) is estimated: importance, or annealed, far slower and right where the guide misses part of the
-    posterior; or another name in ppvae.evaluate.METHODS."""
+    method: str = DEFAULT
+    """How log p(x) is estimated: auto, which is importance sampling and better methods for the data with k̂ > 0.7;
+    importance, adaptive (proposals fitted to each datum) or annealed for all; or another name in
+    ppvae.evaluate.METHODS."""
     num_samples: int | None = None
-    """Importance samples per datum, by default 1000, or annealed chains, by default 16."""
+    """Importance samples per datum, by default 1000; at most so many adaptive draws, 2000; or annealed chains, 16."""
     num_temperatures: int = Annealed.num_temperatures
     """Steps of each annealed chain."""
     start: Literal["guide", "prior"] = Annealed.start
@@ -186,7 +191,7 @@ def _annealed(args: Args) -> Annealed:
 
 def _suffix(args: Args) -> str:
     """What file names end with, so that one method's do not overwrite another's."""
-    return "" if args.method == "importance" else f"-{args.method}"
+    return "" if args.method == DEFAULT else f"-{args.method}"
 
 
 def _evaluate(run: Trained, folder: Path, args: Args, method: Estimator) -> tuple[Report, LogMarginal]:
@@ -197,10 +202,10 @@ def _evaluate(run: Trained, folder: Path, args: Args, method: Estimator) -> tupl
     except PointMassError as error:
         raise ValueError(
             f"{folder}: the encoder is deterministic and has no density, by which log p(x) could be estimated here: "
-            "give --method annealed --start prior"
+            "give --method annealed --start prior, or --method adaptive"
         ) from error
-    by_importance, settings = args.method == "importance", estimate.diagnostics.settings()
-    num_draws = min(int(settings["num_samples"]), ELBO_SAMPLES) if by_importance else ELBO_SAMPLES
+    settings, of_guide = estimate.diagnostics.settings(), args.method in ("importance", DEFAULT)
+    num_draws = min(int(settings["num_samples"]), ELBO_SAMPLES) if of_guide else ELBO_SAMPLES
     terms = elbo_or_likelihood(run.pair, run.test, num_samples=num_draws, seed=args.seed)
     figures: Report = {"method": args.method, "seed": args.seed, "symbol": run.symbol, **settings}
     figures |= {"num_dims": estimate.num_dims, "test": describe(terms, estimate)}
@@ -214,7 +219,8 @@ def _evaluate(run: Trained, folder: Path, args: Args, method: Estimator) -> tupl
         both = bidirectional(run.pair, *run.test, method=_annealed(args), seed=args.seed, progress=sys.stderr.isatty())
         figures["sandwich"] = both_bounds(both)
     if args.posterior:
-        known = None if by_importance else estimate.values
+        few = int(settings["num_samples"]) < PARETO_SAMPLES  # no k̂ by which data would have had a better method
+        known = None if args.method == "importance" or (args.method == DEFAULT and few) else estimate.values
         checks = check_posterior(run.pair, *run.test, log_marginal=known, seed=args.seed)
         figures |= {"posterior": checks.figures(), "summary": checks.summary()}
         processes.on_first(partial(_draw_posterior, checks, folder / "figures"))

@@ -21,7 +21,7 @@ Report = dict[str, Any]
 """JSON-ready: `num_dims`, and for each split its `num_data` and quantities as {"mean", "std_error"} in nats; of log
 p(x) also `ess` and its diagnostics, such as `k_hat` and `bound`."""
 
-KNOWN = {"num_data", "ess", "acceptance", "bound", "k_hat", "by_class"}
+KNOWN = {"num_data", "ess", "acceptance", "bound", "k_hat", "by_class", "methods"}
 """What the table has words of its own for."""
 
 
@@ -199,13 +199,21 @@ def _label(key: str, figures: Report) -> str:
 
 def _draws(figures: Report) -> str:
     """What log p(x) was estimated with."""
+    if figures.get("draws") == "auto":
+        return "auto"
     return f"{figures['num_samples']} {figures['draws']}" if "draws" in figures else f"K={figures['num_samples']}"
 
 
 def _diagnostics(split: Report, figures: Report) -> list[str]:
     """How many draws counted, and what the diagnostics found."""
     lines = []
-    if "ess" in split:
+    if "methods" in split:
+        shares = ", ".join(f"{name} for {n}" for name, n in split["methods"].items())
+        ess = f"median {split['ess']['median']:.1f}, least {split['ess']['min']:.1f}"
+        lines.append(
+            f"{split['num_data']} data: {shares} (K={figures['num_samples']} at first); effective draws: {ess}"
+        )
+    elif "ess" in split:
         ess = split["ess"]
         draws = figures.get("draws", "importance samples")
         lines.append(

@@ -3,6 +3,7 @@
 from ppvae.evaluate.adaptive import Adaptive, AdaptiveDiagnostics
 from ppvae.evaluate.ais import Annealed, AnnealedDiagnostics, BidirectionalBounds, bidirectional
 from ppvae.evaluate.arviz import to_arviz
+from ppvae.evaluate.auto import Auto, AutoDiagnostics
 from ppvae.evaluate.classification import Reliability, error_rate, label_posterior, reliability
 from ppvae.evaluate.codes import encode, interpolate, reconstruct, traverse
 from ppvae.evaluate.compare import compare, comparison_table
@@ -41,6 +42,8 @@ __all__ = [
     "Annealed",
     "AnnealedDiagnostics",
     "AnomalyScores",
+    "Auto",
+    "AutoDiagnostics",
     "BidirectionalBounds",
     "Conditional",
     "Diagnostics",

@@ -20,13 +20,19 @@ from torch import Tensor, nn
 from ppvae.compile.compiled import Compile
 from ppvae.evaluate.adaptive import Adaptive
 from ppvae.evaluate.ais import Annealed
+from ppvae.evaluate.auto import Auto
 from ppvae.evaluate.estimates import Elbo, LogMarginal
 from ppvae.evaluate.estimator import Estimator, EvaluationOptions
 from ppvae.evaluate.importance import Importance, cat, checked_draws
 from ppvae.inputs import takes_data
 from ppvae.processes import is_first
 
-METHODS: dict[str, type[Estimator]] = {"importance": Importance, "adaptive": Adaptive, "annealed": Annealed}
+METHODS: dict[str, type[Estimator]] = {
+    "importance": Importance,
+    "adaptive": Adaptive,
+    "annealed": Annealed,
+    "auto": Auto,
+}
 """The ways to estimate log p(x), by name; put one of your own here to have it under a name too."""
 
 
@@ -122,13 +128,17 @@ def log_marginal(
     With `method="annealed"` by s chains that move from the guide to the posterior, see `ppvae.evaluate.Annealed`:
     slower, and right where the guide misses part of the posterior.
 
+    With `method="auto"` by importance sampling, and of the data whose k̂ is above 0.7 by the next of these methods until
+    it is not; `diagnostics.method` says which datum had which, see `ppvae.evaluate.Auto`.
+
     Args:
         pair: any model/guide pair.
         data: its arguments, tensors or arrays of shape (n, ...), on any device; or one iterable of minibatches of them.
         num_samples: s, draws from the guide per datum, by default 1,000, or chains, by default 16; exactly that many,
             whatever the chunking (of "adaptive" the most, by default 2,000).
-        method: "importance", "adaptive", "annealed" or another name in `ppvae.evaluate.METHODS`; or an estimator with
-            options of its own, `Annealed(num_chains=16, num_temperatures=1000)`, which holds `num_samples` too.
+        method: "importance", "adaptive", "annealed", "auto" or another name in `ppvae.evaluate.METHODS`; or an
+            estimator with options of its own, `Annealed(num_chains=16, num_temperatures=1000)`, which holds
+            `num_samples` too.
         batch_size: the most data scored at once; by default what a memory budget allows.
         seed: of the draws; the global random state is left alone.
         compile: whether to run the draws as one compiled graph, see `ppvae.compile.compiled`; "auto" does where the

@@ -25,7 +25,7 @@ LOCAL = 0.3
 """Radius of the first round, in units of a scale that may be far too wide; that of the others is √k."""
 SETTLED = 0.05
 """A fit whose mean moves by less of a standard deviation, and no precision by more of itself, has settled."""
-DENSE = 128
+DENSE = 256
 """Up to so many dimensions every direction has a curvature of its own."""
 RANK = 64
 """In more dimensions so many directions have; the scale of the guide's draws has to do for the rest."""

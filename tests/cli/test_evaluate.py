@@ -59,7 +59,10 @@ def test_one_run_leaves_table_values_and_figures(runs, capsys):
     assert float(state["elbo"].mean()) == pytest.approx(figures["test"]["elbo"]["mean"])
     assert {state[name].shape for name in ("std_error", "ess", "pareto_k", "labels")} == {(40,)}
     assert list(state["bound"]) == [1, 2, 5, 10, 20, 50, 100]
-    assert torch.equal(state["bound"][100], state["log_marginal"])
+    first = state["method"] == 0
+    assert torch.equal(state["bound"][100][first], state["log_marginal"][first])
+    assert figures["test"]["methods"].get("importance", 0) == int(first.sum())
+    assert f"40 data: importance for {int(first.sum())}" in printed
     names = {path.stem for path in (Path(runs["a"]) / "figures").glob("*.png")}
     assert {"bound", "log_prob", "pareto_k"} <= names
 
@@ -69,7 +72,7 @@ def test_annealed(runs, capsys):
     assert main([runs["a"], "--num-samples", "5", "--limit", "10"]) == 0
     assert main([runs["a"], *flags, "--bidirectional"]) == 0
     printed = capsys.readouterr().out
-    assert figures_of(runs["a"])["method"] == "importance"  # not overwritten
+    assert figures_of(runs["a"])["method"] == "auto"  # not overwritten
     figures = figures_of(runs["a"], "evaluation-annealed")
     assert (figures["method"], figures["num_samples"], figures["num_temperatures"]) == ("annealed", 2, 3)
     assert "log p(x), 2 chains" in printed
@@ -219,7 +222,11 @@ def test_restore_gives_the_labels_of_the_test_images(runs):
         (["a", "grey"], [], "has other test data than"),
         (["a", "given"], [], "or conditions on other data"),
         (["a"], ["--num-samples", "0"], "--num-samples must be a whole number >= 1"),
-        (["a"], ["--method", "nope"], "method must be one of 'importance', .* or an Estimator"),
+        (
+            ["a"],
+            ["--method", "nope"],
+            "method must be one of 'importance', 'adaptive', 'annealed', 'auto' or an Estimator",
+        ),
         (["a"], ["--limit", "0"], "limit must be a whole number >= 1, got 0"),
         (["a"], ["--limit", "-5"], "limit must be a whole number >= 1, got -5"),
         (["a"], ["--bidirectional"], "--bidirectional goes with --method annealed"),

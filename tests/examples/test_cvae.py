@@ -55,8 +55,8 @@ def test_run_folder_is_complete(run):
 
 
 def test_evaluate_repeats_the_table_of_the_run(run):
-    assert evaluate([str(run), "--num-samples", "20", "--limit", "100"]) == 0
-    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert evaluate([str(run), "--method", "importance", "--num-samples", "20", "--limit", "100"]) == 0
+    evaluation = json.loads((run / "evaluation-importance.json").read_text())
     metrics = json.loads((run / "metrics.json").read_text())
     assert evaluation["test"] == metrics["test"]
 

@@ -82,9 +82,9 @@ def test_measures_of_the_run(run):
 
 
 def test_evaluate_repeats_the_table_of_the_run(run, capsys):
-    assert evaluate([str(run), "--num-samples", "10", "--limit", "50"]) == 0
+    assert evaluate([str(run), "--method", "importance", "--num-samples", "10", "--limit", "50"]) == 0
     metrics = json.loads((run / "metrics.json").read_text())
-    assert json.loads((run / "evaluation.json").read_text())["test"] == metrics["test"]
+    assert json.loads((run / "evaluation-importance.json").read_text())["test"] == metrics["test"]
     assert f"{metrics['test']['log_marginal']['mean']:.3f}" in capsys.readouterr().out
 
 

@@ -46,9 +46,9 @@ def test_run_folder_is_complete(run):
 
 
 def test_evaluate_repeats_the_table_of_the_run(run, capsys):
-    assert evaluate([str(run), "--num-samples", "20", "--limit", "1000"]) == 0
+    assert evaluate([str(run), "--method", "importance", "--num-samples", "20", "--limit", "1000"]) == 0
     printed = capsys.readouterr().out
-    evaluation = json.loads((run / "evaluation.json").read_text())
+    evaluation = json.loads((run / "evaluation-importance.json").read_text())
     metrics = json.loads((run / "metrics.json").read_text())
     assert evaluation["test"] == metrics["test"]
     assert f"{metrics['test']['log_marginal']['mean']:.3f}" in printed

@@ -293,5 +293,11 @@ def of_arrays() -> list[Function]:
             dict,
             {"num_samples": v.COUNTS, "tolerance": v.constants(0, -1.0, float("nan"), float("inf"), "x", None, True)},
         ),
+        Function(
+            "Auto",
+            evaluate.Auto,
+            dict,
+            {name: v.constants(None, 3, "x", evaluate.Auto) for name in ("importance", "adaptive", "annealed")},
+        ),
         Function("Importance", evaluate.Importance, dict, {"num_samples": v.COUNTS}),
     ]
