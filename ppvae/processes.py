@@ -112,14 +112,19 @@ def gather(value: T) -> list[T]:
     return found
 
 
+def total(*counts: int) -> tuple[int, ...]:
+    """Of each count, that of all processes together."""
+    if (group := _decisions()) is None:
+        return counts
+    told = torch.tensor(counts, dtype=torch.int64)
+    with _answering():
+        dist.all_reduce(told, group=group)
+    return tuple(told.tolist())
+
+
 def any_of(*flags: bool) -> tuple[bool, ...]:
     """Of each flag, whether a process has set it."""
-    if (group := _decisions()) is None:
-        return flags
-    told = torch.tensor(flags, dtype=torch.uint8)
-    with _answering():
-        dist.all_reduce(told, dist.ReduceOp.MAX, group=group)
-    return tuple(bool(flag) for flag in told.tolist())
+    return tuple(map(bool, total(*flags)))
 
 
 def on_first(function: Callable[[], T]) -> T:

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from ppvae.inputs import Column, as_minibatch
 from ppvae.pair import Batch, usable
+from ppvae.processes import gather, world
 from ppvae.rng import RandomState, forked_rng
 from ppvae.storage import digest_of
 
@@ -34,6 +35,7 @@ class Source(ABC):
         shapes: of data in memory.
         generators: those that `epoch` draws from, besides torch's global ones; checkpoints hold their states.
         sets: the data sets of which every minibatch holds one minibatch each; none where there is one set alone.
+        divided: whether each of many processes is given minibatches of its own, which together are one.
         weights: what the sum over the minibatch of each of the `sets` is multiplied with. Its loss is then that of all
             `num_data`.
 
@@ -65,6 +67,7 @@ class Source(ABC):
     shapes: list[Any] | None = None
     generators: Sequence[Generator] = ()
     sets: Sequence[Source] = ()
+    divided: bool = False
     weights: tuple[float, ...] | None = None
 
     @abstractmethod
@@ -94,6 +97,9 @@ class Source(ABC):
 
 class IterableSource(Source):
     """An iterable of minibatches, a `DataLoader` for example, that is passed once an epoch.
+
+    Of many processes each takes its rows of every minibatch. Where a `DataLoader` has a `DistributedSampler`, or an
+    `IterableDataset` that gives every process other data, the minibatches of all together are one.
 
     Args:
         data: what is iterated; its minibatches are tensors or arrays, tuples or lists of these and None, or dicts.
@@ -129,6 +135,7 @@ class IterableSource(Source):
         self.num_batches = _length(data)
         self.is_cut = isinstance(data, DataLoader) and self.num_batches != 1  # a list may hold all data many times
         self.generators = _generators(data)
+        self.divided = self._is_divided()
 
     def epoch(self, index: int) -> Iterator[Batch]:
         """The minibatches of the next pass, whatever its number.
@@ -136,6 +143,9 @@ class IterableSource(Source):
         Raises:
             TypeError: where one is something other than a tensor, or a tuple of tensors and None.
         """
+        sampler = getattr(self.data, "sampler", None)
+        if isinstance(sampler, DistributedSampler):
+            sampler.set_epoch(index)  # it shuffles by this number
         for item in self.data:
             batch = as_minibatch(self.name, item, self.columns)
             yield tuple(usable(t.to(self.device, non_blocking=True)) if isinstance(t, Tensor) else t for t in batch)
@@ -160,6 +170,13 @@ class IterableSource(Source):
             **picked,
             **options,
         }
+
+    def _is_divided(self) -> bool:
+        if world() == 1 or not isinstance(self.data, DataLoader):
+            return False
+        if isinstance(self.data.dataset, IterableDataset):
+            return len(set(gather(self._digest_of_first()))) > 1
+        return isinstance(self.data.sampler, DistributedSampler)
 
     def _digest_of_first(self) -> str:
         with RandomState(torch.device("cpu"), self.generators).kept(), forked_rng(torch.device("cpu"), 0):

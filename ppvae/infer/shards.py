@@ -8,7 +8,7 @@ the data). With one process a minibatch is taken whole, and nothing is added.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,24 +46,33 @@ class Shards:
     Args:
         seed: of the run.
         random: the generators that all processes share.
+        data: the training data.
 
     Attributes:
         averages: whether the loss of a part stands for all data, as that of the whole minibatch does.
     """
 
-    def __init__(self, seed: int, random: RandomState) -> None:
+    def __init__(self, seed: int, random: RandomState, data: Source) -> None:
         self.world, self.rank = processes.world(), processes.rank()
         self.averages = False
-        self._seed, self._random = seed, random
+        self._seed, self._random, self._data = seed, random, data
+        self._spare: Batch = ()
+        self._counts = (0, 0)
+        """The data of the minibatch at hand, of those that are divided: this process's, and all."""
 
-    def check(self, pair: nn.Module, objective: Any, data: Source, first: Any) -> None:
+    def steps_per_epoch(self) -> int | None:
+        """Minibatches in an epoch, as far as they are known."""
+        known = processes.gather(self._data.num_batches)
+        return max((n for n in known if n is not None), default=None) if None not in known else None
+
+    def check(self, pair: nn.Module, objective: Any, first: Any, valid: Source | None) -> None:
         """Checks that what is trained can be trained in parts, and that all processes train the same.
 
         Args:
             pair: a model/guide pair.
             objective: what is minimised.
-            data: the training data.
-            first: their first minibatch, or one of each set.
+            first: the first minibatch of the training data, or one of each set.
+            valid: the validation data.
 
         Raises:
             ValueError: naming what mixes the data of a minibatch, or what differs between processes.
@@ -78,18 +87,22 @@ class Shards:
                 "train in one process"
             )
         _check_norms({"pair": pair, **networks_of(objective, beside=[pair])}, called)
-        batches = first if data.sets else (first,)
-        processes.check_same("the first minibatch of train", digest_of(*(t for batch in batches for t in batch)))
+        data, batches = self._data, first if self._data.sets else (first,)
+        if not data.divided:
+            processes.check_same("the first minibatch of train", digest_of(*(t for batch in batches for t in batch)))
+        if valid is not None:
+            processes.check_same("the first minibatch of valid", digest_of(*next(valid.epoch(0))))
         for batch in batches:
-            if (n := check_batch(batch)) < self.world:
+            if (n := check_batch(batch)) < (1 if data.divided else self.world):
                 raise ValueError(f"batch_size must be at least the number of processes, {self.world}, got {n}")
         kinds = {adds_up(pair, batch) for batch in batches}
         if len(kinds) > 1 or (data.sets and kinds == {False}):
             raise ValueError(f"the data sets are scaled by plates otherwise, which cannot be trained {called}")
         self.averages = kinds == {False}
+        self._spare = take(batches[0], slice(0, 1))
 
-    def of(self, batch: Any, sets: Sequence[Source], n: int) -> tuple[Any, float]:
-        """This process's rows of a minibatch that stands for n data, or of one of each set, and what they count.
+    def of(self, batch: Any, n: int) -> tuple[Any, int, float]:
+        """This process's rows of a minibatch that stands for n data, or of one of each set; n of all; what they count.
 
         Where there are none, it runs on the first datum, which counts zero times.
 
@@ -97,11 +110,13 @@ class Shards:
             ValueError: where there are data sets, and one has a minibatch with fewer rows than there are processes.
         """
         if self.world == 1:
-            return batch, 1.0
-        if not sets:
+            return batch, n, 1.0
+        if not self._data.sets:
             rows = self._rows(n)
+            if self._data.divided:
+                rows, n = slice(0, self._counts[0]), self._counts[1]
             part = take(batch, rows if rows.start < rows.stop else slice(0, 1))
-            return part, (rows.stop - rows.start) / n if self.averages else float(rows.start < rows.stop)
+            return part, n, (rows.stop - rows.start) / n if self.averages else float(rows.start < rows.stop)
         parts = []
         for i, of in enumerate(batch):
             rows = self._rows(check_batch(of))
@@ -111,29 +126,35 @@ class Shards:
                     "processes: choose another batch_size, or drop_last=True"
                 )
             parts.append(take(of, rows))
-        return tuple(parts), 1.0
+        return tuple(parts), n, 1.0
 
     def _rows(self, n: int) -> slice:
         return slice(self.rank * n // self.world, (self.rank + 1) * n // self.world)
 
     def minibatches(self, batches: Iterator[Batch], stop: threading.Event) -> Iterator[Batch]:
-        """Minibatches until one process has no more, or, after at least one, is asked to stop: all end together."""
+        """Minibatches until one process has no more, or, after at least one, is asked to stop: all end together.
+
+        Of divided data until none has more; who had its last one gets that again, and its data count zero times.
+        """
         if self.world == 1:
             for batch in batches:
                 yield batch
                 if stop.is_set():
                     return
             return
-        begun = False
+        begun, last = False, self._spare
         while True:
             before = self._random.get()
             batch = next(batches, ())
-            ended, stopped = processes.any_of(not batch, begun and stop.is_set())
+            own = check_batch(batch) if self._data.divided and batch else 0
+            counted, ended, stopped = processes.total(own, not batch, begun and stop.is_set())
             if stopped:
                 self._random.set(before)  # as if the minibatch that is left out had not been drawn
-            if ended or stopped:
+            if stopped or (counted == 0 if self._data.divided else ended):
                 return
-            yield batch
+            self._counts = (own, counted)
+            last = batch or last
+            yield last
             begun = True
 
     @contextmanager

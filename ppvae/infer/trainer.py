@@ -92,12 +92,12 @@ class Trainer:
         """
         self.device = device_of(self.pair)
         self.random = RandomState(self.device, self.train.generators)
-        self.shards = Shards(self.seed, self.random)
+        self.shards = Shards(self.seed, self.random, self.train)
         self.progress = Progress()
         self.best_weights: dict[str, Tensor] | None = None
         self.beta = torch.full((), 0.5, device=self.device)  # no KL weight that could be taken for none
         self.weighting: Any = nullcontext() if self.kl_weight is None else KLWeight(self.beta, self.kl_sites)
-        self.steps_per_epoch = self.train.num_batches
+        self.steps_per_epoch = self.shards.steps_per_epoch()
         with self.random.kept(), evaluating(self.pair, self.seed, attach=True), self.weighting:
             found = {
                 name: check_fits(self.pair, data, name=name)
@@ -118,7 +118,7 @@ class Trainer:
             check_kl_sites(self.kl_sites, self.pair, batches)
             self.svi.setup(*batches)
             self.svi.check_buffers()
-            self.shards.check(self.pair, self.loss, self.train, first)
+            self.shards.check(self.pair, self.loss, first, self.valid)
             processes.share(self._trained())
         with self.random.kept(), self.svi.running():
             check_normalised(self.pair, self.train, batches[0])
@@ -262,7 +262,7 @@ class Trainer:
             self.random.set(self.progress.epoch_rng)  # an iterable may draw its order from the global state
         batches = self.train.epoch(self.progress.epoch)
         for _ in range(done):
-            next(batches)
+            next(batches, None)  # of many processes one may have had its last
         if done:
             self.random.set(rng)
         yield from batches
@@ -273,7 +273,7 @@ class Trainer:
         assert n is not None
         now = self.progress
         self._set_time(now.time(now.step, self.steps_per_epoch))
-        part, share = self.shards.of(batch, self.train.sets, n)
+        part, n, share = self.shards.of(batch, n)
         with self.weighting, self.shards.noise(now.epoch, now.step):
             return n, share, self.svi.update(*part, weight=share / n, check=check)
 
@@ -310,14 +310,14 @@ class Trainer:
             kept += f"; the last checkpoint is {self.folder.last}"
         self.restore(start, source="the start of the epoch")
         self.random.set(self.rng)
-        for batch in self._remaining():
+        for batch in self.shards.minibatches(self._remaining(), threading.Event()):
             before = self._weights()
             try:
                 self._step(batch, check=True)
                 check_finite_parameters(self.svi.named_parameters())
             except NonFiniteError as error:
                 restore_weights(self.pair, before, source="the step before")
-                cause = nonfinite_rows(batch, "train")
+                cause = max(processes.gather(nonfinite_rows(batch, "train")))
                 raise NonFiniteError(f"{cause}{error}, {where} {self.progress.step + 1}. {kept}.") from None
             self.progress.step += 1
             if self.progress.step > last:
