@@ -51,7 +51,7 @@ def dtype_of(pair: nn.Module) -> torch.dtype:
 def as_tensor(name: str, value: Any, dtype: torch.dtype | None = None) -> Tensor:
     """An array or data frame as a tensor; floating-point numbers as `dtype`, with a warning where that is another.
 
-    Memory is shared where NumPy and torch allow it.
+    Memory is shared where it may be written to and lies in order: kernels round in other ways where it does not.
 
     Args:
         name: of the argument.
@@ -69,7 +69,7 @@ def as_tensor(name: str, value: Any, dtype: torch.dtype | None = None) -> Tensor
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if array.dtype == np.longdouble:
         array = array.astype(np.float64)
-    shareable = array.flags.writeable and all(step >= 0 for step in array.strides)
+    shareable = array.flags.writeable and array.flags.c_contiguous
     tensor = torch.from_numpy(array if shareable else array.copy())
     if dtype is None or not tensor.is_floating_point() or tensor.dtype == dtype:
         return tensor
