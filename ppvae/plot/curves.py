@@ -21,6 +21,8 @@ _Curves = list[tuple[str, _NDArray]]
 _TRANSIENT = 0.1  # the part of the epochs, at the start, that may run out of a panel
 _KL = "KL divergence"  # the title of the last panel
 _GREY = PALETTE[8]
+_BEST = {("valid", "ELBO"): np.nanargmax, ("valid", "loss"): np.nanargmin}
+"""The curves by which training keeps weights, and where they are best."""
 
 
 def training_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
@@ -28,7 +30,7 @@ def training_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
 
     Columns are drawn by name: `elbo` and `valid_elbo`; `reconstruction` and `valid_reconstruction`; `loss` beside
     `valid_loss`; one line for each `kl_<site>`, and `kl_weight` dashed on an axis of its own unless it is 1 throughout.
-    A panel without data is left out. The first tenth of the epochs runs out of a panel whose range it would triple.
+    A circle marks the best validation value, whose weights `fit` keeps. A panel without data is left out. The first tenth of the epochs runs out of a panel whose range it would triple.
 
     Args:
         history: One row per epoch: numbers by column name, in nats per datum. `epoch` numbers the rows, else
@@ -60,6 +62,7 @@ def training_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
         all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, (title, curves) in zip(all_axes, panels.items(), strict=True):
             _draw_panel(axes, epochs, curves, title=title)
+        all_axes[0].set_ylabel("nats per datum")
         weight = columns.get("kl_weight", np.array([]))
         if _KL in panels and np.any(weight[~np.isnan(weight)] != 1):
             _draw_weight(all_axes[-1], epochs, weight)
@@ -172,8 +175,13 @@ def _draw_panel(axes: Axes, epochs: _NDArray, curves: _Curves, *, title: str) ->
     is_kl = title == _KL
     for i, (label, curve) in enumerate(curves):
         _draw_curve(axes, i, label, epochs, curve)
+        if (label, title) in _BEST:
+            best = int(_BEST[label, title](curve))
+            axes.plot(epochs[best], curve[best], "o", color=PALETTE[i], markersize=3.5, fillstyle="none", zorder=3)
     plain_axes(axes)
-    axes.set(xlabel="epoch", ylabel="nats per datum", title=title)
+    if len(epochs) == 1:
+        axes.set_xlim(epochs[0] - 0.5, epochs[0] + 0.5)
+    axes.set(xlabel="epoch", title=title)
     axes.set_ylim(_limits(np.stack([curve for _, curve in curves]), with_zero=is_kl))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     if is_kl or len(curves) > 1:

@@ -51,7 +51,7 @@ def test_each_column_is_drawn_in_its_panel():
         None,
         list(lines(kl)),
     ]
-    assert {axes.get_ylabel() for axes in (elbo, reconstruction, kl)} == {"nats per datum"}
+    assert [axes.get_ylabel() for axes in (elbo, reconstruction, kl)] == ["nats per datum", "", ""]
 
 
 def test_the_loss_has_a_panel_where_it_is_validated():
@@ -167,3 +167,16 @@ def test_runs_are_compared_on_one_panel():
 def test_runs_that_cannot_be_compared(histories, message):
     with pytest.raises(ValueError, match=message):
         plot.compare_curves(histories)
+
+
+def test_the_epoch_whose_weights_are_kept_is_marked_and_the_unit_stands_once():
+    history = [{"epoch": i + 1, "elbo": -10.0, "valid_elbo": e, "kl_z": 1.0} for i, e in enumerate((-12, -9, -11))]
+    first, second = plot.training_curves(history).axes
+    (mark,) = [line for line in first.lines if line.get_fillstyle() == "none"]
+    assert [*mark.get_xdata(), *mark.get_ydata()] == [2.0, -9.0]
+    assert (first.get_ylabel(), second.get_ylabel()) == ("nats per datum", "")
+
+
+def test_a_run_of_one_epoch_has_its_points_in_the_middle():
+    (axes,) = plot.training_curves([{"epoch": 1, "elbo": -10.0}]).axes
+    assert axes.get_xlim() == (0.5, 1.5)
