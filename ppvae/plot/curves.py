@@ -30,7 +30,8 @@ def training_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
 
     Columns are drawn by name: `elbo` and `valid_elbo`; `reconstruction` and `valid_reconstruction`; `loss` beside
     `valid_loss`; one line for each `kl_<site>`, and `kl_weight` dashed on an axis of its own unless it is 1 throughout.
-    A circle marks the best validation value, whose weights `fit` keeps. A panel without data is left out. The first tenth of the epochs runs out of a panel whose range it would triple.
+    A circle marks the best validation value, whose weights `fit` keeps. A panel without data is left out. The first
+    tenth of the epochs runs out of a panel whose range it would triple.
 
     Args:
         history: One row per epoch: numbers by column name, in nats per datum. `epoch` numbers the rows, else
