@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ppvae._validate import check_count
 from ppvae.compile.compiled import Compile, check_compile, repays
@@ -31,6 +31,7 @@ from ppvae.evaluate.estimator import Estimator, EvaluationOptions
 from ppvae.evaluate.psis import PARETO_GOOD, PARETO_SAMPLES, ParetoWarning, pareto_k
 from ppvae.evaluate.sites import num_observed
 from ppvae.pair import Batch, blocks
+from ppvae.processes import each_seeded, is_first
 from ppvae.sampling.adaptive import Proposal, first_proposal, of_data
 from ppvae.sampling.log_density import LogDensity
 from ppvae.sampling.posterior_draws import PosteriorSampler, posterior_sampler
@@ -172,17 +173,20 @@ class Adaptive(Estimator):
         """
         size = DATA_BLOCK if options.batch_size is None else options.batch_size
         check_count("batch_size", size)
-        found = []
-        hidden = not options.progress
+        hidden = not (options.progress and is_first())
         with (
             posterior_sampler(pair, data, seed=options.seed, given=options.given, summed=True) as c,
             tqdm(total=len(c), unit="datum", desc="log p(x)", leave=False, disable=hidden) as bar,
         ):
             density = LogDensity(c, compile=_compiles(options.compile, c, self.num_samples))
-            for start, stop in blocks(len(c), min(size, c.sampler.rows)):
-                index = torch.arange(start, stop, device=_device(c))
-                found.append(self._of_block(density, of_data(c, index), start))
-                bar.update(stop - start)
+
+            def of_block(place: tuple[int, int]) -> tuple[Tensor, ...]:
+                index = torch.arange(*place, device=c.device)
+                found = self._of_block(density, of_data(c, index), place[0])
+                bar.update(len(index))
+                return found
+
+            found = each_seeded(blocks(len(c), min(size, c.sampler.rows)), of_block, device=c.device)
         values, std_error, ess, k, draws, modes = (torch.cat(of).cpu() for of in zip(*found, strict=True))
         diagnostics = AdaptiveDiagnostics(k, draws.long(), modes.long(), self.num_samples, self.tolerance)
         return LogMarginal(values, std_error, ess, num_observed(pair, data, options.given), diagnostics)
@@ -193,7 +197,7 @@ class Adaptive(Estimator):
         found = torch.empty(6, len(part), dtype=torch.float64)
         for count in wanted.unique().tolist():
             index = (wanted == count).nonzero().flatten()
-            theirs = proposal.of_data(index.to(_device(part)))
+            theirs = proposal.of_data(index.to(part.device))
             _, log_weight = theirs.draw(count)
             _check(log_weight, first + index)
             value, std_error, ess = log_mean(log_weight)
@@ -240,10 +244,6 @@ def _check(log_weight: Tensor, datum: Tensor) -> None:
             f"the log weight of datum {int(datum[i])} is {float(log_weight[draw, i]):g} at a draw from the proposal "
             "fitted to it: check that datum and the weights of the pair"
         )
-
-
-def _device(c: PosteriorSampler) -> torch.device:
-    return next(t.device for t in c.data if t is not None)
 
 
 def _compiles(compile: Compile, c: PosteriorSampler, num_samples: int) -> bool:

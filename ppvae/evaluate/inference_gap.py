@@ -26,6 +26,8 @@ from tqdm.auto import tqdm
 from ppvae._internals import is_subsampling
 from ppvae._validate import check_count, check_flag
 from ppvae.evaluate.estimates import standard_error
+from ppvae.evaluate.estimator import Estimator, EvaluationOptions
+from ppvae.evaluate.marginal import estimator_of
 from ppvae.evaluate.result import Result
 from ppvae.inputs import takes_data
 from ppvae.pair import blocks, check_data
@@ -112,7 +114,7 @@ def inference_gap(
     num_samples: int = 1000,
     num_steps: int = 2000,
     num_particles: int = 10,
-    log_marginal: Tensor | None = None,
+    log_marginal: Tensor | str | Estimator | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> InferenceGap:
@@ -138,7 +140,8 @@ def inference_gap(
         num_samples: draws per datum from each of q and q* for the bounds and log p̂(x).
         num_steps: the most steps of the search.
         num_particles: draws per datum in each step.
-        log_marginal: log p(x) of each datum, (n,), nats, estimated otherwise (annealed importance sampling).
+        log_marginal: log p(x) of each datum, (n,), nats, estimated otherwise; or how to estimate it, as the `method` of
+            `ppvae.log_marginal`.
         seed: of all draws; the global random state is left alone.
         progress: whether to show a progress bar.
 
@@ -164,8 +167,10 @@ def inference_gap(
         check_count(name, count)
     check_flag("progress", progress)
     n = check_data(data)
+    if isinstance(log_marginal, str | Estimator):
+        log_marginal = estimator_of(log_marginal).estimate(pair, data, EvaluationOptions(seed=seed)).values
     if log_marginal is not None and not isinstance(log_marginal, Tensor):
-        raise TypeError(f"log_marginal must be a tensor, got {type(log_marginal).__name__}")
+        raise TypeError(f"log_marginal must be a tensor or a method, got {type(log_marginal).__name__}")
     if log_marginal is not None and log_marginal.shape != (n,):
         raise ValueError(f"log_marginal must have shape {(n,)}, one value per datum, got {tuple(log_marginal.shape)}")
     shown = progress and is_first()
