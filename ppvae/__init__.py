@@ -64,7 +64,7 @@ _SUBPACKAGES = {
     "plot",
     "sampling",
 }
-_MODULES = {"pair", "params", "storage", "traces", "weights"}
+_MODULES = {"pair", "params", "processes", "storage", "traces", "weights"}
 
 
 def __getattr__(name: str) -> Any:

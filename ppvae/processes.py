@@ -29,6 +29,26 @@ from torch.utils.data import get_worker_info
 
 from ppvae.rng import forked_rng
 
+__all__ = [
+    "alone",
+    "any_of",
+    "check_same",
+    "dealt",
+    "each_seeded",
+    "gather",
+    "in_turn",
+    "is_first",
+    "join",
+    "on_first",
+    "quietly",
+    "rank",
+    "share",
+    "show",
+    "sum_gradients",
+    "total",
+    "world",
+]
+
 T = TypeVar("T")
 Item = TypeVar("Item")
 

@@ -30,6 +30,7 @@ PACKAGES = (
     "sampling",
     "plot",
     "compile",
+    "processes",
 )
 """What the reference has a page of each; "" is `ppvae` itself."""
 PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}

@@ -142,3 +142,59 @@ def same(a, b):
 def twenty_steps(svi, *args):
     pyro.set_rng_seed(3)
     return [svi.step(*args) for _ in range(20)]
+
+
+class Noise(dist.TorchDistribution):
+    """A normal whose draw is given."""
+
+    arg_constraints = {}  # noqa: RUF012
+    has_rsample = True
+
+    def __init__(self, loc, scale, eps):
+        self.normal, self.eps = dist.Normal(loc, scale).to_event(1), eps
+        super().__init__(self.normal.batch_shape, self.normal.event_shape, validate_args=False)
+
+    support = dist.constraints.real_vector
+
+    def rsample(self, shape=torch.Size()):  # noqa: B008
+        return self.normal.base_dist.loc + self.normal.base_dist.scale * self.eps
+
+    def log_prob(self, value):
+        return self.normal.log_prob(value)
+
+    def expand(self, shape, _instance=None):
+        return self
+
+
+class FixedNoise(nn.Module):
+    """A VAE whose noise is data, so that whoever runs it draws the same; `y` is an argument that it can do without."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.p_x_given_z = ConditionalBernoulli(MLP(K, (8,), D))
+            self.q_z_given_x = nn.Sequential(nn.Linear(D, 8), nn.Tanh(), nn.Linear(8, 2 * K))
+            self.p_y_given_z = nn.Linear(K, 1)
+
+    def model(self, x, eps, y=None):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(K), 1.0).to_event(1))
+            pyro.sample("x", self.p_x_given_z(z), obs=x)
+            if y is not None:
+                pyro.sample("y", dist.Bernoulli(logits=self.p_y_given_z(z).squeeze(-1)), obs=y)
+
+    def guide(self, x, eps, y=None):
+        loc, raw = self.q_z_given_x(x).chunk(2, -1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", Noise(loc, raw.exp(), eps))
+
+
+def noise(n=67, seed=1):
+    """Noise for `FixedNoise`."""
+    return torch.randn(n, K, generator=torch.Generator().manual_seed(seed))
+
+
+def summary(pair, run):
+    """Weights and history of a run."""
+    return state(pair), run.history

@@ -21,56 +21,10 @@ from ppvae.models import VAE
 from ppvae.nn import MLP
 from ppvae.objectives import MMD, WAE, FreeBitsELBO
 from tests.group import values
-from tests.infer.pairs import ADAM, D, K, binary, same, small_vae, state
+from tests.infer.pairs import ADAM, D, FixedNoise, K, binary, noise, same, small_vae, state, summary
 
 N = 67
 """Data of which minibatches of 16 leave three, and of 32 as many as there are processes."""
-
-
-class Noise(dist.TorchDistribution):
-    """A normal whose draw is given."""
-
-    arg_constraints = {}  # noqa: RUF012
-    has_rsample = True
-
-    def __init__(self, loc, scale, eps):
-        self.normal, self.eps = dist.Normal(loc, scale).to_event(1), eps
-        super().__init__(self.normal.batch_shape, self.normal.event_shape, validate_args=False)
-
-    support = dist.constraints.real_vector
-
-    def rsample(self, shape=torch.Size()):  # noqa: B008
-        return self.normal.base_dist.loc + self.normal.base_dist.scale * self.eps
-
-    def log_prob(self, value):
-        return self.normal.log_prob(value)
-
-    def expand(self, shape, _instance=None):
-        return self
-
-
-class FixedNoise(nn.Module):
-    """A VAE whose noise is data, so that whoever runs it draws the same; `y` is an argument that it can do without."""
-
-    def __init__(self, seed=0):
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.p_x_given_z = ConditionalBernoulli(MLP(K, (8,), D))
-            self.q_z_given_x = nn.Sequential(nn.Linear(D, 8), nn.Tanh(), nn.Linear(8, 2 * K))
-            self.p_y_given_z = nn.Linear(K, 1)
-
-    def model(self, x, eps, y=None):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(x.new_zeros(K), 1.0).to_event(1))
-            pyro.sample("x", self.p_x_given_z(z), obs=x)
-            if y is not None:
-                pyro.sample("y", dist.Bernoulli(logits=self.p_y_given_z(z).squeeze(-1)), obs=y)
-
-    def guide(self, x, eps, y=None):
-        loc, raw = self.q_z_given_x(x).chunk(2, -1)
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", Noise(loc, raw.exp(), eps))
 
 
 class Shared(nn.Module):
@@ -89,14 +43,6 @@ class Shared(nn.Module):
 
     def guide(self, x):
         pyro.sample("mean", dist.Delta(self.loc, event_dim=1))
-
-
-def noise(n=N, seed=1):
-    return torch.randn(n, K, generator=torch.Generator().manual_seed(seed))
-
-
-def summary(pair, run):
-    return state(pair), run.history
 
 
 def trained(kind, batch_size, compile):
@@ -146,64 +92,41 @@ def test_as_by_one(group, world, kind, batch_size, compile):
             assert all(row[name] == pytest.approx(own[name], rel=1e-5, abs=1e-5) for name in own)
 
 
-class Streamed(torch.utils.data.IterableDataset):
-    """Rows of which every process reads its part."""
-
-    def __init__(self, sizes):
-        self.sizes = sizes
-
-    def __iter__(self):
-        start = sum(self.sizes[: processes.rank()])
-        yield from zip(binary(N)[start:][: self.sizes[processes.rank()]], noise()[start:], strict=False)
-
-
-def streamed(sizes, batch_size):
-    pair, data = FixedNoise(), torch.utils.data.DataLoader(Streamed(sizes), batch_size=batch_size)
-    return summary(pair, ppvae.fit(pair, data, epochs=2, optim=ADAM, compile=False, progress=False))
+def looped():
+    pair, x = small_vae(processes.rank()), binary(20)
+    processes.share(list(pair.named_parameters()))
+    pair.guide = partial(one_value, pair)
+    svi = ppvae.SVI(pair.model, pair.guide, ADAM, Trace_ELBO(), on_gradients=processes.sum_gradients, owner=pair)
+    with svi.running():
+        for _ in range(5):
+            svi.update(x[processes.rank() :: processes.world()], weight=1 / len(x))
+    return state(pair)
 
 
-@pytest.mark.parametrize("sizes", [(34, 33), (30, 29, 8)])
-def test_streams_of_each_process(group, sizes):
-    """The minibatches of all together are one; a stream that is shorter than the others ends before them."""
-    rows = [list(zip(binary(N), noise(), strict=True))[sum(sizes[:i]) :][:n] for i, n in enumerate(sizes)]
-    minibatches = [
-        tuple(torch.stack(column) for column in zip(*(row for part in rows for row in part[i : i + 8]), strict=True))
-        for i in range(0, max(sizes), 8)
-    ]
-    pair = FixedNoise()
-    run = ppvae.fit(pair, minibatches, epochs=2, optim=ADAM, compile=False, progress=False)
-    for weights, history in values(group(len(sizes), streamed, sizes, 8)):
-        assert all(torch.allclose(weights[name], value, atol=2e-5) for name, value in state(pair).items())
-        assert history[-1]["loss"] == pytest.approx(run.history[-1]["loss"], rel=1e-5)
+def one_value(pair, x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Delta(pair.q_z_given_x(x).base_dist.loc, event_dim=1))
 
 
-def sampled():
-    rows = torch.utils.data.TensorDataset(binary(64), noise(64))
-    sampler = torch.utils.data.DistributedSampler(rows, seed=5)
-    pair, data = FixedNoise(), torch.utils.data.DataLoader(rows, batch_size=8, sampler=sampler)
-    return summary(pair, ppvae.fit(pair, data, epochs=2, optim=ADAM, compile=False, progress=False))
+def test_a_loop_of_ones_own(group):
+    expected = looped()
+    for found in values(group(2, looped)):
+        assert all(torch.allclose(found[name], value, atol=1e-5) for name, value in expected.items())
 
 
-def test_distributed_samplers_shuffle_every_epoch(group):
-    """As one process with the order that both samplers have together."""
-    (weights, history), (_, theirs) = values(group(2, sampled))
-    assert history == theirs
-    samplers = [torch.utils.data.DistributedSampler(range(64), 2, rank, seed=5) for rank in (0, 1)]
+def in_half(compile):
+    pair, data = FixedNoise(), Batches(binary(N), noise(), batch_size=16, seed=3)
+    run = ppvae.fit(pair, data, epochs=2, optim=ADAM, autocast=torch.bfloat16, compile=compile, progress=False)
+    return summary(pair, run)
 
-    class Both(Source):
-        num_batches = 4
 
-        def epoch(self, index):
-            for sampler in samplers:
-                sampler.set_epoch(index)
-            orders = [torch.tensor(list(sampler)).split(8) for sampler in samplers]
-            for rows in zip(*orders, strict=True):
-                yield binary(64)[torch.cat(rows)], noise(64)[torch.cat(rows)]
-
-    pair = FixedNoise()
-    run = ppvae.fit(pair, Both(), epochs=2, optim=ADAM, compile=False, progress=False)
-    assert all(torch.allclose(weights[name], value, atol=2e-5) for name, value in state(pair).items())
-    assert history[-1]["loss"] == pytest.approx(run.history[-1]["loss"], rel=1e-5)
+@pytest.mark.parametrize("compile", [False, True])
+def test_products_in_bfloat16(group, compile):
+    weights, history = in_half(compile)
+    (found, rows), (theirs, _) = values(group(2, in_half, compile))
+    assert same(found, theirs)
+    assert all(torch.allclose(found[name], value, atol=0.02) for name, value in weights.items())
+    assert rows[-1]["loss"] == pytest.approx(history[-1]["loss"], rel=1e-3)
 
 
 def own_noise(seed):
