@@ -99,7 +99,17 @@ def check_params(params: Tensor, num_params: int, event_dim: int) -> Tensor:
 
 
 def full_precision(params: Tensor) -> Tensor:
-    """Returns a net's output in float32 where autocast made it narrower: densities are sums of many small terms."""
+    """Returns a net's output in float32 where autocast made it narrower: densities are sums of many small terms.
+
+    Raises:
+        TypeError: If it is no tensor.
+    """
+    if not isinstance(params, Tensor):
+        raise TypeError(
+            "net must return one tensor, (..., P, *event_shape) for a family of P parameters, got "
+            f"{type(params).__name__}: of a location and a raw scale, whose softplus is the scale, "
+            "torch.stack((loc, raw_scale), -2) makes one"
+        )
     return params.float() if params.dtype in (torch.bfloat16, torch.float16) else params
 
 

@@ -313,7 +313,10 @@ def _source(
             raise type(error)(f"{name}: {error}") from error
     if isinstance(data, Dataset):
         data = loader_of(data, batch_size, seed if shuffle else None)
-    if not isinstance(data, Iterable) or isinstance(data, Mapping | str):
+    if isinstance(data, str | os.PathLike):
+        of_paths = 'pictures below a path are ppvae.data.load("folder", path), or Pictures(path, batch_size=...)'
+        raise TypeError(f"{expected}, got the path {os.fspath(data)!r}: {of_paths}")
+    if not isinstance(data, Iterable) or isinstance(data, Mapping):
         raise TypeError(f"{expected}, got {type(data).__name__}")
     if isinstance(data, Iterator):
         raise TypeError(f"{expected}, got the iterator {type(data).__name__}: it can be passed only once")

@@ -115,3 +115,14 @@ def test_a_net_that_declares_nothing_is_checked_when_it_runs():
         ConditionalNormal(PLAIN)(torch.zeros(5, 3))
     with pytest.raises(ValueError, match=message.format(10)):
         ConditionalCategorical(PLAIN, num_classes=10)(torch.zeros(5, 3))
+
+
+def test_a_net_that_returns_two_tensors_is_named():
+    class Both(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    with pytest.raises(
+        TypeError, match=r"net must return one tensor, .* got tuple: .* torch.stack\(\(loc, raw_scale\), -2\)"
+    ):
+        ConditionalNormal(Both())(torch.zeros(3, 2))

@@ -88,7 +88,7 @@ BAD = {
     "iterator": (small_vae, iter([binary(4)]), {}, TypeError, "train must be .* iterator list_iterator"),
     "generator": (small_vae, (b for b in [binary(4)]), {}, TypeError, "train must be .* iterator generator"),
     "dict": (small_vae, {"x": binary(4)}, {}, TypeError, "train must be .* got dict"),
-    "text": (small_vae, "mnist", {}, TypeError, "train must be .* got str"),
+    "text": (small_vae, "mnist", {}, TypeError, "train must be .* got the path 'mnist': pictures below a path are"),
     "number": (small_vae, 3, {}, TypeError, "train must be .* got int"),
     "labels": (
         small_vae,
