@@ -9,6 +9,8 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
 import ppvae
+from ppvae.compile.arguments import Arguments
+from ppvae.compile.tracing import trace
 from ppvae.distributions import (
     ConditionalBernoulli,
     ConditionalNormal,
@@ -135,6 +137,19 @@ def test_a_compiled_step_is_the_eager_one(step):
         torch.manual_seed(5)
         losses.append([float(svi.step(x, of)) for of in (lengths, lengths, lengths.flip(0), lengths)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_graph_grows_by_150_operations_with_a_step():
+    pair = deep_model()
+    parameters = list(pair.parameters())
+
+    def compute(batch):
+        loss = Trace_ELBO().differentiable_loss(pair.model, pair.guide, *batch)
+        return [loss, *torch.autograd.grad(loss, parameters)], None
+
+    few, many = (trace(compute, Arguments(binary(num_steps=t))).num_operations for t in (4, 8))
+    assert 140 < (many - few) / 4 < 160
 
 
 def test_state_round_trip(tmp_path):
