@@ -31,7 +31,7 @@ from ppvae.models import DeepMarkovModel
 from ppvae.nn import MLP, RNN, Combiner, GatedTransition
 from ppvae.nn.sequence import within
 
-NUM_SERIES, LONGEST = 600, 24
+NUM_SERIES, LONGEST = 2000, 24
 """Generated progressions in all, and steps of the longest."""
 NUM_BUCKETS = 4
 """Numbers of steps that minibatches are padded to."""
@@ -43,16 +43,16 @@ SHOWN = 96
 class Args(ExperimentArgs):
     """Train a deep Markov model on piano rolls; report its ELBO and log p(x) for each step."""
 
-    batch_size: int = 20
+    batch_size: int = 32
     """Series per minibatch."""
     lr: float = 6e-3
     """Learning rate of Adam."""
     lr_schedule: Literal["constant", "cosine", "burda"] = "cosine"
     """Whether the learning rate falls over the epochs: along half a cosine to a hundredth of --lr, or to a tenth in
     eight stages."""
-    warmup: float = 10.0
+    warmup: float = 5.0
     """Epochs over which the weight of the KL term goes from --warmup-from to its value."""
-    num_samples: int = 500
+    num_samples: int = 200
     """Importance samples per series for log p(x) in the final table."""
     num_eval: int = 100
     """Series of each split that the final table is of."""
@@ -75,7 +75,7 @@ class Args(ExperimentArgs):
         check_count("--steps-per-quarter", self.steps_per_quarter)
         check_count("--num-flows", self.num_flows, at_least=0)
         done = super().resolved()
-        epochs, latent_dim, width = (60, 8, 64) if self.dataset == "progressions" else (200, 48, 128)
+        epochs, latent_dim, width = (30, 8, 64) if self.dataset == "progressions" else (200, 48, 128)
         return replace(
             done,
             epochs=epochs if done.epochs is None else done.epochs,

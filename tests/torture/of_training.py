@@ -185,6 +185,12 @@ def of_data() -> list[Function]:
             fine={"y": ("negative", "too large", "fewer")},
         ),
         Function(
+            "Progressions.draw",
+            data.Progressions().draw,
+            lambda: {"n": 3, "num_steps": 4},
+            {"n": v.COUNTS, "num_steps": v.COUNTS, "seed": v.SEEDS},
+        ),
+        Function(
             "Sprites",
             data.Sprites,
             lambda: {"size": 16},
