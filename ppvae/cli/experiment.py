@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -170,6 +171,7 @@ class Experiment:
             data = processes.in_turn(lambda: self.load(args))
             if said := data.describe():
                 processes.show(said)
+            processes.show(f"writing to {out}")
             torch.manual_seed(args.seed)
             pair = self.build(args, data)
             self.first(pair, args, data, device, out)
@@ -250,6 +252,7 @@ class Experiment:
         (run.folder / "figures").mkdir(exist_ok=True)
         self.draw(pair, args, data, run)
         print(f"trained in {run.seconds:.1f} s; weights, history, metrics and figures are in {run.folder}")
+        print(f"next: ppvae evaluate {shlex.quote(str(run.folder))} --posterior")
 
 
 class InterruptedTraining(Exception):

@@ -17,6 +17,9 @@ def test_run_folder_is_complete_and_opened_again(dataset, tmp_path, capsys):
     out = tmp_path / "run"
     assert main([*FAST, "--dataset", dataset, "--out", str(out)]) == 0
     assert {path.stem for path in (out / "figures").glob("*.png")} == {"spread", "latent", "training"}
+    said = capsys.readouterr().out.splitlines()
+    assert f"writing to {out}" in said
+    assert said[-1] == f"next: ppvae evaluate {out} --posterior"
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["symbol"] == "log p(x|size)"
     capsys.readouterr()
