@@ -43,7 +43,7 @@ class Args(ExperimentArgs):
 
     batch_size: int = 64
     """Texts per minibatch."""
-    lr: float = 3e-3
+    lr: float = 1e-2
     """Learning rate of Adam."""
     lr_schedule: Literal["constant", "cosine", "burda"] = "cosine"
     """Whether the learning rate falls over the epochs: along half a cosine to a hundredth of --lr, or to a tenth in
