@@ -55,6 +55,9 @@ Item = TypeVar("Item")
 BUCKET = 2**22
 """The most numbers of the gradient that are summed in one collective: 16 MiB of float32."""
 
+JOINED = "PPVAE_PROCESS"
+"""The environment variable that tells what a process starts that it has joined the others."""
+
 _is_alone: ContextVar[bool] = ContextVar("ppvae_is_alone", default=False)
 _control: list[Any] = [None, None]
 """The processes that were joined last, and the same once more, for decisions: by gloo, which needs no GPU."""
@@ -372,6 +375,8 @@ def _start() -> bool:
     """Starts what `torchrun` has prepared; whether it did."""
     if not dist.is_torchelastic_launched() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return False
+    if os.environ.setdefault(JOINED, str(os.getpid())) != str(os.getpid()):
+        return False  # what a process of the run has started is none of them
     on_gpus = 0 < int(os.environ["LOCAL_WORLD_SIZE"]) <= torch.cuda.device_count()
     if on_gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

@@ -93,8 +93,9 @@ class Shards:
         if valid is not None:
             processes.check_same("the first minibatch of valid", digest_of(*next(valid.epoch(0))))
         for batch in batches:
-            if (n := check_batch(batch)) < (1 if data.divided else self.world):
-                raise ValueError(f"batch_size must be at least the number of processes, {self.world}, got {n}")
+            least = 2 if data.divided else self.world
+            if (n := check_batch(batch)) < least:
+                raise ValueError(f"batch_size must be at least {least} {called}, got {n}")
         kinds = {adds_up(pair, batch) for batch in batches}
         if len(kinds) > 1 or (data.sets and kinds == {False}):
             raise ValueError(f"the data sets are scaled by plates otherwise, which cannot be trained {called}")

@@ -1,11 +1,14 @@
 """`fit` with a compiled step against `fit` with an eager one."""
 
+import copy
 import os
 from functools import partial
 
 import pytest
 import torch
 from pyro.infer import Trace_ELBO
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import ppvae
 from ppvae.compile.compiled import COST
@@ -21,6 +24,33 @@ from tests.compile.compiling import (
     compiled_graphs,
     make_vae,
 )
+
+
+class Checkpointed(nn.Module):
+    """A net whose activations are computed again in the backward pass."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return checkpoint(self.net, x, use_reentrant=False)
+
+
+def test_activation_checkpointing_passes_the_tracer():
+    torch.manual_seed(0)
+    x = binary()
+    d = x.shape[-1]
+    decoder, encoder = (Checkpointed(MLP(*sizes)) for sizes in ((2, (8,), d), (d, (8,), (2, 2))))
+    pair = VAE(StandardNormal(2), ConditionalBernoulli(decoder), ConditionalNormal(encoder))
+    start, losses = copy.deepcopy(pair.state_dict()), {}
+    for compile in (False, True):
+        pair.load_state_dict(start)
+        svi = SVI(pair.model, pair.guide, partial(torch.optim.Adam, lr=1e-2), Trace_ELBO(), compile=compile)
+        torch.manual_seed(1)
+        losses[compile] = [svi.step(x) for _ in range(4)]
+    assert losses[True] == pytest.approx(losses[False], rel=1e-5)
+    assert compiled_graphs(svi) == 1
 
 
 def test_auto_compiles_only_long_runs():

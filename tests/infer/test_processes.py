@@ -306,7 +306,7 @@ class Counting(nn.Module):
         ("free bits", "loss FreeBitsELBO is no sum over the data"),
         ("renyi", "loss RenyiELBO is no sum over the data"),
         ("global", "the site 'mean' of the .* does not lie in the data plate"),
-        ("few", "batch_size must be at least the number of processes, 2, got 1"),
+        ("few", "batch_size must be at least 2 in 2 processes, got 1"),
         ("other data", "the first minibatch of train must be the same in every process"),
         ("other settings", "what fit is given must be the same"),
         ("other pair", "the parameters must be the same"),
