@@ -380,7 +380,11 @@ def _start() -> bool:
     on_gpus = 0 < int(os.environ["LOCAL_WORLD_SIZE"]) <= torch.cuda.device_count()
     if on_gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo")
+    store, number, size = next(dist.rendezvous("env://"))
+    if os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"]:
+        # The store outlives a restart, and holds where the processes were that have ended.
+        store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", store=store, rank=number, world_size=size)
     atexit.register(_leave)
     return True
 
