@@ -15,7 +15,7 @@ SCRIPTS = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 OF_YOUR_OWN = [path for path in SCRIPTS if path.stem.startswith("your_own_")]
 
 
-LONG = {"inpainting", "users_and_items", "your_own_counts"}
+LONG = {"inpainting", "your_own_sequences", "users_and_items", "your_own_counts"}
 
 
 def by_name(scripts):
