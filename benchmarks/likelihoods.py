@@ -70,6 +70,10 @@ def settings(args: Args) -> list[tuple[str, str, Estimator]]:
         *(("importance", f"K = {k:,}", Importance(k)) for k in (100, 1000, 5000)),
         *(("adaptive", f"tolerance {t}", Adaptive(tolerance=t)) for t in (0.2, 0.1, 0.05)),
         ("auto", "K = 1,000 at first", Auto()),
+        *(
+            ("annealed, fitted start", f"{t} temperatures", Annealed(num_temperatures=t, start="adaptive"))
+            for t in (10, 100)
+        ),
         *(("annealed", f"{t:,} temperatures", Annealed(num_temperatures=t)) for t in args.num_temperatures),
     ]
 
@@ -92,19 +96,19 @@ def table(rows: list[Row]) -> str:
     n = len(truth.values)
     columns = ("log p(x)", "to truth", "± s.e.", "furthest", "k̂ > 0.7", "ESS", "least", "s a datum", "to K = 5,000")
     lines = [f"{n} data; {torch.get_num_threads()} threads, torch {torch.__version__}; ESS: median and least"]
-    lines.append(f"{'':<32}" + "".join(f"{name:>10}" for name in columns[:-1]) + f"{columns[-1]:>14}")
+    lines.append(f"{'':<43}" + "".join(f"{name:>10}" for name in columns[:-1]) + f"{columns[-1]:>14}")
     for row in rows:
         of, difference = row.estimate, row.estimate.values - truth.values
         error = float(difference.std() / math.sqrt(n)) if n > 1 else math.nan
         k = of.pareto_k
         bad = "" if bool(k.isnan().all()) else str(int((k > 0.7).sum()))
         lines.append(
-            f"{row.method:<12}{row.setting:<20}{of.mean():>10.3f}{float(difference.mean()):>+10.3f}{error:>10.3f}"
+            f"{row.method:<23}{row.setting:<20}{of.mean():>10.3f}{float(difference.mean()):>+10.3f}{error:>10.3f}"
             f"{float(difference.abs().max()):>10.3f}{bad:>10}{float(of.ess.median()):>10.0f}"
             f"{float(of.ess.min()):>10.1f}{row.seconds / n:>10.4f}{row.seconds / base:>14.2f}"
         )
         if isinstance(of.diagnostics, AutoDiagnostics):
-            lines.append(f"{'':<12}" + ", ".join(f"{name} for {m}" for name, m in of.diagnostics.num_data().items()))
+            lines.append(f"{'':<23}" + ", ".join(f"{name} for {m}" for name, m in of.diagnostics.num_data().items()))
     return "\n".join(lines)
 
 

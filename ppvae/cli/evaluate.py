@@ -61,7 +61,7 @@ class Args:
     """Importance samples per datum, by default 1000; at most so many adaptive draws, 2000; or annealed chains, 16."""
     num_temperatures: int = Annealed.num_temperatures
     """Steps of each annealed chain."""
-    start: Literal["guide", "prior"] = Annealed.start
+    start: Literal["guide", "prior", "adaptive"] = Annealed.start
     """Where annealed chains start."""
     bidirectional: bool = False
     """With annealed, also bound log p(x) from both sides, on as many data drawn from the model itself."""

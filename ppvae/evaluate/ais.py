@@ -103,7 +103,8 @@ class Annealed(Estimator):
         num_chains: s, independent chains per datum.
         num_temperatures: steps from the start to the posterior; with one, this is importance sampling.
         num_leapfrog: gradients in each move.
-        start: "guide", or "prior" for chains that owe nothing to the guide and need more temperatures for it.
+        start: "guide"; "prior" for chains that owe nothing to the guide and need more temperatures for it; "adaptive"
+            for proposals fitted to each datum (see `Adaptive`), from which fewer do.
 
     Raises:
         ValueError: where one of them is out of range.
@@ -124,8 +125,8 @@ class Annealed(Estimator):
 
     def __post_init__(self) -> None:
         self.annealing()
-        if self.start not in ("guide", "prior"):
-            raise ValueError(f'start must be "guide" or "prior", got {self.start!r}')
+        if self.start not in ("guide", "prior", "adaptive"):
+            raise ValueError(f'start must be "guide", "prior" or "adaptive", got {self.start!r}')
 
     @classmethod
     def from_num_samples(cls, num_samples: int) -> Self:
@@ -154,7 +155,7 @@ class Annealed(Estimator):
             path = GeometricPath(c, self.start, compile=_compiles(options.compile, annealing, len(parts)))
 
             def forward(place: tuple[int, PosteriorSampler]) -> Chains:
-                return annealing.forward(path, place[1], first=place[0], tick=bar.update)
+                return annealing.forward(path.fitted(place[1]), place[1], first=place[0], tick=bar.update)
 
             chains = each_seeded(parts, forward, device=c.device)
         return _estimate(chains, annealing, num_observed(pair, data, options.given))
@@ -248,8 +249,9 @@ def bidirectional(
         def both_ways(place: tuple[int, PosteriorSampler]) -> tuple[Chains, Chains, Batch]:
             first, simulated = place[0], simulate(place[1])
             part = replace(place[1], data=simulated.data)
-            there = annealing.forward(path, part, first=first, tick=bar.update)
-            back = annealing.backward(path, part, simulated.latents, there, first=first, tick=bar.update)
+            fitted = path.fitted(part)
+            there = annealing.forward(fitted, part, first=first, tick=bar.update)
+            back = annealing.backward(fitted, part, simulated.latents, there, first=first, tick=bar.update)
             return there, back, simulated.data
 
         runs = each_seeded(parts, both_ways, device=c.device)

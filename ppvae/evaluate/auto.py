@@ -20,8 +20,6 @@ from ppvae.evaluate.importance import Importance
 from ppvae.evaluate.psis import PARETO_GOOD, PARETO_SAMPLES, ParetoWarning
 from ppvae.pair import Batch
 
-FEW = 300
-"""Temperatures of the chains by default: they are for a few data that nothing else does for."""
 STAGES = ("importance", "adaptive", "annealed")
 """The methods, in the order in which they are tried."""
 
@@ -108,7 +106,8 @@ class Auto(Estimator):
     Args:
         importance: what all data have first.
         adaptive: for those with k̂ > 0.7.
-        annealed: for those that still have it, by default with 300 temperatures.
+        annealed: for those that still have it, by default over 100 temperatures from proposals fitted to
+            each.
 
     Raises:
         TypeError: where one of them is of another kind.
@@ -124,7 +123,7 @@ class Auto(Estimator):
 
     importance: Importance = field(default_factory=Importance)
     adaptive: Adaptive = field(default_factory=Adaptive)
-    annealed: Annealed = field(default_factory=lambda: Annealed(num_temperatures=FEW))
+    annealed: Annealed = field(default_factory=lambda: Annealed(num_temperatures=100, start="adaptive"))
 
     def __post_init__(self) -> None:
         for name, kind in (("importance", Importance), ("adaptive", Adaptive), ("annealed", Annealed)):

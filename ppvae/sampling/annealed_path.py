@@ -7,22 +7,26 @@ in the coordinates u of `ppvae.sampling.unconstrained`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
 
 from ppvae.compile.compiled import Compiled
 from ppvae.compile.verification import Label
+from ppvae.sampling.adaptive import first_proposal
 from ppvae.sampling.eval_mode import validation
+from ppvae.sampling.log_density import LogDensity
 from ppvae.sampling.posterior_draws import Latents, PosteriorSampler
 from ppvae.sampling.sampler import PROBE_SAMPLES
-from ppvae.sampling.unconstrained import Source, Unconstrained
+from ppvae.sampling.student_mixture import StudentMixture
+from ppvae.sampling.unconstrained import Unconstrained
 
-Start = Source
-"""Where chains start: at draws from the guide, or from the prior."""
+Start = Literal["guide", "prior", "adaptive"]
+"""Where chains start: at draws from the guide, from the prior, or from proposals fitted to each datum."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,8 @@ class GeometricPath:
 
     Args:
         posterior: the pair on its data; the path is for use inside its context.
-        start: "guide" for log π_0 = log q(z|x), "prior" for log p(z).
+        start: "guide" for log π_0 = log q(z|x), "prior" for log p(z), "adaptive" for the density of proposals, which
+            `fitted` fits.
         compile: whether to compile densities and gradients, see `ppvae.compile.compiled`.
 
     Raises:
@@ -75,19 +80,32 @@ class GeometricPath:
     """
 
     def __init__(self, posterior: PosteriorSampler, start: Start, *, compile: bool) -> None:
-        if start not in ("guide", "prior"):
-            raise ValueError(f'start must be "guide" or "prior", got {start!r}')
+        if start not in ("guide", "prior", "adaptive"):
+            raise ValueError(f'start must be "guide", "prior" or "adaptive", got {start!r}')
         self._posterior = posterior
         self._start = start
-        self._space = Unconstrained(posterior)
+        self._space = Unconstrained(posterior, proper=start == "adaptive")
         self._compiled = Compiled(self._compute, [posterior.sampler.pair], labels=_labels) if compile else None
         self._checked: set[torch.Size] = set()
+        self._density = LogDensity(posterior, compile=False) if start == "adaptive" else None
+        self._proposal: StudentMixture | None = None
         if start == "guide":
             self._space.check_scores()
-        self._space.draw(self._space.probe(), PROBE_SAMPLES, start)
+        self._space.draw(self._space.probe(), PROBE_SAMPLES, "guide" if start == "guide" else "prior")
+
+    def fitted(self, part: PosteriorSampler) -> Self:
+        """The path for chains of these data: where they start at a proposal, the one that is fitted to them now."""
+        if self._density is None:
+            return self
+        path = copy.copy(self)
+        path._proposal = first_proposal(self._density, part).mixture
+        return path
 
     def draw(self, part: PosteriorSampler, s: int) -> tuple[Tensor, Tensor | None]:
         """`s` draws from π_0 for every datum, as u, (s, n, k), and which of them π_1 gives no density, (s, n)."""
+        if self._proposal is not None:
+            return self._proposal.draw(s), None
+        assert self._start != "adaptive", "fit it to the data first"
         return self._space.draw(part, s, self._start)
 
     def unconstrained(self, part: PosteriorSampler, latents: Latents) -> Tensor:
@@ -96,7 +114,8 @@ class GeometricPath:
 
     def __call__(self, part: PosteriorSampler, position: Tensor) -> Point:
         """The densities and their gradients at u, (s, n, k)."""
-        args = (position, *part.data)
+        proposal = () if self._proposal is None else tuple(vars(self._proposal).values())
+        args = (position, proposal, part.data)
         first = position.shape not in self._checked
         with validation(first):
             outputs, _ = self._compute(args) if first or self._compiled is None else self._compiled(args)
@@ -105,12 +124,14 @@ class GeometricPath:
 
     def _compute(self, args: tuple[Any, ...]) -> tuple[Sequence[Tensor], Any]:
         """Both densities at u and their gradients, as a computation that can be compiled."""
-        position, *data = args
-        part = replace(self._posterior, data=tuple(data))
+        position, proposal, data = args
+        part = replace(self._posterior, data=data)
         with torch.enable_grad():
             position = position.detach().requires_grad_()
             nothing = 0 * position.sum(-1)  # a density may be the same everywhere
-            log_joint, log_start = self._space.log_densities(part, position, self._start)
+            source = None if self._start == "adaptive" else self._start
+            log_joint, log_start = self._space.log_densities(part, position, source)
+            log_start = StudentMixture(*proposal).log_prob(position) if proposal else log_start
             densities = [density + nothing for density in (log_start, log_joint)]
             gradients = [
                 torch.autograd.grad(density.sum(), position, retain_graph=True, materialize_grads=True)[0]

@@ -86,10 +86,7 @@ class Unconstrained:
         """
         latents = self._draw(part, s, source)
         trace = part.model_trace(latents)
-        at = sites(trace)
-        u, masked = self._position(part, at, s), self._masked(part, at, s)
-        u = u if masked is None else torch.where(masked, torch.randn_like(u), u)
-        return u, part.sampler.outside(trace, s, self.latents)
+        return self._position(part, sites(trace), s), part.sampler.outside(trace, s, self.latents)
 
     def position(self, part: PosteriorSampler, latents: Latents) -> Tensor:
         """The u of these latents, (s, n, k)."""
@@ -161,7 +158,8 @@ class Unconstrained:
             shape, dim = u.value.shape, u.data_dim
             self._coordinates[name] = _Coordinates(shape[1:dim], shape[dim + 1 :], u.plate_dims, u.value.dtype)
             found.append(u.value.movedim(dim, 1).reshape(s, len(part), -1))
-        return torch.cat(found, -1)
+        position, masked = torch.cat(found, -1), self._masked(part, at, s)
+        return position if masked is None else torch.where(masked, torch.randn_like(position), position)
 
     def _masked(self, part: PosteriorSampler, at: Mapping[str, Site], s: int) -> Tensor | None:
         """Which elements of u a mask leaves out and are to have a density, (s, n, k); None where there are none."""

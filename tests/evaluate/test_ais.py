@@ -80,6 +80,14 @@ def test_annealed_is_exact_within_its_error(make, start):
     assert bool(((estimate.ess >= 1) & (estimate.ess <= 128)).all())
 
 
+@pytest.mark.parametrize("make", [ppca, hierarchy, gamma_poisson, masked_series, concatenating])
+def test_from_fitted_proposals_few_temperatures_do(make):
+    reference = make()
+    estimate = annealed(reference.pair, *reference.data, start="adaptive", **QUICK | {"num_temperatures": 5})
+    check(estimate, reference.log_prob)
+    assert bool((estimate.ess > 100).all())
+
+
 def test_log_marginal_with_this_method(monkeypatch):
     """By its name the method has 1,000 temperatures, which take a while; here 20."""
     reference = linear_gaussian()
@@ -224,6 +232,16 @@ def test_latents_of_different_units():
 
 
 # Both bounds.
+
+
+def test_fitted_proposals_both_ways():
+    """Chains from exact draws come back to the proposal: their mean weight estimates 1/p(x)."""
+    reference = ppca()
+    both = both_ways(reference.pair, *reference.data, start="adaptive", num_chains=64, num_temperatures=5)
+    exact = exact_of(ppca, reference.pair, both.data)
+    check(both.lower, exact)
+    assert float((both.upper.values - exact).abs().mean()) < 0.3
+    assert abs(both.gap()) < 0.2
 
 
 def exact_of(make, pair, data):
@@ -388,7 +406,7 @@ class Unplated(LinearGaussian):
         (LinearGaussian(), (torch.zeros(7),), {"num_temperatures": 0}, "num_temperatures must be a whole number"),
         (LinearGaussian(), (torch.zeros(7),), {"num_leapfrog": 1.0}, "num_leapfrog must be a whole number"),
         (LinearGaussian(), (torch.zeros(7),), {"batch_size": 0}, "batch_size must be a whole number"),
-        (LinearGaussian(), (torch.zeros(7),), {"start": "both"}, 'start must be "guide" or "prior"'),
+        (LinearGaussian(), (torch.zeros(7),), {"start": "both"}, 'start must be "guide", "prior" or "adaptive"'),
         (LinearGaussian(), (torch.zeros(7),), {"compile": "yes"}, "compile must be True, False or 'auto'"),
     ],
 )

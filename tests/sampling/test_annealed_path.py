@@ -187,7 +187,7 @@ def test_an_autoguide_is_started_from_the_prior():
 
 def test_other_errors():
     reference = linear_gaussian()
-    with pytest.raises(ValueError, match=r'start must be "guide" or "prior", got \'posterior\''):
+    with pytest.raises(ValueError, match=r'start must be "guide", "prior" or "adaptive", got \'posterior\''):
         raised(reference.pair, reference.data, "posterior")
 
     def direction(x):
