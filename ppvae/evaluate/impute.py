@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,9 @@ from ppvae._validate import check_count
 from ppvae.evaluate.codes import chosen
 from ppvae.evaluate.psis import pareto_k
 from ppvae.inputs import takes_data
+from ppvae.sampling.adaptive import first_proposal
 from ppvae.sampling.latent import Latent
+from ppvae.sampling.log_density import LogDensity
 from ppvae.sampling.posterior_draws import Latents, PosteriorSampler, posterior_sampler
 from ppvae.traces import sites
 
@@ -65,6 +67,7 @@ def impute(
     num_samples: int = 100,
     num_particles: int = NUM_PARTICLES,
     site: str | None = None,
+    method: Literal["importance", "adaptive"] = "importance",
     seed: int = 0,
 ) -> Imputation:
     """Draws what a mask leaves out of the observed site, given the rest.
@@ -75,6 +78,8 @@ def impute(
         num_samples: s, completions of each datum.
         num_particles: draws from the guide for each datum, among which s are drawn by their weights.
         site: the observed site, where the model has several.
+        method: whether the particles are the guide's draws, or come from proposals fitted to each datum, as those of
+            `Adaptive`: where k̂ of the former is above 0.7. Latents must be continuous then.
         seed: of the draws; the global random state is left alone.
 
     Returns:
@@ -99,28 +104,26 @@ def impute(
     """
     check_count("num_samples", num_samples)
     check_count("num_particles", num_particles)
+    if method not in ("importance", "adaptive"):
+        raise ValueError(f"method must be 'importance' or 'adaptive', got {method!r}")
     blocks = []
     with posterior_sampler(pair, data, seed=seed) as posterior:
         name = chosen("site", site, posterior.observed)
-        posterior.check_density()
+        density = LogDensity(posterior, compile=False) if method == "adaptive" else None
+        if density is None:
+            posterior.check_density()
         for place, part in posterior.parts(max(num_samples, num_particles)):
-            blocks.append(_completed(part, name, num_samples, num_particles, place.start))
+            blocks.append(_completed(part, density, name, num_samples, num_particles, place.start))
     draws, observed, k, latents = zip(*blocks, strict=True)
     by_site = {z: torch.cat([block[z] for block in latents], 1) for z in latents[0]}
     return Imputation(torch.cat(draws, 1), torch.cat(observed), torch.cat(k), by_site)
 
 
 def _completed(
-    part: PosteriorSampler, name: str, s: int, k: int, first: int
+    part: PosteriorSampler, density: LogDensity | None, name: str, s: int, k: int, first: int
 ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
     """Completions of some data, (s, n, *event), what was observed, k̂ and latents; `first` is their first's number."""
-    latents, log_q = part.draw(k)
-    log_likelihood, log_prior = part.log_joint(latents)
-    log_weight = (log_likelihood + sum(log_prior.values()) - sum(log_q.values())).double()
-    if bool((bad := ~(log_weight.logsumexp(0) > -math.inf)).any()):
-        raise ValueError(f"all importance weights of datum {first + int(bad.nonzero()[0])} are zero, or NaN")
-    index = torch.multinomial(log_weight.softmax(0).T, s, replacement=True).T
-    taken: Latents = {z: _rows_of(latent, index) for z, latent in latents.items() if z in part.latents}
+    taken, log_weight = _drawn(part, s, k, first) if density is None else _fitted(density, part, s, k, first)
     observed_site = sites(part.model_trace(taken))[name]
     drawn = part.predict(taken)[name]
     given, counted = (
@@ -130,6 +133,29 @@ def _completed(
     draws, value, seen = (of.value.movedim(of.data_dim, 1) for of in (drawn, given, counted))
     of_latents = {z: latent.value.movedim(latent.data_dim, 1).cpu() for z, latent in taken.items()}
     return torch.where(seen, value, draws).cpu(), seen[0].cpu(), pareto_k(log_weight).cpu(), of_latents
+
+
+def _drawn(part: PosteriorSampler, s: int, k: int, first: int) -> tuple[Latents, Tensor]:
+    """`s` of `k` draws from the guide by their weights, and these, (k, n)."""
+    latents, log_q = part.draw(k)
+    log_likelihood, log_prior = part.log_joint(latents)
+    log_weight = (log_likelihood + sum(log_prior.values()) - sum(log_q.values())).double()
+    index = _chosen(log_weight, s, first)
+    return {z: _rows_of(latent, index) for z, latent in latents.items() if z in part.latents}, log_weight
+
+
+def _fitted(density: LogDensity, part: PosteriorSampler, s: int, k: int, first: int) -> tuple[Latents, Tensor]:
+    """The same of draws from a proposal that is fitted to each datum."""
+    u, log_weight = first_proposal(density, part).draw(k)
+    index = _chosen(log_weight, s, first)
+    return density.latents_at(part, u.gather(0, index.unsqueeze(-1).expand(-1, -1, u.shape[-1]))), log_weight
+
+
+def _chosen(log_weight: Tensor, s: int, first: int) -> Tensor:
+    """The numbers of `s` draws of each datum, taken by their weights, (s, n)."""
+    if bool((bad := ~(log_weight.logsumexp(0) > -math.inf)).any()):
+        raise ValueError(f"all importance weights of datum {first + int(bad.nonzero()[0])} are zero, or NaN")
+    return torch.multinomial(log_weight.softmax(0).T, s, replacement=True).T
 
 
 def _rows_of(latent: Latent, index: Tensor) -> Latent:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ppvae.compile.compiled import Compiled
 from ppvae.compile.verification import Label
 from ppvae.sampling.eval_mode import validation
-from ppvae.sampling.posterior_draws import PosteriorSampler
+from ppvae.sampling.posterior_draws import Latents, PosteriorSampler
 from ppvae.sampling.sampler import PROBE_SAMPLES
 from ppvae.sampling.unconstrained import Source, Unconstrained
 
@@ -49,6 +49,10 @@ class LogDensity:
         found = [self._space.draw(part, stop - start, source) for start, stop in self._blocks(part, s)]
         outside = [torch.zeros_like(u[..., 0], dtype=torch.bool) if out is None else out for u, out in found]
         return torch.cat([u for u, _ in found]), torch.cat(outside)
+
+    def latents_at(self, part: PosteriorSampler, u: Tensor) -> Latents:
+        """The latents at u, (s, n, k)."""
+        return self._space.latents_at(part, u)
 
     def log_joint(self, part: PosteriorSampler, u: Tensor) -> Tensor:
         """Log p(x, u), (s, n), for u of shape (s, n, k)."""

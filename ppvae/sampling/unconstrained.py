@@ -92,6 +92,13 @@ class Unconstrained:
         """The u of these latents, (s, n, k)."""
         return self._position(part, sites(part.model_trace(latents)), num_samples(latents))
 
+    def latents_at(self, part: PosteriorSampler, position: Tensor) -> Latents:
+        """The latents at u, (s, n, k), without those that are summed over."""
+        s = len(position)
+        with _Constrain(self._values(position), part.sampler.plate_dim):
+            at = sites(part.sampler.model(part.data, s, {}, {}))
+        return {name: part.sampler.value(at[name], s) for name in self.latents}
+
     def log_joint(self, part: PosteriorSampler, position: Tensor) -> Tensor:
         """Log p(x, u), (s, n)."""
         return self.log_densities(part, position, None)[0]

@@ -108,10 +108,12 @@ def test_what_stands_where_nothing_was_observed_changes_no_number():
     assert torch.equal(ppvae.log_marginal(pair, holes, found, num_samples=5).values, one)
 
 
-def test_imputations_have_the_moments_of_the_exact_conditional():
-    pair, _ = linear(spread=1.2)
+@pytest.mark.parametrize(("spread", "method"), [(1.2, "importance"), (0.2, "adaptive")])
+def test_imputations_have_the_moments_of_the_exact_conditional(spread, method):
+    """Also where the guide is five times too narrow, which proposals fitted to each datum make good."""
+    pair, _ = linear(spread=spread)
     x, observed = data()
-    imputed = impute(pair, x, observed, num_samples=4000, num_particles=4000)
+    imputed = impute(pair, x, observed, num_samples=4000, num_particles=4000, method=method)
     _, covariance = exact(x, observed)
     assert (imputed.draws[:, observed] == x[observed]).all()
     for i in (2, 3, 4, 5):
@@ -207,6 +209,8 @@ def test_bad_input_is_named():
         impute(pair, x, observed, num_samples=0)
     with pytest.raises(ValueError, match=r"site must be one of \['x'\], got 'y'"):
         impute(pair, x, observed, site="y")
+    with pytest.raises(ValueError, match="method must be 'importance' or 'adaptive', got 'annealed'"):
+        impute(pair, x, observed, method="annealed")
     with pytest.raises(ValueError, match="beta must be"):
         MaskedVAE(pair.p_z, pair.p_x_given_z, pair.q_z_given_x, beta=-1)
     with pytest.raises(TypeError, match="p_z must be a module"):
