@@ -248,8 +248,8 @@ def _draw(estimate: LogMarginal, folder: Path, symbol: str, suffix: str) -> None
     bounds = estimate.diagnostics.of_datum().get("bound")
     if isinstance(bounds, dict):
         figures |= _of_bounds(bounds)
-    if not estimate.pareto_k.isnan().all():
-        figures["pareto_k"] = plot.pareto_k(estimate.pareto_k)
+    if len(known := estimate.pareto_k[~estimate.pareto_k.isnan()]):  # what was annealed has none
+        figures["pareto_k"] = plot.pareto_k(known)
     for name, figure in figures.items():
         plot.save(figure, folder / f"{name}{suffix}.png")
 

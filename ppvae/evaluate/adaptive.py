@@ -38,8 +38,8 @@ from ppvae.sampling.posterior_draws import PosteriorSampler, posterior_sampler
 
 PILOTS = 200
 """Draws by which the first proposal of a datum is judged."""
-PILOT_K = 0.6
-"""The largest k̂ of pilots with which a proposal is left as it is: of so few draws k̂ is uncertain by some 0.1."""
+PILOT_K = 0.5
+"""The largest k̂ of pilots with which a proposal is left as it is: of so few draws k̂ is uncertain by 0.1 or 0.2."""
 ROUNDS, POPULATION = 3, 500
 """At most so many population rounds, of so many draws, for a datum whose pilots have a larger k̂."""
 LEAST, GROWTH = 200, 1.5
@@ -127,7 +127,7 @@ class Adaptive(Estimator):
 
     A search from the guide's draws finds the modes of p(x, z), a Gaussian is fitted to the mass around each, and pilot
     draws from Student distributions of these shapes, with a share of the guide's own, are judged by k̂; where it is
-    above 0.6 up to three population rounds mend the proposal. Then as many fresh draws count as the pilots say are
+    above 0.5 up to three population rounds mend the proposal. Then as many fresh draws count as the pilots say are
     needed for `tolerance`. All that is asked of a pair is a gradient: latents are continuous, or marked for enumeration
     and summed over, and the guide may be of any kind, even a point.
 

@@ -1,7 +1,8 @@
 """The marginal likelihood log p(x), per datum, by the cheapest method whose own diagnostic stands for it.
 
-Importance sampling from the guide first; for the data whose k̂ is above 0.7 a proposal fitted to each; for what is still
-above it annealed chains. Each datum keeps the answer of the last method that it had.
+Importance sampling from the guide first; for the data whose k̂ is above 0.7, or standard error above 0.1 nats, a
+proposal fitted to each; for what is still above either annealed chains. Each datum keeps the answer of the last method
+that it had.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from ppvae.evaluate.importance import Importance
 from ppvae.evaluate.psis import PARETO_GOOD, PARETO_SAMPLES, ParetoWarning
 from ppvae.pair import Batch
 
+UNSURE = 0.1
+"""The standard error, in nats, above which a good k̂ is no answer: of a few effective draws it may be luck."""
 STAGES = ("importance", "adaptive", "annealed")
 """The methods, in the order in which they are tried."""
 
@@ -99,14 +102,15 @@ class AutoDiagnostics(Diagnostics):
 class Auto(Estimator):
     """Importance sampling, and for the data that it does not do for a better method, with `AutoDiagnostics`.
 
-    A datum goes on to the next method where k̂ > 0.7. Which method answers is thus decided by draws that may count: of
-    those that stay the answer is the one that looked right, and a datum whose rare large weights were all missed stays
-    too low, as with importance sampling alone. `Adaptive` and `Annealed` by themselves have no such choice.
+    A datum goes on to the next method where k̂ > 0.7 or its standard error is above 0.1 nats. Which method answers is thus
+    decided by draws that may count: of those that stay the answer is the one that looked right, and a datum whose rare
+    large weights were all missed stays too low, as with importance sampling alone. `Adaptive` and `Annealed` by
+    themselves have no such choice.
 
     Args:
         importance: what all data have first.
-        adaptive: for those with k̂ > 0.7.
-        annealed: for those that still have it, by default over 100 temperatures from proposals fitted to
+        adaptive: for those that go on.
+        annealed: for those that go on again, by default over 100 temperatures from proposals fitted to
             each.
 
     Raises:
@@ -148,7 +152,8 @@ class Auto(Estimator):
         columns = {name: getattr(found, name).clone() for name in ("values", "std_error", "ess")}
         refused: dict[str, str] = {}
         for name, stage in zip(STAGES[1:], (self.adaptive, self.annealed), strict=True):
-            index = (k > PARETO_GOOD).nonzero().flatten()
+            unsure = (columns["std_error"] > UNSURE) & ~k.isnan()
+            index = ((k > PARETO_GOOD) | unsure).nonzero().flatten()
             if not len(index):
                 break
             try:

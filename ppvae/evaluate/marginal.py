@@ -128,8 +128,8 @@ def log_marginal(
     With `method="annealed"` by s chains that move from the guide to the posterior, see `ppvae.evaluate.Annealed`:
     slower, and right where the guide misses part of the posterior.
 
-    With `method="auto"` by importance sampling, and of the data whose k̂ is above 0.7 by the next of these methods until
-    it is not; `diagnostics.method` says which datum had which, see `ppvae.evaluate.Auto`.
+    With `method="auto"` by importance sampling, and of the data whose k̂ is above 0.7, or standard error above 0.1 nats,
+    by the next of these methods; `diagnostics.method` says which datum had which, see `ppvae.evaluate.Auto`.
 
     Args:
         pair: any model/guide pair.
