@@ -102,9 +102,9 @@ class AutoDiagnostics(Diagnostics):
 class Auto(Estimator):
     """Importance sampling, and for the data that it does not do for a better method, with `AutoDiagnostics`.
 
-    A datum goes on to the next method where k̂ > 0.7 or its standard error is above 0.1 nats. Which method answers is thus
-    decided by draws that may count: of those that stay the answer is the one that looked right, and a datum whose rare
-    large weights were all missed stays too low, as with importance sampling alone. `Adaptive` and `Annealed` by
+    A datum goes on to the next method where k̂ > 0.7 or its standard error is above 0.1 nats. Which method answers is
+    thus decided by draws that may count: of those that stay the answer is the one that looked right, and a datum whose
+    rare large weights were all missed stays too low, as with importance sampling alone. `Adaptive` and `Annealed` by
     themselves have no such choice.
 
     Args:
