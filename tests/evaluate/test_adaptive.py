@@ -91,7 +91,9 @@ def test_a_bad_guide_does_not_matter():
     with pytest.warns(ParetoWarning):
         importance = ppvae.log_marginal(pair, x, num_samples=2000)
     found = adaptive(pair, x, tolerance=0.02)
-    check(found, pair.exact(x))
+    # Of 200 draws ten or so are the guide's, with weights near zero: where these are few the error looks small.
+    check(found, pair.exact(x), most=6.0)
+    assert 0.8 < float(((found.values - pair.exact(x)) / found.std_error).square().mean().sqrt()) < 1.25
     assert float((importance.values - pair.exact(x)).mean()) < -0.5
     assert float((found.values - pair.exact(x)).abs().max()) < 0.12
     assert int(found.diagnostics.num_draws.max()) <= 1000
