@@ -268,6 +268,7 @@ def fit_options(args: ExperimentArgs, device: torch.device, epochs: int) -> dict
     """What the shared flags say to `ppvae.fit`, whatever is trained for so many epochs."""
     return {
         "epochs": epochs,
+        "accumulate": args.accumulate,
         "lr": lr_of(args, epochs),
         "optim": partial(torch.optim.Adam, eps=args.adam_eps, fused=True),
         "compile": "auto" if args.compile == "auto" else args.compile == "always",

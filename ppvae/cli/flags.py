@@ -26,6 +26,8 @@ class ExperimentArgs:
     """Passes over the training data; by default as many as the example needs on its embedded data."""
     batch_size: int = 128
     """Data per minibatch."""
+    accumulate: int = 1
+    """In how many parts, one after another, a minibatch is run, where it does not fit in memory as a whole."""
     lr: float = 1e-3
     """Learning rate of Adam."""
     lr_schedule: Literal["constant", "cosine", "burda"] = "constant"
@@ -72,6 +74,7 @@ class ExperimentArgs:
                 as_shape(value, flag(name))
         if self.epochs is not None:
             check_count("--epochs", self.epochs)
+        check_count("--accumulate", self.accumulate)
         check_count("--num-samples", self.num_samples)
         check_count("--num-eval", self.num_eval)
         for name in ("warmup", "warmup_from", "lr", "adam_eps"):

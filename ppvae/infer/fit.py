@@ -52,6 +52,7 @@ def fit(
     loss: ELBO | Callable[..., Tensor] | None = None,
     epochs: int = 50,
     batch_size: int = 128,
+    accumulate: int = 1,
     lr: float | Schedule = 1e-3,
     optim: Callable[..., torch.optim.Optimizer] = ADAM,
     clip_norm: float | None = None,
@@ -94,6 +95,8 @@ def fit(
             the pair.
         epochs: how often the training data are passed.
         batch_size: data per minibatch, of all processes together, where `train` does not say.
+        accumulate: in how many parts, one after another, a minibatch is run, where it does not fit in memory as a
+            whole. Their gradients are summed before the one clipping and optimizer step.
         lr: learning rate, or a function from the time in epochs to it (see `ppvae.objectives.schedule`).
         optim: called as `optim(parameters, lr=lr)`; options by `partial`, e.g.
             `partial(torch.optim.AdamW, weight_decay=1e-2)`.
@@ -143,6 +146,7 @@ def fit(
     check_pair(pair)
     processes.join()
     epochs, batch_size, seed = check_count("epochs", epochs), check_count("batch_size", batch_size), check_seed(seed)
+    accumulate = check_count("accumulate", accumulate)
     patience = None if patience is None else check_count("patience", patience)
     if clip_norm is not None:
         check_number("clip_norm", clip_norm, above=0)
@@ -175,6 +179,7 @@ def fit(
         "train": train.shapes,
         "valid": None if valid is None else valid.shapes,
         "batch_size": train.batch_size,
+        "accumulate": accumulate,
         "lr": describe(lr),
         "optim": describe(optim),
         "clip_norm": clip_norm,
@@ -211,6 +216,7 @@ def fit(
         seed=seed,
         compile=compile,
         autocast=autocast,
+        accumulate=accumulate,
         callbacks=callbacks,
     )
     with processes.quietly():

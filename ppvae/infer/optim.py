@@ -84,6 +84,8 @@ class Stepper:
         self._arithmetic: Arithmetic | None = None
         self._signature: Any = None
         self._is_right = True
+        self._parts = self._missing = 1
+        self._sums: dict[int, Tensor] = {}
         self.inside: Arithmetic | None = None
 
     def prepare(self, named: Named) -> None:
@@ -120,14 +122,21 @@ class Stepper:
                     self.optimizer.add_param_group(group)
                 self._settle()
 
+    def expect(self, parts: int) -> None:
+        """Lets the next step wait for as many gradients, those of a minibatch's parts, and drops what waits already."""
+        self._parts = self._missing = parts
+        self._sums.clear()
+
     def step(self, named: Callable[[], Named], parameters: Sequence[Tensor]) -> None:
-        """Takes the step from the gradients on the parameters.
+        """Takes the step from the gradients on the parameters; where more are expected, these are put by.
 
         Args:
             named: gives the parameters with their names, where the optimizer is yet to be made: with those that they
                 have in Pyro where `optim` is an object of Pyro's.
             parameters: the same parameters.
         """
+        if self._parts > 1 and not self._summed(parameters):
+            return
         if self.on_gradients is not None:
             self.on_gradients(parameters)
         if self.clip_norm is not None:
@@ -139,6 +148,23 @@ class Stepper:
         self._take_step(parameters)
         for parameter in parameters:
             parameter.grad = None  # what optimizer.zero_grad() does, without its bookkeeping
+
+    @torch.no_grad()
+    def _summed(self, parameters: Sequence[Tensor]) -> bool:
+        """Adds a part's gradients to those before it; whether all have come, and their sums are on the parameters."""
+        for parameter in parameters:
+            if (gradient := parameter.grad) is not None:
+                before = self._sums.get(id(parameter))
+                # A copy: the next replay of a recorded gradient writes over this one.
+                self._sums[id(parameter)] = gradient.clone() if before is None else before.add_(gradient)
+                parameter.grad = None
+        self._missing -= 1
+        if self._missing:
+            return False
+        for parameter in parameters:
+            parameter.grad = self._sums.get(id(parameter))
+        self.expect(self._parts)
+        return True
 
     def settled(self, named: Callable[[], Named], parameters: Sequence[Tensor]) -> Arithmetic | None:
         """The next step as operations on tensors, with the options and states of now: `inside`."""
@@ -157,7 +183,9 @@ class Stepper:
 
     def _steps_alone(self, named: Callable[[], Named], parameters: Sequence[Tensor]) -> bool:
         """Whether something happens between gradients and parameters that only the optimizer's own step does."""
-        if not self._is_right or self.on_gradients is not None or any(map(has_gradient_hooks, parameters)):
+        if self._parts > 1 or not self._is_right or self.on_gradients is not None:
+            return True
+        if any(map(has_gradient_hooks, parameters)):
             return True
         if self._pyro is not None:
             self._join(named, parameters)
@@ -208,8 +236,8 @@ class Stepper:
         if self._pyro is not None and self.optimizer is not None:
             self._join(list, self._joined)
         optimizer = self.optimizer
-        if optimizer is None or hooked_steps(optimizer) or self.on_gradients is sum_gradients:
-            return None  # a collective is not recorded
+        if optimizer is None or hooked_steps(optimizer) or self._parts > 1 or self.on_gradients is sum_gradients:
+            return None  # a sum over parts, or a collective, is not recorded
         groups, states = optimizer.param_groups, [optimizer.state.get(p, {}) for p in trained]
         if not all(group.get("capturable") for group in groups) or not all(states):
             return None  # a state that does not exist yet would be made anew at every replay

@@ -13,7 +13,7 @@ from pyro import poutine
 from pyro.distributions.util import is_identically_zero
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceTMC_ELBO
 from pyro.poutine.trace_struct import Trace
-from torch import nn
+from torch import Tensor, nn
 
 from ppvae._validate import check_takes
 from ppvae.data import Source
@@ -25,7 +25,8 @@ from ppvae.objectives.base import evaluate_objective
 from ppvae.objectives.joint import JointELBO
 from ppvae.objectives.kl import point_masses
 from ppvae.observed import OnlyDistributions, check_observed, taken_as_given
-from ppvae.pair import Batch, check_batch, check_data_plate, check_sites, take, unequal_masks
+from ppvae.pair import Batch, check_batch, check_data_plate, check_sites, device_of, take, unequal_masks
+from ppvae.rng import forked_rng
 from ppvae.sampling.eval_mode import modes_kept
 from ppvae.sampling.importance import importance_draws
 from ppvae.sampling.sampler import PROBE_DATA
@@ -313,6 +314,17 @@ def _trial_of_training(pair: nn.Module) -> Iterator[None]:
     finally:
         for buffer, before in buffers.items():
             buffer.copy_(before)
+
+
+def written_from_data(pair: nn.Module, *batches: Batch) -> str | None:
+    """The first buffer that a run in training mode leaves otherwise on one minibatch than on another."""
+    left: list[dict[str, Tensor]] = []
+    for batch in batches:
+        with forked_rng(device_of(pair), 0), _trial_of_training(pair):
+            with torch.enable_grad():  # as in a step
+                poutine.replay(pair.model, trace=poutine.trace(pair.guide).get_trace(*batch))(*batch)
+            left.append({name: buffer.clone() for name, buffer in pair.named_buffers()})
+    return next((name for name in left[0] if any(not torch.equal(left[0][name], of[name]) for of in left)), None)
 
 
 def check_normalised(pair: nn.Module, data: Source, batch: Batch) -> None:

@@ -1,8 +1,9 @@
-"""The part of a training that is one process's: its rows of each minibatch, its own noise, and what all add up to.
+"""The parts of a training: rows of each minibatch by process and, in each, one after another; what all add up to.
 
-With n data in a minibatch, process r minimises the loss of its rows times c_r / n, and the gradients are summed: c_r is
-1 where the loss is a sum over data, and n_r / n where that of every part stands for all of them (a plate that scales
-the data). With one process a minibatch is taken whole, and nothing is added.
+With n data in a minibatch, part j is the loss of n_j rows times c_j / n, and the gradients are summed: c_j is 1 where
+the loss is a sum over data, and n_j / n where that of every part stands for all of them (a plate that scales the data).
+A process has rows, and noise, of its own; it runs them in `accumulate` parts. In one process and one part a minibatch
+is taken whole, and nothing is added.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import pyro.infer
 from pyro import poutine
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from ppvae import processes
 from ppvae.data import Source
 from ppvae.infer.nonfinite import NonFiniteError
-from ppvae.infer.preflight import NORMALISED
+from ppvae.infer.preflight import NORMALISED, written_from_data
 from ppvae.objectives.base import networks_of
 from ppvae.objectives.joint import JointELBO
 from ppvae.pair import Batch, check_batch, take
@@ -36,23 +37,26 @@ WHOLE_BATCH = (
 )
 """Pyro's objectives that are no sum over data: their weights, or distances, are those of a minibatch as a whole."""
 
-Steps = list[tuple[int, float, dict[str, float]]]
-"""Of each step the data of its minibatch, what this process's part counts, and the terms of this part."""
+T = TypeVar("T")
+Step = tuple[int, list[tuple[float, T]]]
+"""Of a step the data of its minibatch, and of each of this process's parts what it counts, and its terms."""
 
 
 class Shards:
-    """This process's part of every minibatch.
+    """This process's rows of every minibatch, in parts.
 
     Args:
         seed: of the run.
         random: the generators that all processes share.
         data: the training data.
+        accumulate: in how many parts, one after another, a process runs its rows.
 
     Attributes:
         averages: whether the loss of a part stands for all data, as that of the whole minibatch does.
     """
 
-    def __init__(self, seed: int, random: RandomState, data: Source) -> None:
+    def __init__(self, seed: int, random: RandomState, data: Source, accumulate: int = 1) -> None:
+        self.accumulate = accumulate
         self.world, self.rank = processes.world(), processes.rank()
         self.averages = False
         self._seed, self._random, self._data = seed, random, data
@@ -77,60 +81,103 @@ class Shards:
         Raises:
             ValueError: naming what mixes the data of a minibatch, or what differs between processes.
         """
-        if self.world == 1:
+        if self._is_whole:
             return
-        called = f"in {self.world} processes"
+        called, otherwise = self._called()
         if mixes_data(objective):
             name = type(getattr(objective, "elbo", objective)).__name__
             raise ValueError(
                 f"loss {name} is no sum over the data of a minibatch, which cannot be computed {called} of its parts: "
-                "train in one process"
+                f"{otherwise}"
             )
-        _check_norms({"pair": pair, **networks_of(objective, beside=[pair])}, called)
+        _check_norms({"pair": pair, **networks_of(objective, beside=[pair])}, called, otherwise)
         data, batches = self._data, first if self._data.sets else (first,)
-        if not data.divided:
+        if self.world > 1 and not data.divided:
             processes.check_same("the first minibatch of train", digest_of(*(t for batch in batches for t in batch)))
-        if valid is not None:
+        if self.world > 1 and valid is not None:
             processes.check_same("the first minibatch of valid", digest_of(*next(valid.epoch(0))))
         for batch in batches:
-            least = 2 if data.divided else self.world
+            least = max(2, self._num_parts)
             if (n := check_batch(batch)) < least:
                 raise ValueError(f"batch_size must be at least {least} {called}, got {n}")
-        kinds = {adds_up(pair, batch) for batch in batches}
+            if self.accumulate > 1 and next(pair.buffers(), None) is not None:
+                self._check_buffers(pair, batch)
+        kinds = {adds_up(pair, batch, otherwise) for batch in batches}
         if len(kinds) > 1 or (data.sets and kinds == {False}):
             raise ValueError(f"the data sets are scaled by plates otherwise, which cannot be trained {called}")
         self.averages = kinds == {False}
         self._spare = take(batches[0], slice(0, 1))
 
-    def of(self, batch: Any, n: int) -> tuple[Any, int, float]:
-        """This process's rows of a minibatch that stands for n data, or of one of each set; n of all; what they count.
+    def of(self, batch: Any, n: int) -> tuple[list[tuple[Any, float]], int]:
+        """The parts of a minibatch that stands for n data, or of one of each set, with what each counts; n of all.
 
-        Where there are none, it runs on the first datum, which counts zero times.
+        They are of this process's rows. A part without any is the first datum, which counts zero times.
 
         Raises:
-            ValueError: where there are data sets, and one has a minibatch with fewer rows than there are processes.
+            ValueError: where there are data sets, and one has a minibatch with fewer rows than there are parts.
         """
-        if self.world == 1:
-            return batch, n, 1.0
-        if not self._data.sets:
-            rows = self._rows(n)
-            if self._data.divided:
-                rows, n = slice(0, self._counts[0]), self._counts[1]
-            part = take(batch, rows if rows.start < rows.stop else slice(0, 1))
-            return part, n, (rows.stop - rows.start) / n if self.averages else float(rows.start < rows.stop)
+        if self._is_whole:
+            return [(batch, 1.0)], n
+        if self._data.sets:
+            return [(part, 1.0) for part in zip(*map(self._of_set, range(len(batch)), batch), strict=True)], n
+        own = _part(slice(0, n), self.rank, self.world)
+        if self._divides:
+            own, n = slice(0, self._counts[0]), self._counts[1]
         parts = []
-        for i, of in enumerate(batch):
-            rows = self._rows(check_batch(of))
-            if check_batch(of) < self.world:
-                raise ValueError(
-                    f"train.sets[{i}] has a minibatch of {check_batch(of)} data, fewer than the {self.world} "
-                    "processes: choose another batch_size, or drop_last=True"
-                )
-            parts.append(take(of, rows))
-        return tuple(parts), n, 1.0
+        for rows in self._parts(own):
+            m = rows.stop - rows.start
+            parts.append((take(batch, rows if m else slice(0, 1)), m / n if self.averages else float(m > 0)))
+        return parts, n
 
-    def _rows(self, n: int) -> slice:
-        return slice(self.rank * n // self.world, (self.rank + 1) * n // self.world)
+    def _of_set(self, i: int, batch: Batch) -> list[Batch]:
+        """This process's parts of a data set's minibatch."""
+        if (n := check_batch(batch)) < self._num_parts:
+            raise ValueError(
+                f"train.sets[{i}] has a minibatch of {n} data, fewer than the {self._num_parts} parts that it has "
+                f"{self._called()[0]}: choose another batch_size, or drop_last=True"
+            )
+        return [take(batch, rows) for rows in self._parts(_part(slice(0, n), self.rank, self.world))]
+
+    def _parts(self, own: slice) -> list[slice]:
+        """Rows in the order in which they are run: of at most two numbers of data."""
+        return [_part(own, i, self.accumulate) for i in range(self.accumulate)]
+
+    @property
+    def _is_whole(self) -> bool:
+        return self.world == 1 and self.accumulate == 1
+
+    @property
+    def _divides(self) -> bool:
+        """Whether each process has minibatches of its own, which together are one."""
+        return self.world > 1 and self._data.divided
+
+    @property
+    def _num_parts(self) -> int:
+        """The fewest data that a minibatch which this process reads may have, for none of its parts to be empty."""
+        return self.accumulate * (1 if self._divides else self.world)
+
+    def _called(self) -> tuple[str, str]:
+        """How errors speak of the parts, and what to do instead."""
+        called, otherwise = f"in {self.world} processes", "train in one process"
+        if self.accumulate > 1:
+            accumulated = f"accumulate={self.accumulate}"
+            if self.world == 1:
+                return f"with {accumulated}", "train with accumulate=1"
+            return f"{called} with {accumulated}", f"{otherwise} with accumulate=1"
+        return called, otherwise
+
+    def _check_buffers(self, pair: nn.Module, batch: Batch) -> None:
+        """Checks that the pair writes into no buffer what the data of a part are.
+
+        Raises:
+            ValueError: naming a buffer that two parts leave otherwise.
+        """
+        m = check_batch(batch) // self._num_parts
+        if (name := written_from_data(pair, *(take(batch, slice(i * m, (i + 1) * m)) for i in range(2)))) is not None:
+            raise ValueError(
+                f"{name} is written from the data in training, of which each part {self._called()[0]} sees its rows "
+                "alone: let the gradient train it, or train with accumulate=1"
+            )
 
     def minibatches(self, batches: Iterator[Batch], stop: threading.Event) -> Iterator[Batch]:
         """Minibatches until one process has no more, or, after at least one, is asked to stop: all end together.
@@ -170,20 +217,19 @@ class Shards:
         with forked_rng(self._random.device, seed_of(self._seed, epoch, step, self.rank)):
             yield
 
-    def summed(self, steps: Steps) -> list[tuple[int, dict[str, float]]]:
+    def summed(self, steps: list[Step[dict[str, float]]]) -> list[tuple[int, dict[str, float]]]:
         """The terms of the whole minibatches, by step: in every process the same.
 
         All but the loss are sums over data, without scales.
         """
-        if self.world == 1:
-            return [(n, terms) for n, _, terms in steps]
         whole = []
-        for parts in zip(*processes.gather(steps), strict=True):
+        for of_processes in zip(*processes.gather(steps), strict=True):
             total: dict[str, float] = {}
-            for _, share, terms in parts:
+            for share, terms in (part for _, parts in of_processes for part in parts):
                 for name, value in terms.items() if share else ():
-                    total[name] = total.get(name, 0.0) + (share * value if name == "loss" else value)
-            whole.append((parts[0][0], total))
+                    counted = share * value if name == "loss" else value
+                    total[name] = total[name] + counted if name in total else counted
+            whole.append((of_processes[0][0], total))
         return whole
 
     def check_equal(self, named: Iterable[tuple[str, Tensor]]) -> None:
@@ -204,7 +250,13 @@ class Shards:
                 )
 
 
-def _check_norms(modules: Mapping[str, nn.Module], called: str) -> None:
+def _part(rows: slice, i: int, count: int) -> slice:
+    """The i-th of as many parts of some rows, as equal as can be."""
+    n = rows.stop - rows.start
+    return slice(rows.start + i * n // count, rows.start + (i + 1) * n // count)
+
+
+def _check_norms(modules: Mapping[str, nn.Module], called: str, otherwise: str) -> None:
     """Checks that no module has batch norm.
 
     Raises:
@@ -214,7 +266,7 @@ def _check_norms(modules: Mapping[str, nn.Module], called: str) -> None:
         if names := [name for name, part in module.named_modules() if isinstance(part, NORMALISED)]:
             raise ValueError(
                 f"{of} has batch norm, {names[0]}, whose statistics are those of a whole minibatch, and {called} each "
-                "sees its rows: use layer or group norm, or train in one process"
+                f"sees its rows: use layer or group norm, or {otherwise}"
             )
 
 
@@ -233,10 +285,15 @@ def mixes_data(objective: Any) -> bool:
     return isinstance(objective, WHOLE_BATCH) or bool(getattr(objective, "mixes_data", False))
 
 
-def adds_up(pair: Any, batch: Batch) -> bool:
+def adds_up(pair: Any, batch: Batch, otherwise: str) -> bool:
     """Whether a pair's loss is the sum over parts of a minibatch; False where it is their mean, weighted by their data.
 
     Seen on a minibatch and its first half, by which sites lie in the data plate, and how they are scaled.
+
+    Args:
+        pair: a model/guide pair.
+        batch: a minibatch.
+        otherwise: what to do where it is neither.
 
     Raises:
         ValueError: where it is neither, naming a site.
@@ -247,21 +304,19 @@ def adds_up(pair: Any, batch: Batch) -> bool:
     try:
         part = _scored(pair, take(batch, slice(0, half)))
     except Exception as error:
-        raise ValueError(f"the pair fails on {half} of {n} data, as many processes give it: {error}") from error
+        raise ValueError(f"the pair fails on {half} of {n} data, {otherwise}: {error}") from error
     kinds: dict[str, str] = {}
     for name in whole.keys() & part.keys():
         kinds[_kind(whole[name], n, part[name], half)] = name
     if "other" in kinds:
-        raise ValueError(
-            f"the site {kinds['other']} is scaled otherwise in a part of a minibatch: train in one process"
-        )
+        raise ValueError(f"the site {kinds['other']} is scaled otherwise in a part of a minibatch: {otherwise}")
     if "once" in kinds and "mean" not in kinds:
         raise ValueError(
-            f"the site {kinds['once']} does not lie in the data plate: each of many processes would count it in full. "
-            "Scale the data by pyro.plate(name, their number, subsample_size=len(x)), or train in one process"
+            f"the site {kinds['once']} does not lie in the data plate: each part of a minibatch would count it in "
+            f"full. Scale the data by pyro.plate(name, their number, subsample_size=len(x)), or {otherwise}"
         )
     if {"sum", "mean"} <= kinds.keys():
-        raise ValueError(f"a plate scales the site {kinds['mean']}, and not {kinds['sum']}: train in one process")
+        raise ValueError(f"a plate scales the site {kinds['mean']}, and not {kinds['sum']}: {otherwise}")
     return "mean" not in kinds
 
 

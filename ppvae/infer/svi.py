@@ -6,7 +6,7 @@ parameters with one (fused) optimizer in place of one per tensor, and leaves the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -39,6 +39,9 @@ from ppvae.objectives.base import (
 from ppvae.objectives.step_terms import StepTerms
 from ppvae.pair import Batch, owner_of
 from ppvae.params import BASELINES, LocalParams, lend_params, module_local, pyro_name
+
+Part = tuple[tuple[Any, ...], dict[str, Any], float | None]
+"""Of a part of a minibatch, or all of it: the arguments of the pair, those by name, and the weight of the loss."""
 
 SAVED = 1.0
 """Milliseconds that compiling saves at a step of a small model, roughly: it repays itself in 10,000 steps."""
@@ -177,7 +180,7 @@ class SVI(pyro.infer.SVI):
         """
         check_trainable("SVI.step")
         with self.running():
-            return as_number(self._update(args, kwargs))
+            return as_number(self._update([(args, kwargs, None)])[0])
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float | tuple[float, ...]:
         """The loss on `args`, without a step."""
@@ -212,7 +215,19 @@ class SVI(pyro.infer.SVI):
         Raises:
             NonFiniteError: with `check`, naming the first non-finite site or parameter.
         """
-        return self._update(args, {}, weight=weight, check=check)
+        return self._update([(args, {}, weight)], check=check)[0]
+
+    def update_in_parts(self, parts: Sequence[tuple[Batch, float]], *, check: bool = False) -> list[StepTerms]:
+        """Takes one step from the sum of the gradients of a minibatch's parts, which run one after another.
+
+        Args:
+            parts: of the minibatch, each with its weight.
+            check: as of `update`.
+
+        Returns:
+            The terms of each part, unweighted.
+        """
+        return self._update([(part, {}, weight) for part, weight in parts], check=check)
 
     def parameters(self) -> list[Tensor]:
         """The tensors that are trained, in a fixed order."""
@@ -267,23 +282,26 @@ class SVI(pyro.infer.SVI):
         """Checks that the networks which ran outside the pair hold no buffers, see `ppvae.compile.guards`."""
         check_no_buffers(self._modules[len(self._owners) :])
 
-    def _update(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], *, weight: float | None = None, check: bool = False
-    ) -> StepTerms:
+    def _update(self, parts: Sequence[Part], *, check: bool = False) -> list[StepTerms]:
         whole = self.objective
         for objective in getattr(whole, "before", ()):
             self.objective = objective
             try:
-                self._take_step(args, kwargs, weight=weight, check=check)
+                self._take_step(parts, check=check)
             finally:
                 self.objective = whole
-        return self._take_step(args, kwargs, weight=weight, check=check)
+        return self._take_step(parts, check=check)
 
-    def _take_step(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], *, weight: float | None, check: bool
-    ) -> StepTerms:
+    def _take_step(self, parts: Sequence[Part], *, check: bool) -> list[StepTerms]:
         """One step of the objective of now."""
         self._forget_cleared()
+        self.stepper.expect(len(parts))
+        return [self._take_part(*part, check=check) for part in parts]
+
+    def _take_part(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], weight: float | None, *, check: bool
+    ) -> StepTerms:
+        """The gradient of a part; with that of the last one the step is taken."""
         if self._compiles() and not check:
             terms, (names, *_) = self._compiled((weight, args, kwargs))
             self._steps += 1

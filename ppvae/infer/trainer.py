@@ -34,7 +34,7 @@ from ppvae.infer.preflight import (
     warn_of_marks,
 )
 from ppvae.infer.run_folder import Row, Run, RunFolder
-from ppvae.infer.shards import Shards, agreed
+from ppvae.infer.shards import Shards, Step, agreed
 from ppvae.infer.svi import SVI
 from ppvae.infer.validation import mean_elbo, mean_loss
 from ppvae.isolation import isolated
@@ -65,6 +65,7 @@ class Trainer:
         lr: a schedule that sets the learning rate at every step; None leaves the optimizer's own.
         kl_weight, kl_sites: a schedule for β, None leaves the pair its own; the latents that it weights, None is all.
         param_groups, compile, autocast: as of `SVI`.
+        accumulate: in how many parts, one after another, a process runs its rows of a minibatch.
     """
 
     pair: Any
@@ -81,6 +82,7 @@ class Trainer:
     seed: int
     compile: Compile
     autocast: torch.dtype | None
+    accumulate: int = 1
     callbacks: Sequence[Callback] = ()
 
     @isolated()
@@ -92,7 +94,7 @@ class Trainer:
         """
         self.device = device_of(self.pair)
         self.random = RandomState(self.device, self.train.generators)
-        self.shards = Shards(self.seed, self.random, self.train)
+        self.shards = Shards(self.seed, self.random, self.train, self.accumulate)
         self.progress = Progress()
         self.best_weights: dict[str, Tensor] | None = None
         self.beta = torch.full((), 0.5, device=self.device)  # no KL weight that could be taken for none
@@ -185,7 +187,7 @@ class Trainer:
         """Trains until `epochs` epochs are done, validation stops improving, a callback asks to stop, or Ctrl-C."""
         began = time.perf_counter()
         self.svi.refuses_idle = True
-        self.svi.planned_steps = (self.steps_per_epoch or 0) * epochs
+        self.svi.planned_steps = (self.steps_per_epoch or 0) * self.accumulate * epochs
         with (
             modes_kept(self.pair),
             modes_kept(self.networks),
@@ -238,7 +240,7 @@ class Trainer:
         if now.step == 0:
             now.epoch_rng, now.sums, now.counts = self.random.get(), {}, {}
         start = self.capture()
-        pending: list[tuple[int, float, StepTerms]] = []
+        pending: list[Step[StepTerms]] = []
         self.pair.train()
         self.networks.train()
         for batch in self.shards.minibatches(until(stop, self._remaining()), stop):
@@ -267,15 +269,16 @@ class Trainer:
             self.random.set(rng)
         yield from batches
 
-    def _step(self, batch: Batch, *, check: bool = False) -> tuple[int, float, StepTerms]:
-        """One step on a minibatch that stands for n data: n, what this process's part of it counts, and its terms."""
+    def _step(self, batch: Batch, *, check: bool = False) -> Step[StepTerms]:
+        """One step on a minibatch that stands for n data: n, and what each part of it counts, with its terms."""
         n = check_batch(batch, name="train") if self.train.weights is None else self.train.num_data
         assert n is not None
         now = self.progress
         self._set_time(now.time(now.step, self.steps_per_epoch))
-        part, n, share = self.shards.of(batch, n)
+        parts, n = self.shards.of(batch, n)
         with self.weighting, self.shards.noise(now.epoch, now.step):
-            return n, share, self.svi.update(*part, weight=share / n, check=check)
+            terms = self.svi.update_in_parts([(part, share / n) for part, share in parts], check=check)
+        return n, [(share, of) for (_, share), of in zip(parts, terms, strict=True)]
 
     def _set_time(self, epoch: float) -> None:
         """Sets what schedules give: learning rate, KL weight, values of the objective and of modules of the pair."""
@@ -285,15 +288,15 @@ class Trainer:
         for part in self.timed:
             part.set_time(epoch, self.device)
 
-    def _flush(self, pending: list[tuple[int, float, StepTerms]], start: dict[str, Any], bar: Any) -> None:
+    def _flush(self, pending: list[Step[StepTerms]], start: dict[str, Any], bar: Any) -> None:
         """Reads the waiting terms from the device, all at once, and adds them to the epoch's sums."""
         if not pending:
             return
-        named = [terms.named() for _, _, terms in pending]
+        named = [terms.named() for _, parts in pending for _, terms in parts]
         rows = [torch.stack([v.to(self.device) for v in of.values()]) for of in named]
         table = torch.cat(rows).double().cpu().split([len(row) for row in rows])
-        own = [dict(zip(of, row.tolist(), strict=True)) for of, row in zip(named, table, strict=True)]
-        steps = self.shards.summed([(n, share, of) for (n, share, _), of in zip(pending, own, strict=True)])
+        read = (dict(zip(of, row.tolist(), strict=True)) for of, row in zip(named, table, strict=True))
+        steps = self.shards.summed([(n, [(share, next(read)) for share, _ in parts]) for n, parts in pending])
         bad = [i for i, (_, terms) in enumerate(steps) if not all(map(math.isfinite, terms.values()))]
         if bad or not all_finite(self.svi.parameters()):  # a NaN gradient shows in the loss of the next step only
             self._name_nonfinite(start, self.progress.step - len(pending) + (bad[0] if bad else len(pending) - 1))

@@ -310,7 +310,7 @@ class Counting(nn.Module):
         ("other data", "the first minibatch of train must be the same in every process"),
         ("other settings", "what fit is given must be the same"),
         ("other pair", "the parameters must be the same"),
-        ("few of a set", "sets.1. has a minibatch of 1 data, fewer than the 2 processes"),
+        ("few of a set", "sets.1. has a minibatch of 1 data, fewer than the 2 parts that it has in 2 processes"),
         ("counts", "mean is another in process 1 than in process 0"),
     ],
 )

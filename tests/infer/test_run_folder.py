@@ -54,6 +54,7 @@ def test_what_a_run_leaves(tmp_path):
         "train": [[50, 6]],
         "valid": [[20, 6]],
         "batch_size": 16,
+        "accumulate": 1,
         "lr": "Linear(epochs=3, start=0.01, end=0.001)",
         "optim": "Adam(fused=True)",
         "clip_norm": None,
