@@ -85,7 +85,7 @@ class ImportanceDiagnostics(Diagnostics):
         return (
             f"k̂ > {PARETO_GOOD} for {bad} of {n} data, most {most:.2f}: the guide's tails are too light for "
             "them, so that their log p(x) is likely too low and its standard error too small; a guide that is wider or "
-            'closer to the posterior helps, and so does method="annealed"'
+            'closer to the posterior helps, and so does method="auto"'
         )
 
     def in_words(self, estimate: LogMarginal) -> str:
