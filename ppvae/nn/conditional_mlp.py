@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ppvae.nn.conditioning import Concat, ConditionalBatchNorm, Conditioning, CrossAttention, FiLM, check_context
 from ppvae.nn.layers import Layers, Norm
-from ppvae.nn.shapes import Reshape, as_shape, between, check_input
+from ppvae.nn.shapes import Reshape, as_shape, as_sizes, between, check_input
 
 How = Literal["concat", "film", "batch_norm", "attention"]
 
@@ -131,7 +131,7 @@ class ConditionalMLP(Conditioning):
         _check_embed(embed, context_shape)
         super().__init__(context_shape, embed)
         self.in_shape, self.out_shape = as_shape(in_shape, "in_shape"), as_shape(out_shape, "out_shape")
-        dims = (math.prod(self.in_shape), *as_shape(hidden_dims, "hidden_dims"), math.prod(self.out_shape))
+        dims = (math.prod(self.in_shape), *as_sizes(hidden_dims, "hidden_dims"), math.prod(self.out_shape))
         _check_conditioning(conditioning, norm, num_hidden=len(dims) - 2)
         tokens = _tokens(context_shape) if conditioning == "attention" else (math.prod(context_shape),)
         layers = _layers(dims, tokens, conditioning, Layers(activation, norm, dropout))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ppvae._validate import check_count
 from ppvae.nn.layers import Layers, Norm
 from ppvae.nn.residual import ConvResidualBlock
-from ppvae.nn.shapes import Batched, Net, Reshape, as_shape
+from ppvae.nn.shapes import Batched, Net, Reshape, as_shape, as_sizes
 
 
 class ConvEncoder(Net):
@@ -59,7 +59,7 @@ class ConvEncoder(Net):
         in_shape, out_shape = as_shape(in_shape, "in_shape"), as_shape(out_shape, "out_shape")
         if len(in_shape) != 3:
             raise ValueError(f"in_shape must be an image shape (c, h, w), got {in_shape}")
-        channels = as_shape(channels, "channels")
+        channels = as_sizes(channels, "channels")
         make = Layers(activation, norm, dropout, spectral_norm)
         coarsest = _halvings(in_shape[1:], len(channels))[-1]
         layers: list[nn.Module] = []
@@ -120,7 +120,7 @@ class ConvDecoder(Net):
         in_shape, out_shape = as_shape(in_shape, "in_shape"), as_shape(out_shape, "out_shape")
         if len(out_shape) < 3:
             raise ValueError(f"out_shape must end in an image shape (c, h, w), got {out_shape}")
-        channels = (*as_shape(channels, "channels"), math.prod(out_shape[:-2]))
+        channels = (*as_sizes(channels, "channels"), math.prod(out_shape[:-2]))
         make = Layers(activation, norm, dropout, spectral_norm)
         *finer, coarsest = _halvings(out_shape[-2:], len(channels) - 1)
         d, first = math.prod(in_shape), (channels[0], *coarsest)

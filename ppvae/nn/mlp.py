@@ -7,7 +7,7 @@ from itertools import pairwise
 from torch import nn
 
 from ppvae.nn.layers import Layers, Norm
-from ppvae.nn.shapes import Net, as_shape, between
+from ppvae.nn.shapes import Net, as_shape, as_sizes, between
 
 
 class MLP(Net):
@@ -58,7 +58,7 @@ class MLP(Net):
     ) -> None:
         in_shape, out_shape = as_shape(in_shape, "in_shape"), as_shape(out_shape, "out_shape")
         make = Layers(activation, norm, dropout, spectral_norm, gates=True)
-        dims = (math.prod(in_shape), *as_shape(hidden_dims, "hidden_dims"))
+        dims = (math.prod(in_shape), *as_sizes(hidden_dims, "hidden_dims"))
         layers: list[nn.Module] = []
         for d_in, d_out in pairwise(dims):
             layers += [make.weight(nn.Linear(d_in, make.before(d_out), bias=make.hidden_bias)), *make.vector(d_out)]

@@ -29,11 +29,30 @@ def as_shape(value: int | Sequence[int], name: str) -> tuple[int, ...]:
         >>> as_shape(20, "in_shape"), as_shape([1, 28, 28], "in_shape")
         ((20,), (1, 28, 28))
     """
+    shape = as_sizes(value, name)
+    check_memory(name, value, 4.0 * math.prod(shape))
+    return shape
+
+
+def as_sizes(value: int | Sequence[int], name: str) -> tuple[int, ...]:
+    """Returns sizes that stand one after another, as widths of layers do, reading an int as one of them.
+
+    Args:
+        value: A size, or a sequence of sizes.
+        name: What the caller calls the value, for the error.
+
+    Raises:
+        ValueError: If a size is not a positive int.
+
+    Example:
+        >>> as_sizes([256] * 12, "hidden_dims") == (256,) * 12
+        True
+    """
     sizes = (value,) if isinstance(value, int) else value
     is_sequence = isinstance(sizes, Sequence) and not isinstance(sizes, str)
     if not is_sequence or not all(type(size) is int and size > 0 for size in sizes):
         raise ValueError(f"{name} must be a positive int or a sequence of positive ints, got {value!r}")
-    check_memory(name, value, 4.0 * math.prod(sizes))
+    check_memory(name, value, 4.0 * max(sizes, default=0))
     return tuple(sizes)
 
 

@@ -61,3 +61,7 @@ def test_flattens_and_unflattens_from_the_right(in_shape, out_shape):
 def test_errors_name_the_argument(args, message):
     with pytest.raises(ValueError, match=message):
         MLP(*args)
+
+
+def test_deep_nets_are_made_whatever_the_product_of_their_widths():
+    assert len([layer for layer in MLP(8, (256,) * 12, 4) if isinstance(layer, torch.nn.Linear)]) == 13
