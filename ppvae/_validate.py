@@ -150,13 +150,18 @@ def check_takes(name: str, function: Any, *arguments: str) -> None:
         raise TypeError(f"{wanted}, got one of {signature}: {error}") from error
 
 
+def memory_bytes() -> int:
+    """The memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def check_memory(name: str, value: Any, bytes_needed: float) -> None:
     """Checks that what the argument `name` asks for fits into the memory of this machine.
 
     Raises:
         ValueError: with the bytes that it takes, and those that are there.
     """
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    there = memory_bytes()
     if bytes_needed > there:
         raise ValueError(
             f"{name}={value} takes {bytes_needed / 2**30:.3g} GiB of memory, of which this machine has "

@@ -8,13 +8,17 @@ import torch
 
 from ppvae._validate import check_count, check_flag, check_seed
 from ppvae.data.folder import folder_of
+from ppvae.data.mapped import room
 from ppvae.data.origins import DATASETS, Split
 from ppvae.rng import permutation
+
+ROWS_AT_ONCE = 4096
+"""Images that are turned into intensities at once."""
 
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """A data set in memory, split once.
+    """A data set in memory, or mapped into it where it is too large, split once.
 
     Attributes:
         name: what `load` was asked for.
@@ -101,7 +105,8 @@ def load(
         check_count("num_valid", num_valid, at_least=0)
     check_seed(seed)
     check_flag("download", download)
-    rest, test = origin.read(Path(root).expanduser().absolute(), download=download)
+    folder = Path(root).expanduser().absolute()
+    rest, test = origin.read(folder, download=download)
     usual = len(rest.y) // 10 if name == "folder" else origin.num_valid
     num_valid = usual if num_valid is None else num_valid
     cut = len(rest.y) - num_valid
@@ -111,14 +116,18 @@ def load(
 
     return DataSet(
         name=name,
-        train=_scaled(rest.x[order[:cut]], rest.y[order[:cut]], origin.levels),
-        valid=_scaled(rest.x[order[cut:]], rest.y[order[cut:]], origin.levels),
-        test=_scaled(*test, origin.levels),
+        train=_scaled(rest, order[:cut], origin.levels, folder),
+        valid=_scaled(rest, order[cut:], origin.levels, folder),
+        test=_scaled(test, torch.arange(len(test.y)), origin.levels, folder),
         num_classes=origin.num_classes or 1 + int(torch.cat([rest.y, test.y]).max()),
         levels=origin.levels,
     )
 
 
-def _scaled(k: torch.Tensor, y: torch.Tensor, levels: int) -> Split:
-    """Turn grey levels into intensities."""
-    return Split(k.float().div_(levels - 1), y)
+def _scaled(split: Split, rows: torch.Tensor, levels: int, folder: Path) -> Split:
+    """Turn the grey levels of some images into intensities."""
+    x = room((len(rows), *split.x.shape[1:]), torch.float32, folder, name="root")
+    for first in range(0, len(rows), ROWS_AT_ONCE):
+        part = slice(first, first + ROWS_AT_ONCE)
+        x[part] = split.x[rows[part]].float().div_(levels - 1)
+    return Split(x, split.y[rows])

@@ -16,11 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppvae._validate import check_count, check_flag, check_memory
+from ppvae._validate import check_count, check_flag
+from ppvae.data.mapped import room
 from ppvae.data.origins import Origin, Split
 from ppvae.rng import permutation
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
+AT_ONCE = 1024
+"""Pictures that are decoded before they go where they belong."""
 TEST_SHARE = 10
 """One picture of so many is a test picture, where there is no folder of them."""
 
@@ -45,8 +48,9 @@ class Folder(Origin):
     def read(self, root: Path, *, download: bool) -> tuple[Split, Split]:
         """Read the pictures; see `Origin.read`. Their number of classes is that of the labels."""
         files, labels, train, test = listed(root)
-        images = self._decoded(files)
-        return Split(images[train], labels[train]), Split(images[test], labels[test])
+        form = self.form(files)
+        parts = [(_decoded([files[i] for i in part.tolist()], *form, root), labels[part]) for part in (train, test)]
+        return Split(*parts[0]), Split(*parts[1])
 
     def form(self, files: Sequence[Path]) -> tuple[tuple[int, int], bool]:
         """Height and width that all pictures are brought to, and whether they are grey; read off their headers."""
@@ -54,18 +58,6 @@ class Folder(Origin):
             kinds = list(pool.map(_kind, files))
         grey = all(kind[1] for kind in kinds) if self.grey is None else self.grey
         return self._common_size(files, [kind[0] for kind in kinds]), grey
-
-    def _decoded(self, files: Sequence[Path]) -> Tensor:
-        """The pictures as grey levels, (n, channels, height, width), uint8."""
-        size, grey = self.form(files)
-        # as float32 in three splits, and while these are made
-        try:
-            check_memory("root", f"{len(files)} pictures", 2 * 4 * len(files) * (1 if grey else 3) * size[0] * size[1])
-        except ValueError as error:
-            raise ValueError(f"{error}; ppvae.data.Pictures(root, ...) decodes them for each minibatch") from None
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            decoded = list(pool.map(partial(decode, size=size, grey=grey), files))
-        return torch.from_numpy(np.stack(decoded))
 
     def _common_size(self, files: Sequence[Path], sizes: list[tuple[int, int]]) -> tuple[int, int]:
         if self.size is not None:
@@ -109,6 +101,16 @@ def listed(root: Path) -> tuple[list[Path], Tensor, Tensor, Tensor]:
     order = torch.arange(len(names)) if apart else permutation(len(names), seed=0)
     num_test = len(found[root / "test"]) if apart else max(1, len(names) // TEST_SHARE)
     return [file for files in found.values() for file in files], labels, order[:-num_test], order[-num_test:]
+
+
+def _decoded(files: Sequence[Path], size: tuple[int, int], grey: bool, root: Path) -> Tensor:
+    """Pictures as grey levels, (n, channels, height, width), uint8."""
+    levels = room((len(files), 1 if grey else 3, *size), torch.uint8, root, name="root")
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for first in range(0, len(files), AT_ONCE):
+            decoded = list(pool.map(partial(decode, size=size, grey=grey), files[first : first + AT_ONCE]))
+            levels[first : first + AT_ONCE] = torch.from_numpy(np.stack(decoded))
+    return levels
 
 
 def _pictures(folder: Path) -> list[Path]:

@@ -104,9 +104,3 @@ def test_bad_input_is_named(folder, tmp_path):
         Pictures(folder, batch_size=4, num_valid=54)
     with pytest.raises(ValueError, match="batch_size must be a whole number >= 1, got 0"):
         Pictures(folder, batch_size=0)
-
-
-def test_a_folder_that_memory_does_not_hold_says_where_to_go(folder, monkeypatch):
-    monkeypatch.setattr("ppvae._validate.os.sysconf", lambda name: 10)
-    with pytest.raises(ValueError, match=r"root=60 pictures takes .* ppvae.data.Pictures\(root, ...\) decodes them"):
-        load("folder", folder)
