@@ -150,7 +150,7 @@ def test_overfits_a_tiny_set(way):
         [[0, 1, 1, 0, 1, 0], [1, 0, 0, 1, 0, 1], [1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1]], dtype=torch.float32
     )
     y = torch.tensor([0, 0, 2, 2])
-    ppvae.fit(cvae, (x.repeat(8, 1), y.repeat(8)), epochs=100, lr=2e-2, batch_size=32, progress=False)
+    ppvae.fit(cvae, (x.repeat(8, 1), y.repeat(8)), epochs=200, lr=1e-2, batch_size=32, progress=False)
     cvae.eval()
     assert ppvae.log_marginal(cvae, x, y, num_samples=500).mean() == pytest.approx(-math.log(2), abs=0.5)
     assert (cvae.reconstruct(x, y) - x).abs().max() < 0.5

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from ppvae.sampling.ais import PILOTS, Annealing, _Run, _spread
+from ppvae.sampling.ais import PILOTS, Annealing, _Run
 from ppvae.sampling.annealed_path import GeometricPath
 from ppvae.sampling.posterior_draws import posterior_sampler, simulate
+from ppvae.sampling.unconstrained import spread
 from tests.reference import LinearGaussian
 
 
@@ -86,9 +87,9 @@ def test_the_way_back_takes_the_same_steps(monkeypatch):
 def test_the_spread_is_that_of_a_normal():
     torch.manual_seed(0)
     scale = torch.tensor([0.1, 1.0, 20.0])
-    found = _spread(3 + scale * torch.randn(4000, 5, 3))
+    found = spread(3 + scale * torch.randn(4000, 5, 3))
     torch.testing.assert_close(found, scale.expand(5, 3), rtol=0.1, atol=0)
-    assert bool((_spread(torch.ones(64, 2, 1)) > 0).all())
+    assert bool((spread(torch.ones(64, 2, 1)) > 0).all())
 
 
 def test_counts():
