@@ -21,10 +21,13 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from ppvae._validate import check_number, check_tensor
+from ppvae.evaluate.adaptive import Adaptive
+from ppvae.evaluate.ais import Annealed
+from ppvae.evaluate.auto import Auto
 from ppvae.evaluate.estimates import LogMarginal
 from ppvae.evaluate.estimator import Estimator
 from ppvae.evaluate.impute import NUM_PARTICLES, Imputation, impute
-from ppvae.evaluate.marginal import log_marginal
+from ppvae.evaluate.marginal import estimator_of, log_marginal
 from ppvae.evaluate.result import Result
 from ppvae.inputs import takes_data
 from ppvae.observed import of_observed
@@ -190,6 +193,8 @@ def condition(
         num_samples: s, completions of each datum.
         num_particles: draws from the guide for each datum, among which s are drawn by their weights.
         method: the estimator of both log marginals, as of `ppvae.log_marginal`; "importance" takes `num_particles`.
+            With "adaptive", "annealed" and "auto" the completions owe nothing to the guide either: they are drawn from
+            proposals fitted to each datum (`impute`).
         seed: of the draws; the global random state is left alone.
 
     Returns:
@@ -216,5 +221,14 @@ def condition(
         log_marginal(part, *data[:-1], which, method=method, num_samples=count, seed=seed)
         for which in (seen, torch.ones_like(seen))
     )
-    drawn = impute(part, *data, num_samples=num_samples, num_particles=num_particles, site=part.site, seed=seed)
+    fitted = isinstance(estimator_of(method), Adaptive | Annealed | Auto)
+    drawn = impute(
+        part,
+        *data,
+        num_samples=num_samples,
+        num_particles=num_particles,
+        site=part.site,
+        method="adaptive" if fitted else "importance",
+        seed=seed,
+    )
     return Conditional(drawn, of_seen, of_all)

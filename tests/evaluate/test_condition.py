@@ -98,9 +98,13 @@ def test_latents_are_draws_of_their_posterior_given_the_part(pair):
 
 def test_by_annealing_no_encoder_is_needed(pair):
     x, seen = data()
-    found = condition(pair, x, seen, num_particles=100, method=Annealed(8, 60, start="prior"))
+    method = Annealed(8, 60, start="prior")
+    found = condition(pair, x, seen, num_samples=2000, num_particles=4000, method=method)
+    assert (found.completed.pareto_k < 0.7).all()
     for i in range(N):
         mean, covariance, _ = exact(pair, x[i], seen[i])
+        error = found.completed.draws[:, i, ~seen[i]].mean(0) - mean
+        assert (error.abs() < 6 * covariance.diagonal().sqrt() / math.sqrt(500)).all()
         expected = torch.distributions.MultivariateNormal(mean, covariance).log_prob(x[i, ~seen[i]])
         assert abs(float(found.log_prob[i] - expected)) < 5 * float(found.std_error[i]) + 0.05
     assert "log p(rest | part) = " in found.summary()
