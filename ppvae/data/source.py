@@ -136,6 +136,7 @@ class IterableSource(Source):
         self.is_cut = isinstance(data, DataLoader) and self.num_batches != 1  # a list may hold all data many times
         self.generators = _generators(data)
         self.divided = self._is_divided()
+        self.last_rows = 0 if self.divided or not self.is_cut else _last_rows(data)
 
     def epoch(self, index: int) -> Iterator[Batch]:
         """The minibatches of the next pass, whatever its number.
@@ -199,6 +200,14 @@ def _checked_columns(columns: Any) -> tuple[Column, ...] | None:
     if not chosen or not all(isinstance(c, int | str) and not isinstance(c, bool) for c in chosen):
         raise TypeError(f"columns must be a list of places or names, e.g. (0,), got {columns!r}")
     return chosen
+
+
+def _last_rows(data: Any) -> int:
+    """The rows of a loader's last minibatch, where it is shorter than the others and known; else 0."""
+    if data.batch_size is None or data.drop_last or isinstance(data.dataset, IterableDataset):
+        return 0
+    n = _length(data.sampler)
+    return 0 if n is None else n % int(data.batch_size)
 
 
 def _length(data: Any) -> int | None:

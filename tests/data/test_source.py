@@ -157,3 +157,11 @@ def test_moving_a_source():
     source = Drawn()
     moved = source.to("cpu")
     assert (source.device, moved.device, moved.give) == (None, torch.device("cpu"), source.give)
+
+
+def test_a_loader_says_how_short_its_last_minibatch_is():
+    data = TensorDataset(torch.zeros(257, 3))
+    assert IterableSource(DataLoader(data, batch_size=128)).last_rows == 1
+    assert IterableSource(DataLoader(data, batch_size=128, drop_last=True)).last_rows == 0
+    assert IterableSource(DataLoader(data, batch_size=300)).last_rows == 0
+    assert IterableSource([torch.zeros(128, 3), torch.zeros(1, 3)]).last_rows == 0
