@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch.nn import functional as F
 
 
-@torch.library.custom_op("ppvae::recurrence", mutates_args=())
+@library.custom_op("ppvae::recurrence", mutates_args=())
 def recurrence(
     x: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, is_lstm: bool
 ) -> tuple[Tensor, Tensor]:
@@ -54,7 +54,7 @@ def _(x: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, is_lstm
     return x.new_empty(*x.shape[:2], size), x.new_empty(*x.shape[:2], (6 if is_lstm else 4) * size)
 
 
-@torch.library.custom_op("ppvae::recurrence_backward", mutates_args=())
+@library.custom_op("ppvae::recurrence_backward", mutates_args=())
 def recurrence_backward(
     grad: Tensor, x: Tensor, w_ih: Tensor, w_hh: Tensor, states: Tensor, kept: Tensor, is_lstm: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

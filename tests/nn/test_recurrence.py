@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import library, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppvae.nn import RNN
@@ -35,9 +35,7 @@ def test_states_and_gradients_are_torchs(cell, steps):
 def test_it_is_a_sound_operation(cell):
     net = CELLS[cell](4, 3, batch_first=True)
     arguments = (torch.randn(5, 7, 4), *weights_of(net), cell == "lstm")
-    torch.library.opcheck(
-        recurrence, arguments, test_utils=("test_schema", "test_autograd_registration", "test_faketensor")
-    )
+    library.opcheck(recurrence, arguments, test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward", "both"])
