@@ -28,7 +28,7 @@ from ppvae.evaluate.estimates import (
     log_mean,
 )
 from ppvae.evaluate.estimator import Estimator, EvaluationOptions
-from ppvae.evaluate.psis import PARETO_GOOD, PARETO_SAMPLES, ParetoWarning, pareto_k
+from ppvae.evaluate.psis import PARETO_GOOD, PARETO_SAMPLES, ParetoWarning, k_in_words, num_unreliable, pareto_k
 from ppvae.evaluate.sites import num_observed
 from ppvae.pair import Batch, blocks
 from ppvae.processes import each_seeded, is_first
@@ -71,19 +71,15 @@ class AdaptiveDiagnostics(Diagnostics):
 
     def num_unreliable(self) -> int:
         """How many data have k̂ > 0.7."""
-        return int((self.pareto_k > PARETO_GOOD).sum())
+        return num_unreliable(self.pareto_k)
 
     def verdict(self) -> str:
         """What k̂ says of the estimate."""
-        if self.num_samples < PARETO_SAMPLES:
-            return f"no k̂, which takes at least {PARETO_SAMPLES} samples"
-        n, bad, most = len(self.pareto_k), self.num_unreliable(), float(self.pareto_k.max())
-        if not bad:
-            return f"k̂ ≤ {PARETO_GOOD} for all data, most {most:.2f}"
-        return (
-            f"k̂ > {PARETO_GOOD} for {bad} of {n} data, most {most:.2f}: the proposals fitted to them have too light "
-            'tails, so that their log p(x) is likely too low; method="annealed" does not depend on these, and '
-            'method="auto" uses it for such data'
+        return k_in_words(
+            self.pareto_k,
+            self.num_samples,
+            "the proposals fitted to them have too light tails, so that their log p(x) is likely too low; "
+            'method="annealed" does not depend on these, and method="auto" uses it for such data',
         )
 
     def in_words(self, estimate: LogMarginal) -> str:

@@ -18,7 +18,7 @@ from ppvae.evaluate.ais import Annealed
 from ppvae.evaluate.estimates import Diagnostics, LogMarginal, PerDatum, errors_in_words, ess_in_words
 from ppvae.evaluate.estimator import Estimator, EvaluationOptions
 from ppvae.evaluate.importance import Importance
-from ppvae.evaluate.psis import PARETO_GOOD, PARETO_SAMPLES, ParetoWarning
+from ppvae.evaluate.psis import PARETO_GOOD, PARETO_SAMPLES, ParetoWarning, num_unreliable
 from ppvae.pair import Batch
 
 UNSURE = 0.1
@@ -49,7 +49,7 @@ class AutoDiagnostics(Diagnostics):
 
     def num_unreliable(self) -> int:
         """How many data have k̂ > 0.7 by the method whose answer they have."""
-        return int((self.pareto_k > PARETO_GOOD).sum())
+        return num_unreliable(self.pareto_k)
 
     def verdict(self) -> str:
         """What k̂ says of the estimate, and why a method that would have been better was not used."""

@@ -30,7 +30,15 @@ from ppvae.evaluate.estimates import (
     outside_in_words,
 )
 from ppvae.evaluate.estimator import Estimator, EvaluationOptions
-from ppvae.evaluate.psis import PARETO_GOOD, PARETO_SAMPLES, ParetoWarning, bound_curve, pareto_k
+from ppvae.evaluate.psis import (
+    PARETO_GOOD,
+    PARETO_SAMPLES,
+    ParetoWarning,
+    bound_curve,
+    k_in_words,
+    num_unreliable,
+    pareto_k,
+)
 from ppvae.evaluate.sites import num_observed
 from ppvae.pair import Batch, check_batch, check_pair
 from ppvae.params import LocalParams
@@ -69,7 +77,7 @@ class ImportanceDiagnostics(Diagnostics):
 
     def num_unreliable(self) -> int:
         """How many data have k̂ > 0.7."""
-        return int((self.pareto_k > PARETO_GOOD).sum())
+        return num_unreliable(self.pareto_k)
 
     def verdict(self) -> str:
         """What k̂ says of the estimate."""
@@ -77,15 +85,11 @@ class ImportanceDiagnostics(Diagnostics):
             return (
                 f"a bound, not an estimate: the guide gives {', '.join(self.codes)} one value, log p(x) sums over all"
             )
-        if self.num_samples < PARETO_SAMPLES:
-            return f"no k̂, which takes at least {PARETO_SAMPLES} samples"
-        n, bad, most = len(self.pareto_k), self.num_unreliable(), float(self.pareto_k.max())
-        if not bad:
-            return f"k̂ ≤ {PARETO_GOOD} for all data, most {most:.2f}"
-        return (
-            f"k̂ > {PARETO_GOOD} for {bad} of {n} data, most {most:.2f}: the guide's tails are too light for "
-            "them, so that their log p(x) is likely too low and its standard error too small; a guide that is wider or "
-            'closer to the posterior helps, and so does method="auto"'
+        return k_in_words(
+            self.pareto_k,
+            self.num_samples,
+            "the guide's tails are too light for them, so that their log p(x) is likely too low and its standard error "
+            'too small; a guide that is wider or closer to the posterior helps, and so does method="auto"',
         )
 
     def in_words(self, estimate: LogMarginal) -> str:

@@ -97,6 +97,26 @@ def _generalized_pareto_shape(excess: Tensor, inside: Tensor) -> Tensor:
     return ((m * of_mean + PRIOR_COUNT * 0.5) / (m + PRIOR_COUNT)).squeeze(-1)
 
 
+def num_unreliable(k: Tensor) -> int:
+    """How many data have k̂ > 0.7, k̂ of any shape; NaN, of a method without one, is not."""
+    return int((k > PARETO_GOOD).sum())
+
+
+def k_in_words(k: Tensor, num_samples: int, cause: str) -> str:
+    """What k̂ (n,) of so many samples says of an estimate, and why it is high where it is.
+
+    Example:
+        >>> k_in_words(torch.tensor([0.2, 0.9]), 1000, "the guide is too narrow")
+        'k̂ > 0.7 for 1 of 2 data, most 0.90: the guide is too narrow'
+    """
+    if num_samples < PARETO_SAMPLES:
+        return f"no k̂, which takes at least {PARETO_SAMPLES} samples"
+    bad, most = num_unreliable(k), float(k.max())
+    if not bad:
+        return f"k̂ ≤ {PARETO_GOOD} for all data, most {most:.2f}"
+    return f"k̂ > {PARETO_GOOD} for {bad} of {len(k)} data, most {most:.2f}: {cause}"
+
+
 def _check_weights(log_weight: Tensor) -> None:
     """Checks that these are log-weights: a number, maybe infinite, for each sample of each datum."""
     check_tensor("log_weight", log_weight)

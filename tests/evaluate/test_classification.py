@@ -79,7 +79,7 @@ def test_only_the_most_probable_class_warns(case):
         bad = int((k.gather(1, log_joint.argmax(-1, keepdim=True)) > limit).sum())
         with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as record:
             patch.setattr("ppvae.evaluate.classification.PARETO_GOOD", float(limit))
-            patch.setattr("ppvae.evaluate.importance.PARETO_GOOD", -math.inf)  # every estimate warns, none is heard
+            patch.setattr("ppvae.evaluate.psis.PARETO_GOOD", -math.inf)  # every estimate warns, none is heard
             warnings.simplefilter("always")
             label_posterior(pair, x, num_classes=C, num_samples=400)
         assert len(record) == (bad > 0)
