@@ -62,7 +62,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turns the formulas into MathML."""
+    """Turns the formulas into MathML, and keeps a number and its error on one line."""
+    html = re.sub(r"(?<=\d) ± (?=\d)", "\u00a0±\u00a0", html)
     html = re.sub(
         r'<span class="arithmatex">\\\((.*?)\\\)</span>', lambda m: _formula(m[1], "inline"), html, flags=re.S
     )
