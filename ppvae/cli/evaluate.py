@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ppvae import plot, processes
 from ppvae.cli.flags import check_used, flag, in_flags
+from ppvae.cli.parsing import parse
 from ppvae.cli.posterior_checks import PosteriorChecks, check_posterior
 from ppvae.cli.report import Report, both_bounds, by_class, describe, elbo_or_likelihood, first, strict_json, table
 from ppvae.cli.runs import Trained, restore
@@ -45,6 +46,13 @@ ELBO_SAMPLES = 100
 
 DEFAULT = "auto"
 """The method whose files have no name of their own."""
+
+GROUPS = {
+    "likelihood": ("runs", "method", "num_samples", "num_temperatures", "start", "bidirectional"),
+    "checks": ("posterior", "samples", "by_class"),
+    "run": ("limit", "json", "seed", "cuda", "data_root", "download", "trust"),
+}
+"""The groups of flags in the help."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +98,7 @@ class Args:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    args = tyro.cli(Args, args=arguments, prog="python -m ppvae.evaluate")
+    args = parse(Args, arguments, prog="ppvae evaluate", groups=GROUPS)
     keep_freed_memory()
     processes.join()
     try:

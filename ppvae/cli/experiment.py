@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import tyro
 from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from ppvae import processes
 from ppvae._validate import usable_device
-from ppvae.cli.flags import ExperimentArgs, flag, in_flags, to_json
+from ppvae.cli.flags import GROUPS, ExperimentArgs, flag, in_flags, to_json
 from ppvae.cli.images import ImageData, load_images
+from ppvae.cli.parsing import parse
 from ppvae.cli.report import Report, report, strict_json, table
 from ppvae.compile import keep_freed_memory
 from ppvae.data import Batches, Binarize, Source
@@ -30,6 +30,7 @@ from ppvae.infer.optim import ParamGroups
 from ppvae.objectives import Cosine, Cyclical, Linear, Schedule, Sigmoid, Stages
 from ppvae.pair import Batch
 from ppvae.storage import save_state
+from ppvae.weights import restore_weights
 
 
 class ExperimentData(Protocol):
@@ -161,7 +162,7 @@ class Experiment:
         Returns:
             The exit status: 0; 1 where training met a NaN; 2 for a wrong argument; 130 after Ctrl-C.
         """
-        args = tyro.cli(self.args, args=argv, prog=f"python -m ppvae.examples.{self.name}")
+        args = parse(self.args, argv, prog=f"ppvae train {self.name}", groups=GROUPS)
         keep_freed_memory()
         processes.join()
         try:
@@ -178,6 +179,7 @@ class Experiment:
             run = self.train(pair, args, data, device=device, out=out)
         except NonFiniteError as error:
             print(f"error: {error} Is --lr {args.lr:g} too large?", file=sys.stderr)
+            self._finish_early(pair, args, data, out)
             return 1
         except InterruptedTraining as error:
             print(error, file=sys.stderr)
@@ -185,19 +187,28 @@ class Experiment:
         except (ValueError, OSError) as error:
             print(f"error: {in_flags(str(error), args)}", file=sys.stderr)
             return 2
-        if run.stopped == "interrupted":
-            if processes.is_first():
-                print(f"stopped in epoch {len(run.history) + 1}; continue with --resume --out {out}", file=sys.stderr)
-            return 130
+        interrupted = run.stopped == "interrupted"
+        if interrupted and processes.is_first():
+            print(f"stopped in epoch {len(run.history) + 1}; continue with --resume --out {out}", file=sys.stderr)
         try:
-            if self.after is not nothing_after or self.trained is not pair_itself:
-                self.after(pair, args, data, run)
-                processes.on_first(lambda: save_state(RunFolder(out).model, dict(pair.state_dict())))
-            self.finish(pair, args, data, run)
+            if run.history:
+                self.finish(pair, args, data, run)
         except KeyboardInterrupt:
-            print(f"interrupted after training; python -m ppvae.evaluate {out} repeats the table", file=sys.stderr)
+            print(f"interrupted after training; ppvae evaluate {out} repeats the table", file=sys.stderr)
             return 130
-        return 0
+        return 130 if interrupted else 0
+
+    def _finish_early(self, pair: Any, args: Any, data: ExperimentData, out: Path) -> None:
+        """Writes what a run that met a NaN had reached with its last checkpoint, where it had finished an epoch."""
+        folder = RunFolder(out)
+        if not processes.on_first(folder.model.is_file):
+            return
+        trained = self.trained(args, pair)
+        restore_weights(trained, processes.on_first(folder.weights), source=str(out))
+        try:
+            self.finish(pair, args, data, processes.on_first(partial(folder.reached, "nonfinite")))
+        except (ValueError, RuntimeError, KeyboardInterrupt) as error:  # none of these is why the run has failed
+            print(f"no table of the last finished epoch: {error}", file=sys.stderr)
 
     def train(self, pair: nn.Module, args: Any, data: ExperimentData, *, device: torch.device, out: Path) -> Run:
         """Trains the pair on its data."""
@@ -221,7 +232,12 @@ class Experiment:
         )
 
     def finish(self, pair: nn.Module, args: Any, data: ExperimentData, run: Run) -> None:
-        """Prints the table of a trained pair; writes its metrics and figures."""
+        """Fits what is fitted after training; prints the table of the pair; writes its metrics and figures."""
+        assert run.folder is not None
+        model = RunFolder(run.folder).model
+        if self.after is not nothing_after or self.trained is not pair_itself:
+            self.after(pair, args, data, run)
+            processes.on_first(lambda: save_state(model, dict(pair.state_dict())))
         pair.eval()
         train = self.arguments(args, *data.training(args.num_eval))
         splits = {"train": train, "test": self.arguments(args, *data.test)}
@@ -247,12 +263,14 @@ class Experiment:
         for name, value in measured.items():
             error = value["std_error"]  # a count has none
             print(f"{name}: {value['mean']:g}" if error is None else f"{name}: {value['mean']:.2f} ± {error:.2f}")
-        metrics = {**result, "measured": measured, "best_epoch": run.best_epoch, "seconds": round(run.seconds, 2)}
-        RunFolder(run.folder).write_metrics(strict_json(metrics))
+        of_run = {"best_epoch": run.best_epoch, "stopped": run.stopped, "seconds": round(run.seconds, 2)}
+        RunFolder(run.folder).write_metrics(strict_json({**result, "measured": measured, **of_run}))
         (run.folder / "figures").mkdir(exist_ok=True)
         self.draw(pair, args, data, run)
         print(f"trained in {run.seconds:.1f} s; weights, history, metrics and figures are in {run.folder}")
-        print(f"next: ppvae evaluate {shlex.quote(str(run.folder))} --posterior")
+        folder = shlex.quote(str(run.folder))
+        print(f"next: ppvae evaluate {folder} --posterior    (how far to believe log p(x))")
+        print(f"      ppvae doctor {folder}                  (sites, gradients, latents)")
 
 
 class InterruptedTraining(Exception):

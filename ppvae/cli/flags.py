@@ -13,6 +13,19 @@ from ppvae.nn import as_shape
 
 Likelihood = Literal["bernoulli", "gaussian", "categorical", "continuous-bernoulli", "discretized-logistic"]
 
+GROUPS = {
+    "data": (
+        *("dataset", "data_root", "image_size", "binarize", "num_train", "num_valid"),
+        *("families", "leave_out", "hide"),
+    ),
+    "training": (
+        *("epochs", "batch_size", "accumulate", "lr", "lr_schedule", "adam_eps", "patience"),
+        *("loss", "warmup", "warmup_from", "warmup_shape", "compile", "cuda", "seed"),
+    ),
+    "run": ("out", "resume", "num_samples", "num_eval", "tensorboard", "smoke"),
+}
+"""The groups of flags in the help of an example; all others are the model's own."""
+
 
 @dataclass(frozen=True)
 class ExperimentArgs:

@@ -26,6 +26,7 @@ class Progress:
         best: the best validation ELBO so far.
         best_epoch: the epoch that reached it.
         epoch_rng: the random state with which the running epoch began.
+        seconds: spent training, all starts of the run together.
     """
 
     epoch: int = 0
@@ -36,6 +37,7 @@ class Progress:
     best: float = -math.inf
     best_epoch: int | None = None
     epoch_rng: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
 
     def time(self, step: int, steps_per_epoch: int | None) -> float:
         """The time in epochs at a step, for schedules; whole where the length of an epoch is not known."""
@@ -43,13 +45,13 @@ class Progress:
 
     @classmethod
     def of(cls, state: Any, *, source: str) -> Progress:
-        """What a checkpoint holds of it; one of an older version holds no counts, since all terms were everywhere.
+        """What a checkpoint holds of it; one of an older version holds no time, and no counts: all had every term.
 
         Raises:
             ValueError: naming what is none of a run's, and the file, which is the source.
         """
         names = set(cls.__dataclass_fields__)
-        if not isinstance(state, dict) or not names - {"counts"} <= set(state) <= names:
+        if not isinstance(state, dict) or not names - {"counts", "seconds"} <= set(state) <= names:
             raise ValueError(f"{source}: progress must hold {sorted(names)}")
         counts = state.get("counts", dict.fromkeys(state["sums"], 1.0) if _is_table(state["sums"]) else {})
         of = cls(**{**state, "counts": counts})
@@ -68,6 +70,7 @@ class Progress:
             "best": isinstance(of.best, float) and not math.isnan(of.best),
             "best_epoch": best is None or (_is_count(best) and 1 <= best <= len(of.history)),
             "epoch_rng": isinstance(of.epoch_rng, dict),
+            "seconds": isinstance(of.seconds, float) and 0 <= of.seconds < math.inf,
         }
         if wrong := [name for name, is_right in right.items() if not is_right]:
             raise ValueError(f"{source}: progress.{wrong[0]} is none of a run's: {getattr(of, wrong[0])!r:.80}")

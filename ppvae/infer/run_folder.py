@@ -229,6 +229,19 @@ class RunFolder:
         path = self.path / "metrics.json"
         return read_json(path) if path.is_file() else {}
 
+    def reached(self, stopped: str) -> Run:
+        """What a run had done when its last checkpoint was written.
+
+        Args:
+            stopped: why it ended, as of `Run`.
+
+        Raises:
+            FileNotFoundError: where no epoch was finished.
+            ValueError: where the checkpoint is damaged.
+        """
+        now = Progress.of(self.read_checkpoint()["progress"], source=str(self.last))
+        return Run(now.history, self.path, stopped, now.best_epoch, now.seconds)
+
     def weights(self) -> dict[str, Tensor]:
         """The weights to use: the run's result, or what a run that did not finish had reached.
 
@@ -253,9 +266,9 @@ class Run:
             guide gives a continuous latent one value, `valid_loss` in its place, and no `elbo`.
         folder: where the run lies on disk, if anywhere.
         stopped: "finished" (all epochs), "early" (no better validation ELBO), "callback" (one returned True) or
-            "interrupted" (Ctrl-C).
+            "interrupted" (Ctrl-C); "nonfinite" where a run that met a NaN is read back.
         best_epoch: the epoch whose weights the pair now holds; None without validation data (the last).
-        seconds: time spent training, this time.
+        seconds: time spent training, all starts of a run that was resumed together.
     """
 
     history: list[Row] = field(repr=False)

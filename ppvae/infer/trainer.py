@@ -185,7 +185,7 @@ class Trainer:
 
     def run(self, *, epochs: int, patience: int | None, progress: bool) -> Run:
         """Trains until `epochs` epochs are done, validation stops improving, a callback asks to stop, or Ctrl-C."""
-        began = time.perf_counter()
+        self.began = time.perf_counter() - self.progress.seconds
         self.svi.refuses_idle = True
         self.svi.planned_steps = (self.steps_per_epoch or 0) * self.accumulate * epochs
         with (
@@ -204,7 +204,7 @@ class Trainer:
                 if self._called_back():
                     stopped = "callback"
                     break
-        return self._result(stopped, time.perf_counter() - began)
+        return self._result(stopped)
 
     def _finished(self, epochs: int, patience: int | None) -> str | None:
         """Why training is over, if it is."""
@@ -419,14 +419,16 @@ class Trainer:
         return to_cpu(dict(self.pair.state_dict()))
 
     def _write(self, best: dict[str, Tensor] | None) -> None:
+        self.progress.seconds = time.perf_counter() - self.began
         if self.folder is not None and processes.is_first():
             self.folder.write_checkpoint(self.capture(), best, validated=self.valid is not None)
             self.folder.write_history(self.progress.history)
 
-    def _result(self, stopped: str, seconds: float) -> Run:
+    def _result(self, stopped: str) -> Run:
         if self.best_weights is not None:
             restore_weights(self.pair, self.best_weights, source="the best epoch")
         if self.folder is not None:
             processes.on_first(partial(save_state, self.folder.model, self._weights()))
         folder = None if self.folder is None else self.folder.path
+        seconds = time.perf_counter() - self.began
         return Run(self.progress.history, folder, stopped, self.progress.best_epoch, seconds)

@@ -110,7 +110,9 @@ def check_equal(one, other):
     one, other = RunFolder(one), RunFolder(other)
     assert one.history.read_bytes() == other.history.read_bytes()
     assert one.model.read_bytes() == other.model.read_bytes()
-    assert same(load_state(one.last), load_state(other.last))
+    states = [load_state(run.last) for run in (one, other)]
+    assert all(state["progress"].pop("seconds") > 0 for state in states)
+    assert same(*states)
     assert same(load_state(one.best), load_state(other.best))
 
 
