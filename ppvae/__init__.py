@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ppvae.cli.doctor import doctor
+    from ppvae.cli.hub import from_hub, push_to_hub
     from ppvae.cli.runs import open_run
     from ppvae.evaluate import elbo, encode, log_marginal
     from ppvae.infer.fit import fit
@@ -29,10 +30,12 @@ __all__ = [
     "elbo",
     "encode",
     "fit",
+    "from_hub",
     "load",
     "log_marginal",
     "loss_term",
     "open_run",
+    "push_to_hub",
     "save",
 ]
 
@@ -48,6 +51,8 @@ _HOMES = {
     "encode": "evaluate",
     "log_marginal": "evaluate",
     "doctor": "cli.doctor",
+    "from_hub": "cli.hub",
+    "push_to_hub": "cli.hub",
     "open_run": "cli.runs",
 }
 """Where each public name lives."""

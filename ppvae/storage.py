@@ -65,12 +65,17 @@ def remove_temporary(folder: Path) -> None:
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> Path:
-    """Writes `content` as indented JSON, atomically; a dict with its digest as the last entry."""
+    """Writes `json_text(content)`, atomically."""
+    text = json_text(content)
+    return write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def json_text(content: Any) -> str:
+    """`content` as indented JSON; a dict with its digest as the last entry."""
     if isinstance(content, dict):
         own = {name: value for name, value in content.items() if name != DIGEST}
         content = {**own, DIGEST: _digest_of_json(own)}
-    text = json.dumps(content, indent=2) + "\n"
-    return write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return json.dumps(content, indent=2) + "\n"
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:

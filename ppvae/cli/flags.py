@@ -11,6 +11,9 @@ from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin, g
 from ppvae._validate import check_count, check_number, check_seed
 from ppvae.nn import as_shape
 
+OF_THE_PLACE = ("out", "resume", "tensorboard")
+"""Fields that say where a run is written, not what it is."""
+
 Likelihood = Literal["bernoulli", "gaussian", "categorical", "continuous-bernoulli", "discretized-logistic"]
 
 GROUPS = {
@@ -184,6 +187,25 @@ def to_json(args: ExperimentArgs) -> dict[str, Any]:
         return list(value) if isinstance(value, tuple) else value
 
     return {key: plain(value) for key, value in asdict(args).items()}
+
+
+def command_of(args: ExperimentArgs) -> list[str]:
+    """The flags that lead to these arguments, as they are typed; those that say where it is written are left out.
+
+    Example:
+        >>> command_of(ImageArgs(epochs=3, smoke=True, out=Path("/tmp/run")))
+        ['--epochs', '3', '--smoke']
+    """
+    words: list[str] = []
+    for field in fields(args):
+        value = getattr(args, field.name)
+        if value == field.default or field.name in OF_THE_PLACE:
+            continue
+        if isinstance(value, bool):
+            words.append(flag(field.name) if value else f"--no-{field.name.replace('_', '-')}")
+        else:
+            words += [flag(field.name), *map(str, value if isinstance(value, tuple) else (value,))]
+    return words
 
 
 def from_json(arguments: type[ExperimentArgs], values: Any) -> ExperimentArgs:

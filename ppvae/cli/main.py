@@ -4,6 +4,7 @@ ppvae                       this list
 ppvae train MODEL ...       the same as python -m ppvae.examples.MODEL
 ppvae evaluate RUN ...      the same as python -m ppvae.evaluate
 ppvae doctor RUN            what is right and wrong with the pair of a run
+ppvae share RUN             its model card; with --to, the upload to the Hugging Face Hub
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated
 
@@ -29,9 +30,15 @@ def main(argv: list[str] | None = None) -> int:
     if command in ("-h", "--help", "help"):
         print(overview())
         return 0
-    commands: dict[str, Callable[[list[str]], int]] = {"train": _train, "evaluate": _evaluate, "doctor": _doctor}
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "train": _train,
+        "evaluate": partial(_command, "evaluate"),
+        "doctor": _doctor,
+        "share": partial(_command, "share"),
+    }
     if command not in commands:
-        print(f"error: there is no command {command!r}: train, evaluate or doctor; ppvae lists them", file=sys.stderr)
+        names = ", ".join(commands)
+        print(f"error: there is no command {command!r}, but there are {names}; ppvae lists them", file=sys.stderr)
         return 2
     return commands[command](rest)
 
@@ -45,6 +52,7 @@ def overview() -> str:
         "  ppvae train MODEL [--help]       trains a model; each run is a folder, runs/MODEL by default",
         "  ppvae evaluate RUN [--help]      log p(x) of a run, and how far to believe it",
         "  ppvae doctor RUN [--help]        sites, gradients, latents of a run; ppvae.doctor(pair, x) of your own",
+        "  ppvae share RUN [--help]         its model card; with --to OWNER/NAME it goes to the Hugging Face Hub",
         "",
         "models, on embedded data in about a minute; images also --dataset mnist --data-root DIR, or your own folder:",
         "",
@@ -78,10 +86,9 @@ def _train(argv: list[str]) -> int:
     return int(importlib.import_module(f"ppvae.examples.{name}").main(argv[1:]))
 
 
-def _evaluate(argv: list[str]) -> int:
-    from ppvae.cli.evaluate import main as evaluate
-
-    return evaluate(argv)
+def _command(module: str, argv: list[str]) -> int:
+    """Runs a command that has a file of its own, imported now."""
+    return int(importlib.import_module(f"ppvae.cli.{module}").main(argv))
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ def restore(
     recipe = run.read_config().get("recipe")
     if recipe is not None:
         return _cooked(run, recipe, device, trust)
-    experiment, args, noted = _experiment_of(run)
+    experiment, args, noted = experiment_of(run)
     if data_root is not None:
         args = replace(args, data_root=data_root)
     weights = run.weights()
@@ -185,7 +185,7 @@ def _cooked(run: RunFolder, content: Any, device: str | torch.device, trust: boo
     return Trained(pair.to(usable_device(device)), data)
 
 
-def _experiment_of(run: RunFolder) -> tuple[Experiment, Any, str]:
+def experiment_of(run: RunFolder) -> tuple[Experiment, Any, str]:
     """The example that made a run, its flags, and the fingerprint of its data, "" where it has none.
 
     Raises:

@@ -80,11 +80,16 @@ class Args(ImageArgs):
         self._check()
         epochs = 150 if self.epochs is None and self.dataset == "digits" else self.epochs
         args = replace(super().resolved(), epochs=1 if self.smoke else epochs or 50)
+        if args.variant == "m1":
+            return args
         hidden_dims = args.hidden_dims or ((300,) if args.variant == "m2" else (100,))
-        m1_epochs = args.m1_epochs or (100 if args.dataset == "digits" else 15)
         classifier_dims = args.classifier_dims or ((300, 300) if args.classifier == "mlp" else (32, 64))
-        args = replace(args, hidden_dims=hidden_dims, m1_epochs=m1_epochs, classifier_dims=classifier_dims)
-        return replace(args, m1_epochs=1, supervised_epochs=1) if args.smoke else args
+        args = replace(args, hidden_dims=hidden_dims, classifier_dims=classifier_dims)
+        args = replace(args, supervised_epochs=1) if args.smoke else args
+        if args.variant == "m2":
+            return args
+        m1_epochs = args.m1_epochs or (100 if args.dataset == "digits" else 15)
+        return replace(args, m1_epochs=1 if args.smoke else m1_epochs)
 
     def _check(self) -> None:
         m1, m2, both = ("m1", "m1m2"), ("m2", "m1m2"), ("m1m2",)

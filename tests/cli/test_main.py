@@ -51,7 +51,7 @@ def test_without_an_argument_nothing_heavy_is_imported():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["explain"], "there is no command 'explain': train, evaluate or doctor"),
+        (["explain"], "there is no command 'explain', but there are train, evaluate, doctor"),
         (["train"], "there is no model '': aae, "),
         (["train", "gan"], "there is no model 'gan': aae, "),
         (["doctor", "nowhere"], "nowhere"),
