@@ -16,6 +16,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 ORDER = [
     "_internals",
     "_validate",
+    "result",
+    "plot",
     "rng",
     "isolation",
     "storage",
@@ -39,7 +41,6 @@ ORDER = [
     "objectives",
     "infer",
     "evaluate",
-    "plot",
     "cli",
     "examples",
 ]

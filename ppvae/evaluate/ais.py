@@ -33,10 +33,10 @@ from ppvae.evaluate.estimates import (
     standard_error,
 )
 from ppvae.evaluate.estimator import Estimator, EvaluationOptions
-from ppvae.evaluate.result import Result
 from ppvae.evaluate.sites import num_observed
 from ppvae.pair import Batch, blocks, take
 from ppvae.processes import each_seeded, is_first
+from ppvae.result import Result
 from ppvae.sampling.ais import Annealing, Chains
 from ppvae.sampling.annealed_path import GeometricPath, Start
 from ppvae.sampling.posterior_draws import PosteriorSampler, posterior_sampler, simulate

@@ -6,9 +6,9 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
-from ppvae.evaluate.predictive import PosteriorPredictive
+from ppvae.evaluate.predictive import PosteriorPredictive, posterior_predictive
 
 if TYPE_CHECKING:
     from xarray import DataTree
@@ -22,8 +22,10 @@ def import_arviz() -> Any:
     return arviz
 
 
-def to_arviz(draws: PosteriorPredictive) -> DataTree:
-    """Draws of `posterior_predictive` as ArviZ takes them, with named dims and coordinates.
+def to_arviz(
+    draws: PosteriorPredictive | nn.Module, *data: Any, num_samples: int | None = None, seed: int | None = None
+) -> DataTree:
+    """Draws of `posterior_predictive`, or of a pair and its data, as ArviZ takes them: with named dims and coordinates.
 
     That is an `xarray.DataTree` from ArviZ 1 on, and an `arviz.InferenceData` before; either has a group by its name.
 
@@ -38,18 +40,29 @@ def to_arviz(draws: PosteriorPredictive) -> DataTree:
     are of dims (chain, draw, ...): of such a pair `az.loo` is what it is meant for.
 
     Args:
-        draws: of `posterior_predictive`.
+        draws: of `posterior_predictive`, or any pair, which is drawn from as there.
+        data: the arguments of the pair.
+        num_samples: of a pair, its draws per datum; by default as many as there.
+        seed: of these draws.
+
+    Raises:
+        TypeError: where an argument is of the wrong kind, or data or options come with draws that were made before.
+        ValueError: as of `posterior_predictive`.
 
     Example:
         >>> import torch
-        >>> from ppvae.evaluate.predictive import posterior_predictive
         >>> from ppvae.models import PPCA
-        >>> data = to_arviz(posterior_predictive(PPCA(8, 2), torch.randn(5, 8), num_samples=20))
+        >>> data = to_arviz(PPCA(8, 2), torch.randn(5, 8), num_samples=20)
         >>> dict(data.posterior["z"].sizes)
         {'chain': 1, 'draw': 20, 'datum': 5, 'z_dim': 2}
     """
-    if not isinstance(draws, PosteriorPredictive):
-        raise TypeError(f"draws must be what posterior_predictive returns, got {type(draws).__name__}")
+    options = {name: value for name, value in {"num_samples": num_samples, "seed": seed}.items() if value is not None}
+    if isinstance(draws, nn.Module):
+        draws = posterior_predictive(draws, *data, **options)
+    elif not isinstance(draws, PosteriorPredictive):
+        raise TypeError(f"draws must be what posterior_predictive returns, or a pair, got {type(draws).__name__}")
+    elif data or options:
+        raise TypeError("draws were made before: data, num_samples and seed are of a pair")
     of_draws = ("chain", "draw", "datum")
     taken = {*draws.posterior, *draws.observed, *draws.conditions, *of_draws}
     plates = {

@@ -28,10 +28,10 @@ from ppvae.evaluate.estimates import LogMarginal
 from ppvae.evaluate.estimator import Estimator
 from ppvae.evaluate.impute import NUM_PARTICLES, Imputation, impute
 from ppvae.evaluate.marginal import estimator_of, log_marginal
-from ppvae.evaluate.result import Result
 from ppvae.inputs import takes_data
 from ppvae.observed import of_observed
 from ppvae.pair import Pair, check_pair
+from ppvae.result import Result
 
 
 class PartOf(nn.Module):

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 
 from ppvae._validate import check_count, check_seed, check_tensor
 from ppvae.evaluate.disentanglement_scores import COLLAPSED, Codes, mutual_information
-from ppvae.evaluate.result import Result
 from ppvae.inputs import takes_data
 from ppvae.pair import check_data
+from ppvae.result import Result
 from ppvae.sampling.posterior_draws import PosteriorSampler, posterior_sampler
 from ppvae.traces import Site
 from ppvae.traces import sites as read_sites

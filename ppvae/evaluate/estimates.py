@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppvae.evaluate.result import Result
+from ppvae.result import Result
 
 PerDatum = Tensor | dict[int, Tensor]
 """Values of shape (n,), or several of them by a number, as the bounds are by their number of samples."""

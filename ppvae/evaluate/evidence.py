@@ -18,9 +18,9 @@ from torch import nn
 from ppvae._validate import check_count
 from ppvae.evaluate.estimates import log_mean
 from ppvae.evaluate.psis import PARETO_GOOD, ParetoWarning, pareto_k
-from ppvae.evaluate.result import Result
 from ppvae.evaluate.shared import shared_posterior
 from ppvae.inputs import takes_data
+from ppvae.result import Result
 from ppvae.traces import sites
 
 

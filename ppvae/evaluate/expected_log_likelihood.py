@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ppvae._validate import check_count
-from ppvae.evaluate.result import Result
 from ppvae.evaluate.sites import num_observed
 from ppvae.inputs import takes_data
+from ppvae.result import Result
 from ppvae.sampling.posterior_draws import posterior_sampler
 
 

@@ -28,10 +28,10 @@ from ppvae._validate import check_count, check_flag
 from ppvae.evaluate.estimates import standard_error
 from ppvae.evaluate.estimator import Estimator, EvaluationOptions
 from ppvae.evaluate.marginal import estimator_of
-from ppvae.evaluate.result import Result
 from ppvae.inputs import takes_data
 from ppvae.pair import blocks, check_data
 from ppvae.processes import each_seeded, is_first
+from ppvae.result import Result
 from ppvae.rng import get_rng, set_rng
 from ppvae.sampling.eval_mode import validation
 from ppvae.sampling.posterior_draws import Latents, PosteriorSampler, posterior_sampler

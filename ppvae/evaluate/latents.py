@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from ppvae._validate import check_count, check_memory
 from ppvae.evaluate.aggregated import SiteDraws, draw_sites, independent_sites, log_aggregated
 from ppvae.evaluate.estimates import standard_error
-from ppvae.evaluate.result import Result
 from ppvae.inputs import takes_data
 from ppvae.pair import check_data
+from ppvae.result import Result
 from ppvae.sampling.eval_mode import validation
 from ppvae.sampling.posterior_draws import posterior_sampler
 

@@ -21,10 +21,10 @@ from torch.distributions import Transform
 
 from ppvae._validate import check_count
 from ppvae.evaluate.arviz import import_arviz
-from ppvae.evaluate.result import Result
 from ppvae.evaluate.sites import Plates, by_datum, elements, in_blocks, inner_plates, mask_of, once
 from ppvae.inputs import takes_data
 from ppvae.processes import each_seeded
+from ppvae.result import Result
 from ppvae.sampling.posterior_draws import Latents, PosteriorSampler, posterior_sampler
 from ppvae.sampling.unconstrained import check_movable, to_support
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from ppvae._validate import check_tensor
 from ppvae.evaluate.estimator import Estimator
 from ppvae.evaluate.marginal import elbo, estimator_of, log_marginal
-from ppvae.evaluate.result import Result
 from ppvae.inputs import takes_data
 from ppvae.pair import check_data, check_pair
+from ppvae.result import Result
 
 ELBO_SAMPLES = 100
 """The most draws for the reconstruction error, which needs fewer than log p(x)."""

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from ppvae._validate import check_count
-from ppvae.evaluate.result import Result
 from ppvae.evaluate.shared import shared_posterior, shares_latents
 from ppvae.evaluate.sites import (
     Plates,
@@ -33,6 +32,7 @@ from ppvae.evaluate.sites import (
 )
 from ppvae.inputs import takes_data
 from ppvae.pair import Batch, take
+from ppvae.result import Result
 from ppvae.sampling.posterior_draws import PosteriorSampler, check_predictable, posterior_sampler
 from ppvae.sampling.sampler import PROBE_DATA
 from ppvae.traces import same_values, sites

@@ -29,9 +29,9 @@ from torch import Tensor, nn
 from ppvae._validate import check_count, check_tensor
 from ppvae.evaluate.estimates import mean_over_data
 from ppvae.evaluate.features import describe_features
-from ppvae.evaluate.result import Result
 from ppvae.inputs import takes_data
 from ppvae.pair import Batch, blocks, check_data
+from ppvae.result import Result
 from ppvae.sampling.eval_mode import eval_mode
 from ppvae.sampling.posterior_draws import posterior_sampler, simulate
 

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from ppvae._validate import check_count, check_number
-from ppvae.evaluate.result import Result
 from ppvae.evaluate.sites import Plates, by_datum, elements, inner_plates, mask_of, once
 from ppvae.inputs import takes_data
 from ppvae.pair import check_data
 from ppvae.processes import each_seeded
+from ppvae.result import Result
 from ppvae.sampling.posterior_draws import PosteriorSampler, posterior_sampler, simulate
 
 _NDArray = np.ndarray[Any, Any]

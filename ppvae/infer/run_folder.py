@@ -23,9 +23,9 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 from torch import Tensor
@@ -33,7 +33,11 @@ from torch import Tensor
 from ppvae._validate import check_path, naming_path
 from ppvae.infer.checkpoint import Progress
 from ppvae.infer.run_config import differences
+from ppvae.result import Result
 from ppvae.storage import load_state, read_json, remove_temporary, save_state, write_atomically, write_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Row = dict[str, float]
 """One epoch of the history, by column."""
@@ -256,9 +260,9 @@ class RunFolder:
         raise FileNotFoundError(f"{self.path} holds no weights: no epoch of the run was finished")
 
 
-@dataclass(frozen=True)
-class Run:
-    """What `fit` did.
+@dataclass(frozen=True, repr=False)
+class Run(Result):
+    """What `fit` did: a line in a console, a list in a notebook, `to_dataframe()` with a row for each epoch.
 
     Attributes:
         history: one row an epoch: `epoch`, `loss` (as minimised), `elbo`, `reconstruction`, `kl_<site>` (of the
@@ -271,8 +275,35 @@ class Run:
         seconds: time spent training, all starts of a run that was resumed together.
     """
 
-    history: list[Row] = field(repr=False)
+    history: list[Row]
     folder: Path | None
     stopped: str
     best_epoch: int | None
     seconds: float
+
+    def summary(self) -> str:
+        """What was done, for a person."""
+        clauses = [f"{len(self.history)} epochs in {self.seconds:.1f} s, {self.stopped}"]
+        for column in ("elbo", "valid_elbo", "valid_loss"):
+            if self.history and column in (last := self.history[-1]):
+                clauses.append(f"{column} {last[column]:.3f} in the last one")
+        clauses += [] if self.best_epoch is None else [f"the weights are those of epoch {self.best_epoch}"]
+        clauses += [] if self.folder is None else [f"in {self.folder}"]
+        return "; ".join(clauses)
+
+    def plot(self) -> Figure:
+        """The training curves: see `ppvae.plot.training_curves`.
+
+        Raises:
+            ValueError: where no epoch was finished.
+
+        Example:
+            >>> import torch, ppvae
+            >>> from ppvae.models import PPCA
+            >>> run = ppvae.fit(PPCA(8, 2), torch.randn(100, 8), epochs=2, progress=False)
+            >>> [axes.get_title() for axes in run.plot().axes], list(run.to_dataframe()["epoch"])
+            (['ELBO', 'reconstruction', 'KL divergence'], [1.0, 2.0])
+        """
+        from ppvae import plot
+
+        return plot.training_curves(self.history)

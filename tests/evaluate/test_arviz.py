@@ -57,6 +57,16 @@ def test_event_dims_are_named_after_their_variable():
     assert "constant_data" not in groups_of(data)
 
 
+def test_of_a_pair_at_once():
+    reference = ppca()
+    data = to_arviz(reference.pair, *reference.data, num_samples=5, seed=3)
+    draws = posterior_predictive(reference.pair, *reference.data, num_samples=5, seed=3)
+    assert (data.posterior["z"].values[0] == draws.posterior["z"].numpy()).all()
+    assert to_arviz(reference.pair, *reference.data).posterior.sizes["draw"] == 100
+    with pytest.raises(TypeError, match="draws were made before"):
+        to_arviz(draws, num_samples=5)
+
+
 def test_plates_named_like_a_site_and_images_in_half_precision():
     s, n = 2, 3
     draws = PosteriorPredictive(

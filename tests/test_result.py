@@ -5,8 +5,9 @@ import torch
 
 import ppvae
 from ppvae import evaluate
-from ppvae.evaluate.result import Result
+from ppvae.infer import Run
 from ppvae.models import PPCA
+from ppvae.result import Result
 
 
 def pair_and_data():
@@ -41,6 +42,23 @@ def test_a_table_has_a_row_a_datum_and_all_that_is_known_of_it():
     torch.testing.assert_close(torch.tensor(table["bound_200"]), estimate.values)
     terms = ppvae.elbo(pair, x, num_samples=2)
     assert list(terms.to_dataframe()) == ["values", "reconstruction", "kl_z", "std_error", "share_outside"]
+
+
+def test_a_run_is_one_too():
+    pair, x = pair_and_data()
+    run = ppvae.fit(pair, x, x, epochs=3, progress=False, kl_weight=lambda t: 1.0 if t > 1 else 0.5)
+    assert repr(run).startswith("Run: 3 epochs in ")
+    assert run._repr_html_().count("<li>") == 4
+    table = run.to_dataframe()
+    assert table.to_dict("records") == run.history
+    curves = {line.get_label(): line.get_ydata() for line in run.plot().axes[0].get_lines()}
+    assert list(curves["valid"]) == list(table["valid_elbo"])
+
+
+def test_a_value_that_an_epoch_lacks_is_a_gap():
+    run = Run([{"epoch": 1.0}, {"epoch": 2.0, "kl_z": 3.0}], None, "interrupted", None, 1.0)
+    assert run.to_dataframe()["kl_z"].isna().tolist() == [True, False]
+    assert run.summary() == "2 epochs in 1.0 s, interrupted"
 
 
 def test_what_is_of_all_data_together_has_no_table():

@@ -5,8 +5,10 @@ from __future__ import annotations
 import html
 from abc import ABC, abstractmethod
 from dataclasses import fields
+from math import nan
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -34,7 +36,7 @@ class Result(ABC):
         return f"<b>{type(self).__name__}</b><ul>{''.join(f'<li>{clause}</li>' for clause in clauses)}</ul>"
 
     def to_dataframe(self) -> Any:
-        """What is known of each datum as a table of pandas: a row a datum, nats where nothing else is said.
+        """What is known of each datum, or epoch, as a table of pandas: a row for each, nats where nothing else is said.
 
         Raises:
             TypeError: where nothing is known of each datum.
@@ -51,7 +53,10 @@ class Result(ABC):
 
 
 def _columns(name: str, value: Any) -> dict[str, Tensor]:
-    """The vectors in a field, by name: itself, those of a dictionary, those of a method's evidence."""
+    """The vectors in a field, by name: itself, those of a dictionary, of a method's evidence, of rows of numbers."""
+    if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+        names = dict.fromkeys(key for row in value for key in row)
+        return {key: torch.tensor([row.get(key, nan) for row in value], dtype=torch.float64) for key in names}
     if isinstance(value, Tensor):
         return {name: value.detach()} if value.dim() == 1 else {}
     if isinstance(value, dict):
