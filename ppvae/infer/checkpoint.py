@@ -185,7 +185,8 @@ def progress_bar(progress: Progress, steps_per_epoch: int | None, epochs: int, *
     """A bar over the steps of a run, from where it stands."""
     length = steps_per_epoch or 0
     done = progress.epoch * length + progress.step
-    often = 0.2 if sys.stderr.isatty() else 30.0  # a log file wants few lines
+    watched = sys.stderr.isatty() or "ipykernel" in sys.modules  # a notebook has a bar of its own
+    often = 0.2 if watched else 30.0  # a log file wants few lines
     options: dict[str, Any] = {"disable": not show, "dynamic_ncols": True, "mininterval": often}
     return tqdm(total=length * epochs or None, initial=done, unit="step", **options)
 
