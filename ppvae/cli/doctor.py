@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import sys
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import pyro
 import torch
-from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from ppvae._validate import check_flag
+from ppvae.cli.code_lines import Statements, of_error, of_parameters
+from ppvae.cli.step_time import calls_of_nets, time_step
 from ppvae.data import Batches
 from ppvae.evaluate.latents import latent_report
 from ppvae.evaluate.marginal import log_marginal
@@ -41,8 +40,6 @@ Kind = Literal["wrong", "doubtful", "fine"]
 
 STEPS = 3
 """Steps of which the gradients are looked at: in one a unit may be idle by chance."""
-OURS = ("pyro", "torch", "ppvae")
-"""Packages whose lines are not the user's."""
 MARKS = {"wrong": "✗", "doubtful": "!", "fine": "✓"}
 
 
@@ -54,10 +51,16 @@ class Finding:
         kind: "wrong" where training or a likelihood fails or means something else than it says, "doubtful" where it
             may, and "fine".
         text: a sentence.
+        where: lines of the code that it is about, "model.py:12", or classes of nets; none where it is about no line.
     """
 
     kind: Kind
     text: str
+    where: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        at = f"  [{', '.join(self.where)}]" if self.where else ""
+        return f"{MARKS[self.kind]} {self.text}{at}"
 
 
 @dataclass(frozen=True)
@@ -79,19 +82,20 @@ class Diagnosis:
 
     def summary(self) -> str:
         """All of it, for a person."""
-        return "\n".join([*self.sites, *(f"{MARKS[finding.kind]} {finding.text}" for finding in self.findings)])
+        return "\n".join([*self.sites, *map(str, self.findings)])
 
     def __str__(self) -> str:
         return self.summary()
 
 
 def doctor(pair: nn.Module, *data: Any, compile: bool = False, seed: int = 0) -> Diagnosis:
-    """Looks a pair over on a minibatch of data: its sites, its gradients, its latents, whether it compiles.
+    """Looks a pair over on a minibatch of data: its sites, its gradients, its latents, whether it compiles, its speed.
 
     Args:
         pair: any model/guide pair; a copy of it is looked at.
         data: its arguments, tensors or arrays of shape (n, ...), some hundred data of those it is for.
-        compile: whether to compile its training step too, which takes seconds, and say why where that fails.
+        compile: whether to compile its training step too, which takes seconds, and say what it takes then, or why that
+            fails.
         seed: of the draws; the global random state is left alone.
 
     Returns:
@@ -113,19 +117,30 @@ def doctor(pair: nn.Module, *data: Any, compile: bool = False, seed: int = 0) ->
     batch = as_batch(data, pair)
     check_batch(batch)
     found: list[Finding] = []
-    looked_at = copy.deepcopy(pair)
+    looked_at, statements = copy.deepcopy(pair), Statements()
     lines: list[str] = []
     with _noting(found), evaluating(looked_at, seed, attach=True):
         with contextlib.suppress(Exception):  # the checks say it better
-            lines += _sites_of(looked_at, batch)
+            lines += _sites_of(looked_at, batch, statements)
         check_fits(looked_at, Batches(*batch, batch_size=check_batch(batch), shuffle=False), name="data")
     if all(finding.kind != "wrong" for finding in found):
-        for look in (_gradients, partial(_compiles, wanted=compile), _latents):
+        for look in (_gradients, partial(_speed, compile=compile), _latents):
+            if look is not _latents and any(finding.kind == "wrong" for finding in found):
+                continue  # what is no number would fail there too
             with _noting(found), forked_rng(device_of(pair, batch), seed):
                 found += look(copy.deepcopy(pair), batch, seed)
     if not found or all(finding.kind == "fine" for finding in found):
         found.insert(0, Finding("fine", "nothing is wrong"))
+    found = [_placed(finding, statements) for finding in found]
     return Diagnosis(tuple(lines), tuple(sorted(found, key=lambda finding: list(MARKS).index(finding.kind))))
+
+
+def _placed(finding: Finding, statements: Statements) -> Finding:
+    """A finding with the lines of the sites that it names, where it has no others."""
+    if finding.where or finding.kind == "fine":
+        return finding
+    names = dict.fromkeys(re.findall(r"'([^']+)'", finding.text))
+    return replace(finding, where=tuple(line for name in names for line in statements.of_site(name)))
 
 
 @contextmanager
@@ -138,39 +153,24 @@ def _noting(found: list[Finding]) -> Iterator[None]:
         try:
             yield
         except (ValueError, TypeError, RuntimeError, NotImplementedError, KeyError) as error:
-            found.append(Finding("wrong", " ".join(str(error).split())))
+            found.append(Finding("wrong", " ".join(str(error).split()), tuple(of_error(error))))
     texts = dict.fromkeys(" ".join(str(warning.message).split()) for warning in caught)
     known = {finding.text for finding in found}
     found += [Finding("doubtful", text) for text in texts if text not in known]
 
 
-class _Lines(Messenger):
-    """Notes in which line of the user's code each statement stands."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.of: dict[str, str] = {}
-
-    def _pyro_sample(self, msg: Any) -> None:
-        frame: FrameType | None = sys._getframe(1)
-        while frame is not None and str(frame.f_globals.get("__name__", "")).split(".")[0] in OURS:
-            frame = (
-                None
-                if frame.f_globals["__name__"] == __name__ and frame.f_code.co_name == "_sites_of"
-                else frame.f_back
-            )
-        if frame is not None:  # a statement of a model of ours has no line of the user's
-            self.of.setdefault(msg["name"], f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}")
-
-
-def _sites_of(pair: Any, batch: Any) -> list[str]:
-    """A line for each site of guide and model."""
-    with _Lines() as where:
+def _sites_of(pair: Any, batch: Any, statements: Statements) -> list[str]:
+    """A line for each site of guide and model; notes where in the code their statements stand."""
+    with statements:
+        statements.program = "guide"
         guide = pyro.poutine.trace(pair.guide).get_trace(*batch)
+        statements.program = "model"
         model = pyro.poutine.trace(pyro.poutine.replay(pair.model, trace=guide)).get_trace(*batch)
     both = (("guide", guide), ("model", model))
     return [
-        f"{name}  {_described(site, where.of.get(site.name))}" for name, trace in both for site in sites(trace).values()
+        f"{name}  {_described(site, statements.of.get((name, site.name)))}"
+        for name, trace in both
+        for site in sites(trace).values()
     ]
 
 
@@ -212,38 +212,54 @@ def _gradients(pair: Any, batch: Any, seed: int) -> list[Finding]:
     svi.stepper.on_gradients = note
     for _ in range(STEPS):
         svi.step(*batch)
+
+    def about(kind: Kind, text: str, names: Sequence[str]) -> Finding:
+        return Finding(kind, text.format(_listed(names)), tuple(of_parameters(pair, names)[:3]))
+
     found = []
     if lost := [name for name, size in largest.items() if size != size]:
-        found.append(Finding("wrong", f"the gradient of {_listed(lost)} is no number"))
+        found.append(about("wrong", "the gradient of {} is no number", lost))
     if idle := [name for name, size in largest.items() if size == 0.0]:
-        found.append(
-            Finding("wrong", f"no gradient reaches {_listed(idle)}: neither model nor guide uses it, or it is detached")
-        )
+        text = "no gradient reaches {}: neither model nor guide uses it, or it is detached"
+        found.append(about("wrong", text, idle))
     if held := [name for name, p in pair.named_parameters() if not p.requires_grad]:
-        found.append(Finding("doubtful", f"{_listed(held)} is held fixed: its requires_grad is False"))
+        found.append(about("doubtful", "{} is held fixed: its requires_grad is False", held))
     if not lost and not idle:
         found.append(Finding("fine", f"a gradient reaches each of {len(largest)} parameters"))
     return found
 
 
-def _compiles(pair: Any, batch: Any, seed: int, *, wanted: bool) -> list[Finding]:
-    """Whether the training step becomes one graph; why not is a warning of its own."""
-    if not wanted:
-        return []
-    svi = _svi(pair, batch, seed, compile=True)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for _ in range(STEPS):
-            svi.step(*batch)
-    reasons = [text for warning in caught if "compil" in (text := str(warning.message)) or "eager" in text]
-    if reasons:
-        return [Finding("doubtful", f"the training step {reasons[0]}")]
-    return [Finding("fine", "the training step is one compiled graph")]
+def _speed(pair: Any, batch: Any, seed: int, *, compile: bool) -> list[Finding]:
+    """What a step takes, beside its nets alone; whether it becomes one graph, and what it takes then."""
+    found = []
+    eager = _svi(pair, batch, seed, compile=False)
+    with calls_of_nets(pair) as calls:
+        eager.step(*batch)
+    graph = _svi(pair, batch, seed, compile=True) if compile else None
+    if graph is not None:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(STEPS):
+                graph.step(*batch)
+        reasons = [text for warning in caught if "compil" in (text := str(warning.message)) or "eager" in text]
+        if reasons:
+            found.append(Finding("doubtful", f"the training step is {reasons[0]}"))
+            graph = None
+        else:
+            found.append(Finding("fine", "the training step is one compiled graph"))
+    took = time_step(
+        partial(eager.step, *batch),
+        None if graph is None else partial(graph.step, *batch),
+        calls,
+        num_data=check_batch(batch),
+        device=device_of(pair, batch),
+    )
+    return [*found, Finding("fine", took.summary())]
 
 
 def _svi(pair: Any, batch: Any, seed: int, *, compile: bool) -> SVI:
     """Steps of no length, by the objective that `fit` takes where it is given none."""
-    torch_optim = partial(torch.optim.SGD, lr=0.0)
+    torch_optim = partial(torch.optim.Adam, lr=0.0, fused=True)
     with evaluating(pair, seed, attach=True):
         loss, model = default_objective(pair, (batch,)), trained_model(pair, batch)
     return SVI(model, pair.guide, torch_optim, loss, compile=compile, owner=pair)
