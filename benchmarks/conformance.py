@@ -5,10 +5,11 @@ installed pyro-ppl). Each file runs as it is; what passes and builds an SVI runs
 with graphs as they were traced. `conformance_plugin.py` replaces the class.
 
     git clone --depth 1 https://github.com/pyro-ppl/pyro ../pyro
-    python benchmarks/conformance.py --pyro ../pyro
+    python benchmarks/conformance.py --pyro ../pyro --max-seconds 20
     python benchmarks/conformance.py --pyro ../pyro --modes eager --files tests/optim tests/infer/test_jit.py
 
-All files take hours on two cores; the exit status is 1 where an eager test is lost.
+All files take hours on two cores. What became of a file is kept in `--out` when all of its runs are done: started
+again, the script goes on with the next one. The exit status is 1 where an eager test is lost.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,9 @@ Rows = dict[str, dict[str, Any]]
 LEFT_OUT = ("tests/perf/", "tests/infer/mcmc/")
 """A script with timings; tests of MCMC, one of which takes SVI steps before it samples."""
 
+PATIENCE = 10
+"""How many times as long a test may take with our SVI as it may unpatched: it is traced at the first steps."""
+
 
 @dataclass(frozen=True)
 class Args:
@@ -46,21 +49,25 @@ class Args:
     """Which of its test files or folders, e.g. tests/optim; by default all in which an SVI is built."""
     modes: tuple[Mode, ...] = ("eager", "compiled")
     """How our SVI runs."""
-    max_seconds: float = float("inf")
-    """Tests that take longer unpatched are not run again; the table says how many."""
+    max_seconds: float = 0.0
+    """Tests that take longer unpatched are stopped and left out, the table says how many; 0 for no limit."""
+    out: Path = Path("runs/conformance")
+    """Where what became of each file is kept; a file that is there does not run again."""
 
 
 def files_with_svi(checkout: Path) -> list[str]:
-    """The test files that name SVI, and the folders of tests of a `pyro.contrib` package that builds one."""
+    """The test files that name SVI, and those of a `pyro.contrib` package that builds one."""
     tests = [path for path in sorted(checkout.glob("tests/**/test_*.py")) if re.search(r"\bSVI\b", path.read_text())]
     contrib = [path for path in Path(pyro.__file__).parent.glob("contrib/*/**/*.py") if "SVI(" in path.read_text()]
     folders = {path.relative_to(Path(pyro.__file__).parent).parts[1] for path in contrib}
-    tests += [folder for name in sorted(folders) if (folder := checkout / "tests/contrib" / name).is_dir()]
-    names = [path.relative_to(checkout).as_posix() for path in tests]
-    return [name for name in names if not f"{name}/".startswith(LEFT_OUT)]
+    tests += [
+        path for name in sorted(folders) for path in sorted((checkout / "tests/contrib" / name).glob("test_*.py"))
+    ]
+    names = dict.fromkeys(path.relative_to(checkout).as_posix() for path in tests)
+    return [name for name in names if not name.startswith(LEFT_OUT)]
 
 
-def run_tests(checkout: Path, svi: str, tests: Sequence[str]) -> Rows:
+def run_tests(checkout: Path, svi: str, tests: Sequence[str], max_seconds: float) -> Rows:
     """Runs files or single tests with Pyro's SVI ("pyro") or ours ("eager", "compiled")."""
     here = Path(__file__).resolve().parent
     path = os.pathsep.join([str(here.parent), str(here), os.environ.get("PYTHONPATH", "")])
@@ -71,7 +78,7 @@ def run_tests(checkout: Path, svi: str, tests: Sequence[str]) -> Rows:
         options = ["-p", "conformance_plugin", "-p", "no:randomly", "-p", "no:cacheprovider", "--import-mode=append"]
         command = [sys.executable, "-m", "pytest", *options, "-q", "--tb=no", "--disable-warnings"]
         subprocess.run(
-            [*command, "--svi", svi, "--svi-report", str(report), f"@{chosen}"],
+            [*command, "--svi", svi, "--svi-report", str(report), "--max-seconds", str(max_seconds), f"@{chosen}"],
             cwd=folder,
             env=os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
             stdout=sys.stderr,
@@ -81,42 +88,71 @@ def run_tests(checkout: Path, svi: str, tests: Sequence[str]) -> Rows:
     return {row["test"]: row for row in map(json.loads, lines)}
 
 
-def report(unpatched: Rows, slow: set[str], patched: dict[str, Rows]) -> bool:
-    """Prints a table by file and the names of the tests that are lost; returns whether eager has lost none."""
-    kept = {name for name, row in unpatched.items() if row["svi"] and row["outcome"] == "passed"}
-    lost = {mode: [name for name in sorted(kept - slow) if not _passed(rows, name)] for mode, rows in patched.items()}
-    columns = [*patched, *(["by a graph"] if "compiled" in patched else []), *(["left out: slow"] if slow else [])]
-    print("| file | " + " | ".join(["unpatched", *columns]) + " |\n|" + " --- |" * (len(columns) + 2))
-    by_file: dict[str, list[str]] = defaultdict(list)
-    for name in sorted(kept):
-        by_file[name.split("::")[0]].append(name)
-    for file, names in [*by_file.items(), ("all", sorted(kept))]:
-        cells = [len(names), *(sum(_passed(rows, name) for name in names) for rows in patched.values())]
-        if "compiled" in patched:
-            cells.append(sum(_passed(patched["compiled"], n) and patched["compiled"][n]["graphs"] for n in names))
-        cells += [len(slow.intersection(names))] if slow else []
-        print(f"| {file} | " + " | ".join(map(str, cells)) + " |")
-    for mode, names in lost.items():
-        print(f"\n{mode}: {len(names)} lost")
-        for name in names:
-            print(f"  {name}: {patched[mode].get(name, {}).get('error', 'did not run')}")
-    return not lost.get("eager")
+def outcomes(args: Args, file: str) -> dict[str, Rows]:
+    """What became of the tests of a file, unpatched and in each mode: kept from before, or run now."""
+    kept = args.out / f"{file.replace('/', '.')}.json"
+    if kept.exists() and set(args.modes) <= set(found := json.loads(kept.read_text())):
+        return {mode: found[mode] for mode in ("pyro", *args.modes)}
+    checkout = args.pyro.resolve()
+    found = {"pyro": run_tests(checkout, "pyro", [file], args.max_seconds)}
+    for mode in args.modes:
+        again = _counted(found["pyro"], "passed")
+        found[mode] = run_tests(checkout, mode, again, PATIENCE * args.max_seconds) if again else {}
+    args.out.mkdir(parents=True, exist_ok=True)
+    kept.with_suffix(".part").write_text(json.dumps(found, indent=1))
+    kept.with_suffix(".part").replace(kept)
+    return found
+
+
+def counts(found: dict[str, Rows]) -> list[int]:
+    """The row of a table: how many tests pass unpatched and in each mode, by a graph, and how many took too long."""
+    passed = _counted(found["pyro"], "passed")
+    modes = [rows for mode, rows in found.items() if mode != "pyro"]
+    again = [sum(_passed(rows, name) for name in passed) for rows in modes]
+    graphs = sum(_passed(rows, name) and rows[name]["graphs"] for rows in modes for name in passed)
+    return [len(passed), *again, graphs, len(_counted(found["pyro"], "slow"))]
+
+
+def lost(found: dict[str, Rows], mode: str) -> list[str]:
+    """The tests that pass unpatched and not in a mode, each with what came in place of that."""
+    names = [name for name in _counted(found["pyro"], "passed") if not _passed(found[mode], name)]
+    return [f"{name}: {found[mode].get(name, {}).get('error', 'did not run')}" for name in names]
+
+
+def _counted(rows: Rows, outcome: str) -> list[str]:
+    return [name for name, row in rows.items() if row["svi"] and row["outcome"] == outcome]
 
 
 def _passed(rows: Rows, name: str) -> bool:
     return rows.get(name, {}).get("outcome") == "passed"
 
 
+def _print_row(cells: Sequence[Any]) -> None:
+    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+
+
 def main(args: Args) -> int:
-    """Runs the tests and prints the table."""
+    """Runs the tests and prints the table, file by file, and what is lost."""
     if not (args.pyro / "tests" / "infer").is_dir():
         raise SystemExit(f"--pyro must be a checkout of Pyro with its tests, got {args.pyro}")
-    checkout = args.pyro.resolve()
-    unpatched = run_tests(checkout, "pyro", args.files or files_with_svi(checkout))
-    chosen = [name for name, row in unpatched.items() if row["svi"] and row["outcome"] == "passed"]
-    slow = {name for name in chosen if unpatched[name]["seconds"] > args.max_seconds}
-    again = [name for name in chosen if name not in slow]
-    return 0 if report(unpatched, slow, {mode: run_tests(checkout, mode, again) for mode in args.modes}) else 1
+    columns = ["file", "unpatched", *args.modes, "by a graph", "left out: slow"]
+    _print_row(columns)
+    _print_row(["---"] * len(columns))
+    total = [0] * (len(columns) - 1)
+    losses: dict[str, list[str]] = {mode: [] for mode in args.modes}
+    for file in args.files or files_with_svi(args.pyro):
+        found = outcomes(args, file)
+        row = counts(found)
+        if any(row):
+            _print_row([file, *row])
+        total = [a + b for a, b in zip(total, row, strict=True)]
+        for mode in args.modes:
+            losses[mode] += lost(found, mode)
+    _print_row(["all", *total])
+    for mode, tests in losses.items():
+        print(f"\n{mode}: {len(tests)} lost")
+        print("\n".join(f"  {test}" for test in tests))
+    return 1 if losses.get("eager") else 0
 
 
 if __name__ == "__main__":

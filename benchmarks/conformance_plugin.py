@@ -6,6 +6,7 @@ One line of JSON a test is written: its name, what became of it, whether it buil
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Generator
 from pathlib import Path
@@ -22,11 +23,15 @@ import ppvae
 built: list[Any] = []
 """The SVI objects of the test that runs."""
 
+stopped: list[str] = []
+"""The test that runs, where it took too long."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Which SVI the tests use, and where the report goes."""
     parser.addoption("--svi", choices=("pyro", "eager", "compiled"), default="pyro")
     parser.addoption("--svi-report", type=Path, required=True)
+    parser.addoption("--max-seconds", type=float, default=0.0)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -80,6 +85,25 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Seeds every test by its name: most of Pyro's take the numbers that the one before left."""
     pyro.set_rng_seed(crc32(item.nodeid.encode()))
     built.clear()
+    stopped.clear()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """Stops a test that takes longer than it may."""
+    seconds = item.config.getoption("--max-seconds")
+
+    def stop(number: int, frame: Any) -> None:
+        stopped.append(item.nodeid)
+        pytest.fail(f"stopped after {seconds} seconds")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        return (yield)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -87,7 +111,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     """Writes what became of a test."""
     report = yield
     if report.when == "call" or (report.when == "setup" and not report.passed):
-        outcome = "xfailed" if hasattr(report, "wasxfail") else report.outcome
+        outcome = "slow" if stopped else "xfailed" if hasattr(report, "wasxfail") else report.outcome
         graphs = any(svi._compiled.num_graphs for svi in built if isinstance(svi, ppvae.SVI))
         row = {"test": item.nodeid, "outcome": outcome, "svi": bool(built), "graphs": graphs}
         row["seconds"] = round(report.duration, 2)
