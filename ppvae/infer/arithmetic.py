@@ -1,14 +1,16 @@
 """The step of torch's own optimizers as operations on tensors: what a compiled graph holds after the gradient.
 
-What changes from step to step (learning rates, bias corrections, the norm that gradients are clipped to) are numbers in
-tables that are filled before each step; states are the optimizer's own tensors, written in place. So schedules, options
-and states that are set between steps count, and a step by the optimizer itself goes on from where the graph stands.
+Options (learning rates, betas, the norm that gradients are clipped to) are numbers in tables that are filled where they
+have changed; states, the count of steps among them, are the optimizer's own tensors, written in place. So schedules,
+options and states that are set between steps count, and a step by the optimizer itself goes on from where the graph
+stands.
 
 Every parameter adds some twenty operations to a graph, which a compiler takes its time for.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,14 +38,16 @@ class Formula:
         flags: of a group; None where the operations are not known.
         states: the names of the states that a group with these flags has.
         numbers: what a step takes of a group.
-        paces: what it takes of a group and of how many steps a parameter has with it.
+        rates: what it takes of a group in double precision.
+        paces: from the rates and the number of the step, a vector of each over the parameters, what depends on both.
         update: takes the step of a parameter: its gradient, states, numbers, paces and flags.
     """
 
     flags: Callable[[Options], Flags | None]
     states: Callable[[Flags], tuple[str, ...]]
     numbers: Callable[[Options], list[float]]
-    paces: Callable[[Options, float], list[float]]
+    rates: Callable[[Options], list[float]]
+    paces: Callable[[Sequence[Tensor], Tensor], list[Tensor]]
     update: Callable[[Tensor, Tensor, dict[str, Tensor], Sequence[Tensor], Sequence[Tensor], Flags], None]
 
 
@@ -68,9 +72,14 @@ def _adam_numbers(group: Options) -> list[float]:
     return [1 - beta1, beta2, 1 - beta2, group["eps"], decay, 1 - rate * decay]
 
 
-def _adam_paces(group: Options, step: float) -> list[float]:
-    beta1, beta2 = map(float, group["betas"])
-    return [float(group["lr"]) / (1 - beta1**step), (1 - beta2**step) ** -0.5]
+def _adam_rates(group: Options) -> list[float]:
+    return [float(group["lr"]), *(math.log(beta) if beta else -math.inf for beta in map(float, group["betas"]))]
+
+
+def _adam_paces(rates: Sequence[Tensor], step: Tensor) -> list[Tensor]:
+    # exp, not pow: what Inductor computes once for all elements of a parameter, and not at each.
+    rate, log1, log2 = rates
+    return [rate / (1 - (step * log1).exp()), (1 - (step * log2).exp()).rsqrt()]
 
 
 def _adam(
@@ -128,12 +137,13 @@ def _sgd(
     parameter.copy_(parameter - rate * gradient)
 
 
-_ADAM = Formula(_adam_flags, _adam_states, _adam_numbers, _adam_paces, _adam)
+_ADAM = Formula(_adam_flags, _adam_states, _adam_numbers, _adam_rates, _adam_paces, _adam)
 _SGD = Formula(
     _sgd_flags,
     lambda flags: ("momentum_buffer",) if flags[0] else (),
     _sgd_numbers,
-    lambda group, step: [],
+    lambda group: [],
+    lambda rates, step: [],
     _sgd,
 )
 FORMULAS: dict[type, Formula] = {torch.optim.Adam: _ADAM, torch.optim.AdamW: _ADAM, torch.optim.SGD: _SGD}
@@ -159,8 +169,9 @@ class Arithmetic:
         self._steps = torch.zeros(len(self._parameters))
         self._states = [self._new_state(i, optimizer.state[p]) for i, p in enumerate(self._parameters)]
         self._dtype = torch.float64 if any(p.dtype == torch.float64 for p in self._parameters) else torch.float32
-        self._filled: tuple[list[list[float]], list[list[float]]] = ([], [])
-        self._numbers, self._paces = (torch.tensor(table, dtype=self._dtype) for table in self._tables(optimizer))
+        self._filled = self._tables(optimizer)
+        self._numbers = torch.tensor(self._filled[0], dtype=self._dtype)
+        self._rates = torch.tensor(self._filled[1], dtype=torch.float64)
         self._limit = torch.zeros((), dtype=self._dtype)
 
     def settle(self, optimizer: torch.optim.Optimizer, clip_norm: float | None) -> None:
@@ -171,24 +182,21 @@ class Arithmetic:
                 if (other := state.get(name)) is not tensor:
                     tensor.zero_() if other is None else tensor.copy_(other)
                     state[name] = tensor
-        tables = self._tables(optimizer)
-        if tables != self._filled:
-            for tensor, table in zip((self._numbers, self._paces), tables, strict=True):
-                tensor.copy_(torch.tensor(table, dtype=self._dtype))
-            self._filled = tables
+        self.fill(optimizer)
         if clip_norm is not None:
             self._limit.fill_(clip_norm)
 
+    def fill(self, optimizer: torch.optim.Optimizer) -> None:
+        """Takes over the options that the optimizer has now."""
+        if (tables := self._tables(optimizer)) != self._filled:
+            for tensor, table in zip((self._numbers, self._rates), tables, strict=True):
+                tensor.copy_(torch.tensor(table, dtype=tensor.dtype))
+            self._filled = tables
+
     def _tables(self, optimizer: torch.optim.Optimizer) -> tuple[list[list[float]], list[list[float]]]:
-        """The numbers of each group, and the paces of each parameter at its next step."""
+        """The numbers and the rates of each group."""
         groups = optimizer.param_groups
-        known: dict[tuple[int, float], list[float]] = {}
-        paces = []
-        for key in zip(self._group_of, self._steps.tolist(), strict=True):
-            if key not in known:
-                known[key] = self._formula.paces(groups[key[0]], key[1] + 1)
-            paces.append(known[key])
-        return [self._formula.numbers(group) for group in groups], paces
+        return [self._formula.numbers(group) for group in groups], [self._formula.rates(group) for group in groups]
 
     def covers(self, parameters: Sequence[Tensor]) -> bool:
         """Whether all these are the optimizer's."""
@@ -202,7 +210,8 @@ class Arithmetic:
             norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
             share = (self._limit / (norm + 1e-6)).clamp(max=1.0)
         numbers = [row.unbind() for row in self._numbers.unbind()]
-        paces = self._paces.unbind(1)
+        of_each = self._rates[torch.tensor(self._group_of)].unbind(1)
+        paces = [pace.to(self._dtype) for pace in self._formula.paces(of_each, self._steps.double() + 1)]
         counts = [0.0] * len(self._parameters)
         for parameter, gradient in zip(trained, gradients, strict=True):
             i = self._places[id(parameter)]

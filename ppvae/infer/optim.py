@@ -217,6 +217,8 @@ class Stepper:
         for group, own in zip(self.optimizer.param_groups, self._own_rates, strict=True):
             if rate := own or schedule:
                 group["lr"] = rate(epoch)
+        if self.inside is not None:
+            self.inside.fill(self.optimizer)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Loads the optimizer's state, also one that was saved where another device trained."""

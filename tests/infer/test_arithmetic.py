@@ -193,7 +193,7 @@ def test_a_wrong_step_is_found_and_leaves_nothing_behind(monkeypatch):
     formula = FORMULAS[torch.optim.Adam]
     shares = (0.9, 1.0)  # of the size of a step, and of the correction of its second moment
     wrong = replace(
-        formula, paces=lambda group, step: [s * n for s, n in zip(shares, formula.paces(group, step), strict=True)]
+        formula, paces=lambda rates, step: [s * n for s, n in zip(shares, formula.paces(rates, step), strict=True)]
     )
     torch.manual_seed(0)
     eager, expected, _ = train(Line(), Trace_ELBO(), [(binary(),)], compile=False, steps=6)
