@@ -50,7 +50,8 @@ class Args:
     modes: tuple[Mode, ...] = ("eager", "compiled")
     """How our SVI runs."""
     max_seconds: float = 0.0
-    """Tests that take longer unpatched are stopped and left out, the table says how many; 0 for no limit."""
+    """Tests that take more of the processor's time unpatched are stopped and left out, the table says how many; 0 for
+    no limit."""
     out: Path = Path("runs/conformance")
     """Where what became of each file is kept; a file that is there does not run again."""
 

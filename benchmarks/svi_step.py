@@ -213,7 +213,7 @@ class FitSteps:
     def running(self) -> AbstractContextManager[None]:
         """The contexts."""
         stack = ExitStack()
-        stack.enter_context(self.svi.running())
+        stack.enter_context(self.svi.running(steady=True))
         stack.enter_context(pyro.validation_enabled(False))
         return stack
 
