@@ -51,7 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if which == "compiled":  # graphs run as they were traced: a compiler takes seconds for each
         torch._inductor.compile = lambda module, inputs, options: module
         ppvae.compile.compiled.build_headers = lambda: None
-        config.addinivalue_line("filterwarnings", "ignore:not compiled, runs eagerly")
+        config.addinivalue_line("filterwarnings", "ignore:not compiled")
 
 
 def noted(base: type, **options: Any) -> type:

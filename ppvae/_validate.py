@@ -221,3 +221,13 @@ def usable_device(device: str | torch.device) -> torch.device:
     if device.type == "cuda" and device.index >= torch.cuda.device_count():
         raise ValueError(f"device is '{device}', but torch finds {torch.cuda.device_count()} CUDA GPUs")
     return device
+
+
+def check_autocast(dtype: Any) -> None:
+    """Checks the dtype of `autocast`.
+
+    Raises:
+        ValueError: where it is no narrow floating type.
+    """
+    if dtype not in (None, torch.bfloat16, torch.float16):
+        raise ValueError(f"autocast must be torch.bfloat16, torch.float16 or None, got {dtype!r}")

@@ -8,6 +8,7 @@ numbers are looked at apart, see `ppvae.compile.scalars`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from ppvae._internals import flatten, path_of_leaf, unflatten
 from ppvae.compile.guards import Same, fingerprint, is_plain_object
+from ppvae.compile.scalars import same_number
 
 
 class UncompilableError(RuntimeError):
@@ -45,6 +47,19 @@ class Arguments:
         self.tensors = [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
         self.numbers = {i: leaf for i, leaf in enumerate(self.leaves) if isinstance(leaf, float) or type(leaf) is int}
         self._names = names
+
+    def renewed(self, values: tuple[Any, ...]) -> Arguments | None:
+        """Other arguments, where these differ from them in the values of tensors alone; else None.
+
+        None also where there is more than tuples, lists, dicts, tensors, numbers and strings: this is a quick look.
+        """
+        leaves: list[Any] = []
+        if not _alike(values, self.values, leaves):
+            return None
+        again = copy.copy(self)
+        again.values, again.leaves = values, leaves
+        again.tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        return again
 
     def kind(self) -> tuple[Any, tuple[Any, ...]]:
         """What they are but for the values of numbers: their structure, and the kind of each leaf. Hashable.
@@ -78,7 +93,7 @@ class Arguments:
     def _kinds(self) -> Iterator[Any]:
         for place, leaf in enumerate(self.leaves):
             if isinstance(leaf, Tensor):
-                yield leaf.shape, leaf.stride(), leaf.dtype, leaf.device, leaf.requires_grad
+                yield _layout(leaf)
             elif place in self.numbers:
                 yield type(leaf)
             elif leaf is None or isinstance(leaf, bool | int | str):
@@ -89,3 +104,25 @@ class Arguments:
                 )
             else:
                 yield (Same(leaf) if is_plain_object(leaf) else type(leaf)), fingerprint(leaf)
+
+
+def _alike(value: Any, other: Any, leaves: list[Any]) -> bool:
+    """Whether two arguments are the same but for the values of tensors; the leaves of the first are noted in order."""
+    kind = type(value)
+    if kind is not type(other):
+        return False
+    if kind is tuple or kind is list:
+        return len(value) == len(other) and all(_alike(a, b, leaves) for a, b in zip(value, other, strict=True))
+    if kind is dict:
+        return list(value) == list(other) and all(_alike(value[key], other[key], leaves) for key in value)
+    leaves.append(value)
+    if isinstance(value, Tensor):
+        return _layout(value) == _layout(other)
+    if kind is float or kind is int:
+        return same_number(value, other)
+    return value is None or ((kind is bool or kind is str) and value == other)
+
+
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    """What a graph takes for granted of a tensor."""
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad

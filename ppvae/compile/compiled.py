@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,12 +35,6 @@ from ppvae.compile.inductor import build_headers
 from ppvae.compile.tracing import MAX_OPERATIONS, Computation, Traced, check_same, trace
 from ppvae.compile.verification import AUTOCAST, Label, first_difference, nudged
 from ppvae.params import baselines, baselines_kept
-
-Compile = bool | Literal["auto"]
-"""Whether to compile: always, never, or where it repays itself."""
-
-COST = 10_000.0
-"""Milliseconds that compiling a graph takes, roughly."""
 
 MAX_GRAPHS = 4
 """Kinds of arguments (shapes, dtypes, absent labels) that are compiled when they first come."""
@@ -65,27 +59,6 @@ MAX_RETRACES = 8
 
 MAX_MISSES = 20
 """How much more often than not Python may decide otherwise than it did while tracing."""
-
-
-def check_compile(compile: Compile) -> None:
-    """Checks the argument `compile`.
-
-    Raises:
-        ValueError: where it is neither a bool nor "auto".
-    """
-    if compile not in (True, False, "auto"):
-        raise ValueError(f"compile must be True, False or 'auto', got {compile!r}")
-
-
-def repays(compile: Compile, calls: float, *, saved: float) -> bool:
-    """Whether to compile: as it was asked for, or for "auto" where so many calls repay what it costs.
-
-    Args:
-        compile: what was asked for.
-        calls: how often the computation will run.
-        saved: milliseconds that a compiled call saves, roughly. No clock is asked: the same run compiles every time.
-    """
-    return bool(compile) if compile != "auto" else calls * saved >= COST
 
 
 class _FailedEagerly(Exception):
@@ -152,13 +125,15 @@ class Compiled:
         self._told = False
         self._news = ""
         self._eager = False
+        self._is_steady = False
+        self._last: tuple[Arguments, Graph] | None = None
 
     def __call__(self, values: tuple[Any, ...]) -> tuple[Sequence[Tensor], Any]:
         """What the computation gives, finished. It is the caller's: no later call writes over it."""
         found = None
         if not self._eager:
             try:
-                found = self._compiled(Arguments(values, self._names))
+                found = self._compiled(values)
             except _FailedEagerly as failed:
                 raise failed.error from None
             except Exception as error:  # a compiler can fail in many ways, and the eager way is always there
@@ -184,17 +159,30 @@ class Compiled:
     def _graphs(self) -> list[Graph]:
         return [graph for known in self._kinds.values() for graph in known.graphs]
 
+    @contextmanager
+    def steady(self) -> Iterator[None]:
+        """Context in which nothing changes between calls but arguments, and the values of tensors.
+
+        What a graph takes for granted is then looked at where arguments of another kind come, and not at every call.
+        """
+        self._is_steady, self._last = True, None
+        try:
+            yield
+        finally:
+            self._is_steady, self._last = False, None
+
     def distrust(self) -> None:
         """Uses a graph again only after a new run of the computation's Python did the same as it."""
+        self._last = None
         for graph in self._graphs:
             graph.trusted = False
 
     def _finished(self, outputs: Sequence[Tensor], layout: Any) -> Sequence[Tensor]:
         return outputs if self._finish is None else self._finish(outputs, layout)
 
-    def _compiled(self, args: Arguments) -> tuple[Graph, Sequence[Tensor], bool] | None:
+    def _compiled(self, values: tuple[Any, ...]) -> tuple[Graph, Sequence[Tensor], bool] | None:
         """A graph, what it gives, and whether that is finished; None where the computation is to run eagerly."""
-        graph = self._graph(args)
+        args, graph = self._as_before(values) or self._chosen(values)
         if graph is None:
             return None
         answers = graph.ask(args)
@@ -281,6 +269,18 @@ class Compiled:
         buffers = {id(b): (name, b) for module in self._modules for name, b in module.named_buffers()}
         others = {id(t): ("a tensor that a module holds", t) for t in Contents(self._modules).tensors()}
         return [(name, tensor) for name, tensor in (others | buffers).values() if not tensor.is_inference()]
+
+    def _as_before(self, values: tuple[Any, ...]) -> tuple[Arguments, Graph] | None:
+        """The graph of the call before, where nothing can have changed since but the values of tensors."""
+        if self._last is None or (args := self._last[0].renewed(values)) is None:
+            return None
+        return args, self._last[1]
+
+    def _chosen(self, values: tuple[Any, ...]) -> tuple[Arguments, Graph | None]:
+        args = Arguments(values, self._names)
+        graph = self._graph(args)
+        self._last = (args, graph) if self._is_steady and graph is not None else None
+        return args, graph
 
     def _graph(self, args: Arguments) -> Graph | None:
         """A graph that is right of these arguments; None where they are to be run eagerly."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ppvae._validate import check_count
-from ppvae.compile.compiled import Compile, check_compile, repays
+from ppvae.compile.policy import Compile, check_compile, repays
 from ppvae.evaluate.estimates import (
     Diagnostics,
     LogMarginal,

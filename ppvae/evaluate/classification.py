@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ppvae._validate import check_count, check_tensor
-from ppvae.compile.compiled import Compile
+from ppvae.compile.policy import Compile
 from ppvae.evaluate.estimates import mean_over_data, standard_error
 from ppvae.evaluate.estimator import Estimator
 from ppvae.evaluate.marginal import log_marginal

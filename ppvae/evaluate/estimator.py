@@ -14,7 +14,7 @@ from typing import Self
 from torch import nn
 
 from ppvae._validate import check_flag
-from ppvae.compile.compiled import Compile
+from ppvae.compile.policy import Compile
 from ppvae.evaluate.estimates import LogMarginal
 from ppvae.pair import Batch
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppvae.compile.compiled import Compile
+from ppvae.compile.policy import Compile
 from ppvae.evaluate.adaptive import Adaptive
 from ppvae.evaluate.ais import Annealed
 from ppvae.evaluate.auto import Auto

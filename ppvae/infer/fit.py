@@ -16,15 +16,23 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from ppvae import processes
-from ppvae._validate import check_count, check_flag, check_number, check_path, check_seed, naming_path, usable_device
-from ppvae.compile.compiled import Compile
+from ppvae._validate import (
+    check_autocast,
+    check_count,
+    check_flag,
+    check_number,
+    check_path,
+    check_seed,
+    naming_path,
+    usable_device,
+)
+from ppvae.compile.policy import Compile
 from ppvae.data import Batches, IterableSource, Source
 from ppvae.infer.callbacks import Callback, check_callbacks
 from ppvae.infer.optim import ParamGroups, check_groups
 from ppvae.infer.recipe import Recipe
 from ppvae.infer.run_config import describe, describe_groups, describe_pair, describe_source, versions
 from ppvae.infer.run_folder import Run, RunFolder
-from ppvae.infer.svi import check_autocast
 from ppvae.infer.trainer import Trainer
 from ppvae.inputs import SupportsArray, as_batch, is_array, loader_of
 from ppvae.isolation import check_trainable, check_unhandled

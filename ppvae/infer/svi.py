@@ -19,8 +19,10 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from ppvae._internals import StoreContents, gradient_hooks_off
-from ppvae.compile.compiled import Compile, Compiled, check_compile, repays
+from ppvae._validate import check_autocast
+from ppvae.compile.compiled import Compiled
 from ppvae.compile.guards import Contents, Same, check_no_buffers, fingerprint, modules_that_run
+from ppvae.compile.policy import Compile, check_compile, repays
 from ppvae.compile.verification import Label
 from ppvae.infer.compiled_step import StepFromOutputs
 from ppvae.infer.nonfinite import NonFiniteError, check_finite
@@ -188,9 +190,15 @@ class SVI(pyro.infer.SVI):
             return as_number(self._evaluate(args, kwargs))
 
     @contextmanager
-    def running(self) -> Iterator[None]:
-        """Context in which the parameters of modules live on the modules; `update` must run inside."""
-        with one_at_a_time():
+    def running(self, *, steady: bool = False) -> Iterator[None]:
+        """Context in which the parameters of modules live on the modules; `update` must run inside.
+
+        Args:
+            steady: nothing changes in it between steps but minibatches, the values of tensors, and learning rates: what
+                a compiled step takes for granted is not looked at every time.
+        """
+        changes = not steady or bool(getattr(self.objective, "before", ()))  # objectives that take turns in a step
+        with one_at_a_time(), nullcontext() if changes else self._compiled.steady():
             if not self._local:
                 with users_store():
                     yield
@@ -436,13 +444,3 @@ class SVI(pyro.infer.SVI):
             for parameter in self.parameters():
                 parameter.grad = None
             raise found
-
-
-def check_autocast(dtype: Any) -> None:
-    """Checks the dtype of `autocast`.
-
-    Raises:
-        ValueError: where it is no narrow floating type.
-    """
-    if dtype not in (None, torch.bfloat16, torch.float16):
-        raise ValueError(f"autocast must be torch.bfloat16, torch.float16 or None, got {dtype!r}")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ppvae import processes
-from ppvae.compile.compiled import Compile
+from ppvae.compile.policy import Compile
 from ppvae.data import Source
 from ppvae.infer.callbacks import Callback
 from ppvae.infer.checkpoint import Progress, check_like, check_optimizer_state, progress_bar, to_cpu
@@ -196,7 +196,7 @@ class Trainer:
         ):
             while (stopped := self._finished(epochs, patience)) is None:
                 bar.set_description(f"epoch {self.progress.epoch + 1}/{epochs}", refresh=False)
-                with isolated(), self._drawing(), self.svi.running(), validation(False):
+                with isolated(), self._drawing(), self.svi.running(steady=self._is_steady), validation(False):
                     if not self._epoch(stop, bar):
                         stopped = "interrupted"
                         break
@@ -205,6 +205,12 @@ class Trainer:
                     stopped = "callback"
                     break
         return self._result(stopped)
+
+    @property
+    def _is_steady(self) -> bool:
+        """Whether nobody's code runs between the steps of an epoch, which could change what a compiled step is of."""
+        in_memory = all(part.whole is not None for part in self.train.sets or [self.train])
+        return in_memory and not self.timed and self.accumulate == 1
 
     def _finished(self, epochs: int, patience: int | None) -> str | None:
         """Why training is over, if it is."""

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from ppvae._validate import check_count, check_memory, check_seed, names_of
-from ppvae.compile.compiled import Compile, Compiled, check_compile, repays
+from ppvae.compile.compiled import Compiled
+from ppvae.compile.policy import Compile, check_compile, repays
 from ppvae.compile.verification import Label
 from ppvae.pair import Batch, blocks, check_batch, check_data, check_pair, device_of, take
 from ppvae.params import LocalParams

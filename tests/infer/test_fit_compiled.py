@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import ppvae
-from ppvae.compile.compiled import COST
+from ppvae.compile.policy import COST
 from ppvae.data import Batches, Binarize, binarize, load
 from ppvae.distributions import ConditionalBernoulli, ConditionalNormal, StandardNormal
 from ppvae.infer import SVI
