@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -178,7 +179,7 @@ def _described(site: Site, line: str | None) -> str:
     """A site's family, the shape of one value, its support and its plates."""
     event = tuple(site.fn.event_shape)
     family = type(leaf(site.fn)).__name__
-    size = f"{' x '.join(map(str, event))} numbers" if event else "one number"
+    size = f"{' x '.join(map(str, event))} numbers" if math.prod(event) != 1 else "one number"
     plates = ", ".join(f"{plate.name} ({plate.size})" for plate in site.plates)
     observed = " (observed)" if site.role == "observed" else ""
     masked = ", masked" if site.is_masked else ""
@@ -281,7 +282,7 @@ def _latents(pair: Any, batch: Any, seed: int) -> list[Finding]:
     bad = int((estimate.pareto_k > PARETO_GOOD).sum())
     share = f"k̂ > {PARETO_GOOD} for {bad} of {len(estimate.values)} data"
     if bad:
-        text = f'log p(x) by importance sampling is not to be trusted yet: {share}; train on, or method="annealed"'
+        text = f'log p(x) by importance sampling is not to be trusted yet: {share}; train on, or method="auto"'
         found.append(Finding("doubtful", text))
     else:
         found.append(Finding("fine", f"the guide is near enough for log p(x) by importance sampling: {share}"))

@@ -9,7 +9,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from ppvae._validate import check_count, check_number, check_seed
-from ppvae.nn import as_shape
+from ppvae.nn.shapes import as_sizes
 
 OF_THE_PLACE = ("out", "resume", "tensorboard")
 """Fields that say where a run is written, not what it is."""
@@ -87,7 +87,7 @@ class ExperimentArgs:
         check_seed(self.seed, name="--seed")
         for name, value in vars(self).items():
             if name.endswith(("_dim", "_dims")) and value is not None:
-                as_shape(value, flag(name))
+                as_sizes(value, flag(name))
         if self.epochs is not None:
             check_count("--epochs", self.epochs)
         check_count("--accumulate", self.accumulate)

@@ -104,6 +104,9 @@ class _Support(constraints.Constraint):
         """Whether each cell lies in it."""
         return self.columns.side_by_side([fn.support.check(value[..., places]) for places, fn in self.columns.parts])
 
+    def __repr__(self) -> str:
+        return "the support of its column each"
+
 
 def _mean(fn: TorchDistribution) -> Tensor:
     if isinstance(fn, dist.Categorical):  # and what is derived of it

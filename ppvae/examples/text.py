@@ -13,11 +13,13 @@ import hashlib
 import math
 import sys
 import unicodedata
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 import pyro
 import torch
+from matplotlib.figure import Figure
 from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor, nn
 
@@ -29,7 +31,7 @@ from ppvae.cli.report import Report, first
 from ppvae.cli.tables import RowData, both_arguments, split_rows
 from ppvae.data import LengthBuckets, Vocabulary
 from ppvae.distributions import ConditionalCategorical, ConditionalNormal, ConditionalSequence, StandardNormal
-from ppvae.evaluate import log_marginal
+from ppvae.evaluate import encode, log_marginal
 from ppvae.evaluate.estimates import LogMarginal, mean_over_data
 from ppvae.infer import Run, fit
 from ppvae.models import Sequences, SequenceVAE
@@ -242,6 +244,20 @@ def draw(pair: SequenceVAE, args: Args, data: TextData, run: Run) -> None:
         print(lines)
         (run.folder / f"{name.split()[0]}.txt").write_text(lines + "\n", encoding="utf-8")
     plot.save(plot.training_curves(run.history), run.folder / "figures" / "training.png")
+    if args.latent_dim > 1:
+        plot.save(codes_by_first_word(pair, args, data), run.folder / "figures" / "codes.png")
+
+
+def codes_by_first_word(pair: SequenceVAE, args: Args, data: TextData) -> Figure:
+    """A map of the codes of those test texts that begin with one of the ten most frequent first words."""
+    x, lengths = data.test
+    assert lengths is not None
+    words = [text.split(" ")[0] for text in data.vocabulary.decode(x, lengths)]
+    names = [word for word, _ in Counter(words).most_common(10)]
+    rows = [i for i, word in enumerate(words) if word in names]
+    labels = torch.tensor([names.index(words[i]) for i in rows])
+    codes = encode(pair, x[rows], lengths[rows], seed=args.seed)
+    return plot.latent_scatter(codes, labels, names=names, tsne=True)
 
 
 def _on_cpu(sequences: Sequences) -> Sequences:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +24,9 @@ _NAMED = 24
 _PRIOR_POSTERIOR = (PALETTE[4], PALETTE[0])  # grey lies beneath blue
 
 
-def latent_scatter(z: Array, labels: Array | None = None, *, tsne: bool = False) -> Figure:
+def latent_scatter(
+    z: Array, labels: Array | None = None, *, names: Sequence[str] | None = None, tsne: bool = False
+) -> Figure:
     """Draws latent points, coloured by class; beyond two dimensions, their first two principal components.
 
     t-SNE (van der Maaten & Hinton 2008) keeps neighbours together: it shows groups that a plane hides, and neither
@@ -33,6 +36,7 @@ def latent_scatter(z: Array, labels: Array | None = None, *, tsne: bool = False)
     Args:
         z: Latent points of shape (n, k), k at least 2.
         labels: Their classes as integers of shape (n,); one colour without them.
+        names: What the classes are called in the legend, in their order; by default by their integers.
         tsne: Whether t-SNE stands to the right of the principal components; of at least five points of more than two
             dimensions.
 
@@ -40,7 +44,8 @@ def latent_scatter(z: Array, labels: Array | None = None, *, tsne: bool = False)
         A figure with one axes of equal aspect, or two; the legend, one entry per class, stands outside.
 
     Raises:
-        ValueError: If a shape is none of those above, the labels are not integers, or a value is not finite.
+        ValueError: If a shape is none of those above, the labels are not integers, there are not as many names as
+            classes, or a value is not finite.
 
     Example:
         >>> import torch
@@ -50,13 +55,15 @@ def latent_scatter(z: Array, labels: Array | None = None, *, tsne: bool = False)
     """
     from ppvae.plot.picture import Picture
 
-    (points,), names = _two_dimensions(z)
+    (points,), axis_names = _two_dimensions(z)
     classes, index = _classes(labels, len(points))
+    if names is not None and len(names) != len(classes):
+        raise ValueError(f"names: got {len(names)} names, expected one for each of the {len(classes)} classes")
     palette = _palette(len(classes))
     # A fixed shuffle of the drawing order: data sorted by class would hide the first classes under the last.
     order = np.random.default_rng(0).permutation(len(points))
     dot = float(np.clip(5000 / len(points), 0.8, 8.0))  # points², so that the ink stays about the same
-    panels = [(points, names)]
+    panels = [(points, axis_names)]
     if tsne and z.shape[1] > 2 and len(points) >= _FEWEST_FOR_TSNE:
         panels.append((_tsne(to_numpy("z", z), points), ["t-SNE", ""]))
     with house_style():
@@ -71,7 +78,7 @@ def latent_scatter(z: Array, labels: Array | None = None, *, tsne: bool = False)
             if i:  # its coordinates mean nothing
                 axes.set(xticks=[], yticks=[])
         if labels is not None:
-            _legend(axes, classes, palette)
+            _legend(axes, names or classes, palette)
     return figure
 
 
@@ -241,7 +248,7 @@ def _principal_components(points: _NDArray) -> tuple[_NDArray, _NDArray, _NDArra
     return mean, basis, singular[:2] ** 2 / (total or 1.0)
 
 
-def _legend(axes: Axes, classes: _NDArray, palette: _NDArray) -> None:
+def _legend(axes: Axes, classes: Iterable[object], palette: _NDArray) -> None:
     """Puts one dot per class to the right of the axes, twenty to a column."""
     from matplotlib.lines import Line2D
 

@@ -28,6 +28,24 @@ def test_the_first_page_runs(tmp_path, monkeypatch, capsys):
     assert {path.name for path in tmp_path.iterdir()} == {"reconstructions.png", "curves.png"}
 
 
+@pytest.mark.filterwarnings("ignore::ppvae.evaluate.ParetoWarning")
+def test_a_model_of_ones_own_from_its_story_to_its_likelihood(capsys):
+    page = (DOCS / "your-own-model.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    for full, quick in {
+        "epochs=60, lr=1e-2": "epochs=5, lr=3e-2",
+        "test[:200]": "test[:20]",
+        "test, method": "test[:20], method",
+    }.items():
+        assert full in code
+        code = code.replace(full, quick)
+    exec(compile(code, "your-own-model.md", "exec"), {})
+    said = capsys.readouterr().out
+    assert said.count("✓ a gradient reaches each of 6 parameters") == 2
+    assert said.count("✓ the latent 'z' is in use") == 1
+    assert re.findall(r"log p\(x\) = (-5\.\d)", said)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)

@@ -35,6 +35,10 @@ def test_layers_follow_the_flags(kind, data):
         assert [module.p for module in net.modules() if hasattr(module, "p")] == [0.3, 0.3]
 
 
+def test_widths_of_many_layers_are_no_shape_that_memory_must_hold():
+    assert NetArgs(hidden_dims=(512,) * 12).resolved().hidden_dims == (512,) * 12
+
+
 def test_integer_levels_are_seen_as_intensities(data):
     torch.manual_seed(0)
     args = NetArgs(likelihood="categorical", hidden_dims=(5,))

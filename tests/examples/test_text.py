@@ -16,7 +16,7 @@ FAST = ["--smoke", "--hidden-dim", "8", "--latent-dim", "2"]
 def test_run_folder_is_complete_and_opened_again(tmp_path, capsys):
     out = tmp_path / "run"
     assert main([*FAST, "--free-bits", "0", "--out", str(out)]) == 0
-    assert {path.stem for path in (out / "figures").glob("*.png")} == {"training"}
+    assert {path.stem for path in (out / "figures").glob("*.png")} == {"training", "codes"}
     assert len((out / "samples.txt").read_text(encoding="utf-8").splitlines()) == 9
     assert len((out / "between.txt").read_text(encoding="utf-8").splitlines()) == 8
     metrics = json.loads((out / "metrics.json").read_text())

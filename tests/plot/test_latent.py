@@ -66,6 +66,13 @@ def test_labels_colour_the_points_and_name_the_classes_outside_the_axes():
     assert axes.get_legend().get_window_extent().x1 <= figure.bbox.x1
 
 
+def test_classes_have_the_names_that_are_given_in_their_order():
+    z, labels = random_points(6, 2), torch.tensor([7, 1, 1, 7, 1, 7])
+    assert legend_of(plot.latent_scatter(z, labels, names=["one", "seven"])) == ["one", "seven"]
+    with pytest.raises(ValueError, match="names: got 3 names, expected one for each of the 2 classes"):
+        plot.latent_scatter(z, labels, names=["one", "seven", "nine"])
+
+
 def test_more_than_ten_classes_have_a_colour_each():
     figure = plot.latent_scatter(random_points(50, 2), np.arange(50) % 25)
     assert len(legend_of(figure)) == 25
