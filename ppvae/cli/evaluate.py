@@ -122,7 +122,7 @@ def _run(args: Args) -> int:
     figures: dict[str, Report] = {}
     estimates: dict[str, LogMarginal] = {}
     for name, run in runs.items():
-        figures[name], estimates[name] = _evaluate(run, Path(name), args, method)
+        figures[name], estimates[name] = evaluate_run(run, Path(name), args, method)
         if not args.json:
             processes.show(table(figures[name]) if len(runs) == 1 else f"{name}\n{table(figures[name])}")
             processes.show(f"written to {Path(name)}/evaluation{_suffix(args)}.json")
@@ -202,7 +202,7 @@ def _suffix(args: Args) -> str:
     return "" if args.method == DEFAULT else f"-{args.method}"
 
 
-def _evaluate(run: Trained, folder: Path, args: Args, method: Estimator) -> tuple[Report, LogMarginal]:
+def evaluate_run(run: Trained, folder: Path, args: Args, method: Estimator) -> tuple[Report, LogMarginal]:
     """Evaluates one run and writes what it found into its folder."""
     try:
         with warnings.catch_warnings(action="ignore", category=ParetoWarning):  # the table counts these data
@@ -215,7 +215,7 @@ def _evaluate(run: Trained, folder: Path, args: Args, method: Estimator) -> tupl
     settings, of_guide = estimate.diagnostics.settings(), args.method in ("importance", DEFAULT)
     num_draws = min(int(settings["num_samples"]), ELBO_SAMPLES) if of_guide else ELBO_SAMPLES
     terms = elbo_or_likelihood(run.pair, run.test, num_samples=num_draws, seed=args.seed)
-    figures: Report = {"method": args.method, "seed": args.seed, "symbol": run.symbol, **settings}
+    figures: Report = {"method": args.method, "seed": args.seed, "limit": args.limit, "symbol": run.symbol, **settings}
     figures |= {"num_dims": estimate.num_dims, "test": describe(terms, estimate)}
     if isinstance(terms, ExpectedLogLikelihood):
         if args.by_class or args.posterior:

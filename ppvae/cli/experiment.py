@@ -327,7 +327,7 @@ def _folder(name: str, args: ExperimentArgs) -> Path:
             parts = [RunFolder(path.parent) for path in args.out.glob("*/config.json")]
             known = [run for run in (folder, *parts) if run.config.is_file()]
             if known:
-                _check_same_experiment(known[0], args)
+                check_same_experiment(known[0], args)
         return args.out
     number = 1
     while (out := Path("runs") / (name if number == 1 else f"{name}-{number}")).exists():
@@ -335,7 +335,12 @@ def _folder(name: str, args: ExperimentArgs) -> Path:
     return out
 
 
-def _check_same_experiment(folder: RunFolder, args: ExperimentArgs) -> None:
+def check_same_experiment(folder: RunFolder, args: ExperimentArgs) -> None:
+    """Checks that a run goes on with the flags that it was started with, but for those that may change.
+
+    Raises:
+        ValueError: naming each flag that differs, with both values.
+    """
     of_run = folder.read_config().get("experiment") or {}
     started = of_run.get("args", {}) if isinstance(of_run, dict) else {}
     free = {"epochs", "cuda", "out", "resume", "tensorboard", "data_root", "num_samples", "num_eval"}

@@ -4,6 +4,7 @@ ppvae                       this list
 ppvae train MODEL ...       the same as python -m ppvae.examples.MODEL
 ppvae evaluate RUN ...      the same as python -m ppvae.evaluate
 ppvae doctor RUN            what is right and wrong with the pair of a run
+ppvae sweep MODEL ...       several seeds and settings of a model, in one table
 ppvae share RUN             its model card; with --to, the upload to the Hugging Face Hub
 """
 
@@ -34,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         "train": _train,
         "evaluate": partial(_command, "evaluate"),
         "doctor": _doctor,
+        "sweep": partial(_command, "sweep"),
         "share": partial(_command, "share"),
     }
     if command not in commands:
@@ -52,6 +54,7 @@ def overview() -> str:
         "  ppvae train MODEL [--help]       trains a model; each run is a folder, runs/MODEL by default",
         "  ppvae evaluate RUN [--help]      log p(x) of a run, and how far to believe it",
         "  ppvae doctor RUN [--help]        sites, gradients, latents of a run; ppvae.doctor(pair, x) of your own",
+        "  ppvae sweep MODEL --seeds 5 --beta 1 2 4   a grid of its flags, compared; --help: searches too",
         "  ppvae share RUN [--help]         its model card; with --to OWNER/NAME it goes to the Hugging Face Hub",
         "",
         "models, on embedded data in about a minute; images also --dataset mnist --data-root DIR, or your own folder:",

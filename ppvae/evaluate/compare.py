@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ppvae.evaluate.estimates import LogMarginal, mean_over_data
+from ppvae.evaluate.estimates import LogMarginal, mean_over_runs
 
 Comparison = dict[str, dict[str, Any]]
 """JSON-ready, by model: its `mean` and, but for the first, its `difference`, each as {"mean", "std_error"}."""
@@ -21,7 +21,8 @@ def compare(estimates: Mapping[str, LogMarginal | Tensor]) -> Comparison:
 
     Args:
         estimates: by name, what `log_marginal` returned, by whatever method, or values of shape (n,) in nats; of the
-            same data in the same order.
+            same data in the same order. Of a model that was trained with s seeds values of shape (s, n), those of all
+            models by the same seeds: the standard errors are then over seeds and data both, see `mean_over_runs`.
 
     Returns:
         For each model {"mean": {"mean", "std_error"}}, and but for the first {"difference": {"mean", "std_error"}} too:
@@ -43,13 +44,12 @@ def compare(estimates: Mapping[str, LogMarginal | Tensor]) -> Comparison:
         raise ValueError(f"estimates must name at least two models, got {list(estimates)}")
     values = {name: _values(name, estimate) for name, estimate in estimates.items()}
     (first, base), *others = values.items()
-    comparison: Comparison = {first: {"mean": mean_over_data(base)}}
+    comparison: Comparison = {first: {"mean": mean_over_runs(base)}}
     for name, of_model in others:
-        if len(of_model) != len(base):
-            raise ValueError(
-                f"estimates of the same data are compared, got {len(base)} of {first!r}, {len(of_model)} of {name!r}"
-            )
-        comparison[name] = {"mean": mean_over_data(of_model), "difference": mean_over_data(of_model - base)}
+        if of_model.shape != base.shape:
+            sizes = f"{_size(base)} of {first!r}, {_size(of_model)} of {name!r}"
+            raise ValueError(f"estimates of the same data are compared, got {sizes}")
+        comparison[name] = {"mean": mean_over_runs(of_model), "difference": mean_over_runs(of_model - base)}
     return comparison
 
 
@@ -72,13 +72,23 @@ def comparison_table(comparison: Comparison, symbol: str = "log p(x)") -> str:
     return "\n".join(lines)
 
 
+def _size(runs: Tensor) -> str:
+    """How many values there are, for an error."""
+    return " × ".join(map(str, runs.shape if len(runs) > 1 else runs.shape[1:]))
+
+
 def _values(name: str, estimate: LogMarginal | Tensor) -> Tensor:
+    """The values as those of s runs, (s, n); of one run s is 1."""
     values = estimate if isinstance(estimate, Tensor) else getattr(estimate, "values", None)
     if not isinstance(values, Tensor):
         raise TypeError(f"estimates[{name!r}] must be a LogMarginal or a tensor, got {type(estimate).__name__}")
-    if values.dim() != 1 or not len(values):
-        raise ValueError(f"estimates[{name!r}] must have shape (n,), got {tuple(values.shape)}")
-    bad = (~values.isfinite()).nonzero().flatten().tolist()
+    if values.dim() not in (1, 2) or not values.numel():
+        raise ValueError(f"estimates[{name!r}] must have shape (n,) or (s, n), got {tuple(values.shape)}")
+    values = values.detach().double().cpu()
+    runs = values if values.dim() == 2 else values.unsqueeze(0)
+    bad = (~runs.isfinite()).nonzero().tolist()
     if bad:
-        raise ValueError(f"log p(x) of datum {bad[0]} is {float(values[bad[0]]):g} by {name!r}: it has no difference")
-    return values.detach().double().cpu()
+        run, datum = bad[0]
+        value = float(runs[run, datum])
+        raise ValueError(f"log p(x) of datum {datum} is {value:g} by {name!r}: it has no difference")
+    return runs

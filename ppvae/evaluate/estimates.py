@@ -199,3 +199,25 @@ def standard_error(values: Tensor) -> float:
 def mean_over_data(values: Tensor) -> dict[str, float]:
     """The mean of `values`, shape (n,), and its standard error, as the tables and JSON hold them."""
     return {"mean": float(values.mean()), "std_error": standard_error(values)}
+
+
+def mean_over_runs(values: Tensor) -> dict[str, float]:
+    """The mean of s runs' values of the same n data, shape (s, n), and its standard error over runs and data both.
+
+    Runs and data are two samples, crossed. With the variances σ² of the runs' means, of the data's means, and of what
+    neither explains, the mean's is σ_s²/s + σ_n²/n + σ²/(s n), estimated without bias by those of an analysis of
+    variance, where a part below zero counts as zero. One run has the standard error over the data.
+
+    Example:
+        >>> import torch
+        >>> mean_over_runs(torch.tensor([[1.0, 1.0], [3.0, 3.0]]))
+        {'mean': 2.0, 'std_error': 1.0}
+    """
+    s, n = values.shape
+    if s == 1 or n == 1:
+        return mean_over_data(values.flatten())
+    of_runs, of_data = values.mean(1), values.mean(0)
+    rest = values - of_runs.unsqueeze(1) - of_data + values.mean()
+    both = float(rest.square().sum()) / ((s - 1) * (n - 1)) / (s * n)
+    alone = [max(float(means.var()) / len(means) - both, 0.0) for means in (of_runs, of_data)]
+    return {"mean": float(values.mean()), "std_error": math.sqrt(sum(alone) + both)}

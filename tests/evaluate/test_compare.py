@@ -6,6 +6,7 @@ import torch
 
 import ppvae
 from ppvae.evaluate import compare, comparison_table
+from ppvae.evaluate.estimates import mean_over_runs
 from tests.reference import linear_gaussian
 
 A, B, C = (
@@ -34,6 +35,26 @@ def test_estimates_and_their_values_are_compared_alike():
     assert rows["estimate"]["difference"]["std_error"] < 0.2 * rows["estimate"]["mean"]["std_error"]
 
 
+def test_runs_of_several_seeds_are_paired_by_seed_and_datum():
+    effect = torch.tensor([[0.4], [0.6]]).double()  # of the seed alone: data say nothing of the difference's error
+    first = torch.stack([A, A - 3]).double()
+    rows = compare({"a": first, "b": first + effect})
+    assert rows["b"]["difference"] == {"mean": pytest.approx(0.5), "std_error": pytest.approx(0.1)}
+    assert compare({"a": A[None], "b": B[None]}) == compare({"a": A, "b": B})
+    with pytest.raises(ValueError, match="got 2 × 3 of 'a', 3 of 'b'"):
+        compare({"a": first, "b": B})
+
+
+def test_the_error_over_runs_and_data_is_that_of_many_repetitions():
+    """The mean of the squared standard errors is the variance of the mean, which is known of what is drawn."""
+    s, n, of_runs, of_data, rest = 4, 30, 0.5, 2.0, 1.0
+    draws = torch.randn(2000, s, 1) * of_runs + torch.randn(2000, 1, n) * of_data + torch.randn(2000, s, n) * rest
+    exact = of_runs**2 / s + of_data**2 / n + rest**2 / (s * n)
+    found = torch.tensor([mean_over_runs(values)["std_error"] ** 2 for values in draws.double()])
+    assert float(found.mean()) == pytest.approx(exact, rel=0.05)
+    assert float(draws.mean((1, 2)).var()) == pytest.approx(exact, rel=0.15)
+
+
 def test_table():
     header, *rows = comparison_table(compare({"runs/a": A, "runs/b": B}), "log p(x|y)").splitlines()
     assert "log p(x|y)" in header
@@ -49,9 +70,9 @@ def test_errors():
         compare({"a": A, "b": B[:2]})
     with pytest.raises(TypeError, match=r"estimates\['b'\] must be a LogMarginal or a tensor, got float"):
         compare({"a": A, "b": -90.0})
-    with pytest.raises(ValueError, match=r"estimates\['a'\] must have shape \(n,\), got \(1, 3\)"):
-        compare({"a": A[None], "b": B})
-    with pytest.raises(ValueError, match=r"estimates\['a'\] must have shape \(n,\), got \(0,\)"):
+    with pytest.raises(ValueError, match=r"estimates\['a'\] must have shape \(n,\) or \(s, n\), got \(1, 1, 3\)"):
+        compare({"a": A[None, None], "b": B})
+    with pytest.raises(ValueError, match=r"estimates\['a'\] must have shape \(n,\) or \(s, n\), got \(0,\)"):
         compare({"a": A[:0], "b": B[:0]})
     for bad in (-math.inf, math.nan):
         with pytest.raises(ValueError, match=rf"log p\(x\) of datum 1 is {bad:g} by 'b'"):
