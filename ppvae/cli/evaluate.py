@@ -287,6 +287,8 @@ def _draw_posterior(checks: PosteriorChecks, folder: Path) -> None:
         for name, ranks in checks.ranks.ranks.items():
             band = ecdf_band(len(ranks), checks.ranks.num_samples, level=level)
             if bool((ranks >= 0).all()):  # none is masked
-                figures[f"sbc_{name}"] = plot.sbc_ecdf(ranks.reshape(len(ranks), -1), *band)
+                columns = ranks.reshape(len(ranks), -1)
+                units = [f"{name}[{i}]" for i in range(columns.shape[1])]
+                figures[f"sbc_{name}"] = plot.sbc_ecdf(columns, *band, names=units)
     for name, figure in figures.items():
         plot.save(figure, folder / f"{name}.png")

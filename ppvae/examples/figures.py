@@ -14,6 +14,9 @@ from ppvae.infer import Run
 from ppvae.models.base import ConditionalQueries, VAEQueries, code_of, mean_of
 from ppvae.models.levels import Levels
 
+ACTIVE = 0.01
+"""The least variance of the codes in an active unit (Burda et al. 2016)."""
+
 
 @torch.no_grad()
 def write_figures(pair: VAEQueries, args: ImageArgs, data: ImageData, run: Run) -> None:
@@ -37,11 +40,11 @@ def write_figures(pair: VAEQueries, args: ImageArgs, data: ImageData, run: Run) 
         "reconstructions": plot.reconstructions(pixels(data, x[:20]), pixels(data, pair.reconstruct(x[:20]))),
         "samples": plot.samples(pixels(data, pair.sample(64, mean=True))),
         **_plane_of(codes, y),
-        "interpolation": plot.interpolation(pixels(data, pair.interpolate(*_ends_of_lines(x)))),
+        "interpolation": _interpolation(pair, data, x),
         "training": plot.training_curves(run.history),
     }
     spread = torch.linspace(-3, 3, 9)
-    active = max(1, min(8, int((codes.var(0) > 0.01).sum())))  # Burda et al. 2016; the others show nothing
+    active = max(1, min(8, int((codes.var(0) > ACTIVE).sum())))  # the others show nothing
     order = codes.var(0).argsort(descending=True)[:active]
     values = centre[order, None] + scale[order, None] * spread.to(device)
     images = pixels(data, mean_of(pair.decode(swept(centre, order, values))))
@@ -50,10 +53,11 @@ def write_figures(pair: VAEQueries, args: ImageArgs, data: ImageData, run: Run) 
         plot.save(figure, run.folder / "figures" / f"{name}.png")
 
 
-def _ends_of_lines(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The images between which lines are drawn: five and the five after them, fewer of a small set."""
+def _interpolation(pair: VAEQueries | Levels, data: ImageData, x: Tensor) -> Figure:
+    """Lines between the codes of five images and the five after them, fewer of a small set, with these images."""
     lines = max(1, min(5, len(x) // 2))
-    return x[:lines], x[-lines:] if len(x) < 2 * lines else x[lines : 2 * lines]
+    ends = x[:lines], x[-lines:] if len(x) < 2 * lines else x[lines : 2 * lines]
+    return plot.interpolation(pixels(data, pair.interpolate(*ends)), (pixels(data, ends[0]), pixels(data, ends[1])))
 
 
 @torch.no_grad()
@@ -80,7 +84,7 @@ def write_level_figures(pair: Levels, args: ImageArgs, data: ImageData, run: Run
         "levels": plot.by_condition(pixels(data, torch.stack(alone, 1)), labels=list(codes), x=pixels(data, x[:8])),
         "samples": plot.samples(pixels(data, pair.sample(64, mean=True))),
         **_plane_of(list(codes.values())[-1], y),
-        "interpolation": plot.interpolation(pixels(data, pair.interpolate(*_ends_of_lines(x)))),
+        "interpolation": _interpolation(pair, data, x),
         "training": plot.training_curves(run.history),
     }
     for name, figure in figures.items():
@@ -119,7 +123,9 @@ def write_label_figures(pair: ConditionalQueries, args: ImageArgs, data: ImageDa
 
 def _plane_of(codes: Tensor, y: Tensor) -> dict[str, Figure]:
     """The picture of the codes (n, k) by class, with t-SNE; none of a latent of one dimension, which has no plane."""
-    return {"latent": plot.latent_scatter(codes.cpu(), y.cpu(), tsne=True)} if codes.shape[-1] > 1 else {}
+    if codes.shape[-1] == 1:
+        return {}
+    return {"latent": plot.latent_scatter(codes.cpu(), y.cpu(), active=codes.var(0).cpu() > ACTIVE, tsne=True)}
 
 
 def write_completion_figures(columns: dict[str, Tensor], run: Run) -> None:

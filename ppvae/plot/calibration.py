@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ppvae.plot.figure import DPI, PALETTE, Array, house_style, plain_axes, to_numpy, whole
+from ppvae.plot.figure import DPI, PALETTE, Array, house_style, line_style, plain_axes, to_numpy, whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,8 +61,9 @@ def ppc(observed: Array | float, replicated: Array, *, name: str = "T(x)") -> Fi
 def sbc_ecdf(ranks: Array, low: Array, high: Array, *, names: Sequence[str] | None = None) -> Figure:
     """Draws the distribution functions of ranks less that of uniform ones, within their simultaneous band.
 
-    A curve that leaves the band is coloured and named. A hump upwards on the left and downwards on the right means a
-    guide that is too narrow, the reverse one that is too wide; a curve above zero one that lies too high.
+    A curve that leaves the band is coloured and named, with dots where it is outside. A hump upwards on the left and
+    downwards on the right means a guide that is too narrow, the reverse one that is too wide; a curve above zero one
+    that lies too high.
 
     Args:
         ranks: Integers from 0 to l, of shape (n,) or, for several dimensions, (n, k).
@@ -92,7 +93,8 @@ def sbc_ecdf(ranks: Array, low: Array, high: Array, *, names: Sequence[str] | No
     k = len(lower)
     uniform = np.arange(1, k + 1) / k
     curves = np.stack([np.bincount(column, minlength=k).cumsum() / len(column) for column in columns.T])
-    outside = ((curves < lower - 1e-9) | (curves > upper + 1e-9)).any(axis=1)  # the band came through float division
+    beyond = (curves < lower - 1e-9) | (curves > upper + 1e-9)  # the band came through float division
+    outside = beyond.any(axis=1)
     x = np.arange(k) / (k - 1)
     with house_style():
         figure = Picture(figsize=(3.0, 2.2), dpi=DPI, layout="constrained")
@@ -102,9 +104,10 @@ def sbc_ecdf(ranks: Array, low: Array, high: Array, *, names: Sequence[str] | No
         for curve in curves[~outside]:
             axes.step(x, curve - uniform, where="mid", color=_GREY, linewidth=0.7)
         for i, place in enumerate(np.flatnonzero(outside)):
-            again, colour = divmod(i, len(PALETTE))
-            style = ("-", "--", ":", "-.")[again % 4]
-            axes.step(x, curves[place] - uniform, style, where="mid", color=PALETTE[colour], label=labels[place])
+            axes.step(x, curves[place] - uniform, where="mid", label=labels[place], linewidth=1.2, **line_style(i))
+            out = beyond[place]
+            dots: dict[str, Any] = {"color": PALETTE[i % len(PALETTE)], "markersize": 2.5, "zorder": 3}
+            axes.plot(x[out], (curves[place] - uniform)[out], "o", **dots)
         axes.set(xlabel=f"rank / {k - 1}", ylabel="ECDF − uniform")
         plain_axes(axes)
         if outside.any():

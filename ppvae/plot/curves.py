@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ppvae.plot.figure import DPI, PALETTE, house_style, plain_axes
+from ppvae.plot.figure import DPI, PALETTE, house_style, line_style, plain_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,7 +65,8 @@ def training_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
             _draw_panel(axes, epochs, curves, title=title)
         all_axes[0].set_ylabel("nats per datum")
         weight = columns.get("kl_weight", np.array([]))
-        if _KL in panels and np.any(weight[~np.isnan(weight)] != 1):
+        known = weight[~np.isnan(weight)]
+        if _KL in panels and len(known) > 1 and np.any(known != 1):  # a line of one epoch would be none
             _draw_weight(all_axes[-1], epochs, weight)
     return figure
 
@@ -180,11 +181,12 @@ def _draw_panel(axes: Axes, epochs: _NDArray, curves: _Curves, *, title: str) ->
             best = int(_BEST[label, title](curve))
             axes.plot(epochs[best], curve[best], "o", color=PALETTE[i], markersize=3.5, fillstyle="none", zorder=3)
     plain_axes(axes)
-    if len(epochs) == 1:
-        axes.set_xlim(epochs[0] - 0.5, epochs[0] + 0.5)
     axes.set(xlabel="epoch", title=title)
     axes.set_ylim(_limits(np.stack([curve for _, curve in curves]), with_zero=is_kl))
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    if len(epochs) == 1:
+        axes.set(xlim=(epochs[0] - 0.5, epochs[0] + 0.5), xticks=epochs)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     if is_kl or len(curves) > 1:
         columns = math.ceil(len(curves) / 5)
         axes.legend(loc="best", ncols=columns, handlelength=1.2, labelspacing=0.2, columnspacing=1.0)
@@ -193,8 +195,7 @@ def _draw_panel(axes: Axes, epochs: _NDArray, curves: _Curves, *, title: str) ->
 def _draw_curve(axes: Axes, i: int, label: str, epochs: _NDArray, curve: _NDArray) -> None:
     """Draws the known values of the i-th curve of a panel."""
     known = ~np.isnan(curve)
-    line = axes.plot(epochs[known], curve[known], label=label, color=PALETTE[i % len(PALETTE)])[0]
-    line.set_linestyle(("-", "--", ":")[i // len(PALETTE) % 3])
+    line = axes.plot(epochs[known], curve[known], label=label, **line_style(i))[0]
     if known.sum() <= 10:  # a line through one point would be invisible
         line.set(marker="o", markersize=2.5)
 

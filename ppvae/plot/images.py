@@ -1,7 +1,8 @@
 """Grids of images: samples, reconstructions, interpolations, traversals.
 
 Each picture is one array drawn once. A data pixel covers a whole number of dots, so nothing is resampled, and
-the gaps between the images are transparent, so the page shows through.
+the gaps between the images are transparent, so the page shows through. A hairline around each image shows where it
+ends, on white paper too.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ppvae.plot.figure import DPI, TEXT_SIZE, Array, house_style, plain_axes, to_numpy, whole
+from ppvae.plot.figure import DPI, PALETTE, TEXT_SIZE, Array, house_style, plain_axes, to_numpy, whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,6 +26,14 @@ _Ticks = tuple[Sequence[float], Sequence[str]]
 _SIDE, _MAX_SIDE = 0.5, 1.0
 _MIN_WIDTH, _MAX_WIDTH = 2.4, 6.0
 _NO_TICKS: _Ticks = ((), ())
+_HAIRLINE: dict[str, Any] = {
+    "edgecolor": PALETTE[8],
+    "facecolor": "none",
+    "linewidth": 72 / DPI,
+    "clip_on": False,
+    "snap": False,
+}
+"""Of the frames: one dot wide."""
 
 
 def samples(images: Array, *, num_columns: int | None = None) -> Figure:
@@ -123,31 +132,45 @@ def samples_beside_data(images: Array, data: Array, *, num_columns: int = 8) -> 
     return _draw(_tile(both[None], gap=wide_gap), scale=scale, columns=(centres, ["data", "samples"]))
 
 
-def interpolation(rows: Array) -> Figure:
-    """Draws paths between pairs of latent points, one row each.
+def interpolation(rows: Array, ends: tuple[Array, Array] | None = None) -> Figure:
+    """Draws paths between pairs of latent points, one row each, between the images that these points are the codes of.
 
     Args:
         rows: Decoded images along each path, of shape (r, steps, h, w), (r, steps, 1, h, w) or
             (r, steps, 3, h, w) with at least two steps, clipped to [0, 1].
+        ends: The images whose codes the paths begin with and end at, of shape (r, h, w), (r, 1, h, w) or
+            (r, 3, h, w) each; they stand apart, to the left and to the right, labelled "x" and "x′".
 
     Returns:
-        A figure with one axes, whose first column is labelled 0 and whose last is labelled 1.
+        A figure with one axes, in which the first step is labelled 0 and the last 1.
 
     Raises:
         ValueError: If the shape is none of those above, or a value is not finite.
 
     Example:
         >>> import torch
-        >>> figure = interpolation(torch.rand(3, 9, 1, 28, 28))
+        >>> figure = interpolation(torch.rand(3, 9, 1, 28, 28), (torch.rand(3, 28, 28), torch.rand(3, 28, 28)))
         >>> [label.get_text() for label in figure.axes[0].get_xticklabels()]
-        ['0', '1']
+        ['x', '0', '1', 'x′']
     """
     grid = _cells("rows", rows, "r, steps")
     if grid.shape[1] < 2:
         raise ValueError(f"rows: got {grid.shape[1]} step, expected at least 2: both ends of each path")
-    centres = _centres(grid, axis=1)
-    ends = [centres[0], centres[-1]], ["0", "1"]
-    return _draw(_tile(grid, gap=_gap(grid)), scale=_scale(grid), columns=ends)
+    gap, centres = _gap(grid), _centres(grid, axis=1)
+    image, places, labels = _tile(grid, gap=gap), [centres[0], centres[-1]], ["0", "1"]
+    if ends is None:
+        return _draw(image, scale=_scale(grid), columns=(places, labels))
+    given = [_cells(f"ends[{i}]", end, "r") for i, end in enumerate(ends)]
+    for i, cells in enumerate(given):
+        if cells.shape != grid[:, 0].shape:
+            raise ValueError(f"ends[{i}]: got {len(cells)} images of {cells.shape[1:3]}, expected one for each path")
+    apart = np.zeros((len(image), 3 * gap, 4), image.dtype)
+    left, right = (_tile(cells[:, None], gap=gap) for cells in given)
+    image = np.concatenate([left, apart, image, apart, right], axis=1)
+    shift, half = left.shape[1] + 3 * gap, (left.shape[1] - 1) / 2
+    places = [half, *(place + shift for place in places), image.shape[1] - 1 - half]
+    wide = np.concatenate([given[0][:, None], grid, given[1][:, None]], axis=1)  # as many columns as are drawn
+    return _draw(image, scale=_scale(wide), columns=(places, ["x", *labels, "x′"]))
 
 
 def traversal(images: Array, values: Array, *, units: Sequence[int] | None = None) -> Figure:
@@ -263,6 +286,25 @@ def _tile(grid: _NDArray, *, gap: int) -> _NDArray:
     return image[:-gap, :-gap]
 
 
+def _frames(image: _NDArray, scale: int) -> list[tuple[float, float, float, float]]:
+    """Returns left and upper edge, width and height, in data pixels, of lines along the dots just outside an image."""
+    there = image[..., 3] > 0
+    rows, columns = (_runs(np.asarray(there.any(axis=axis))) for axis in (1, 0))
+    dot = 1 / scale
+    return [
+        (left - 0.5 - dot / 2, top - 0.5 - dot / 2, right - left + dot, bottom - top + dot)
+        for top, bottom in rows
+        for left, right in columns
+        if there[top, left]
+    ]
+
+
+def _runs(flags: _NDArray) -> list[tuple[int, int]]:
+    """Returns where runs of true begin, and where they have ended."""
+    changes = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))
+    return list(zip(changes[::2].tolist(), changes[1::2].tolist(), strict=True))
+
+
 def _gap(grid: _NDArray) -> int:
     """Returns the width of the gap in data pixels: about a thirtieth of an image."""
     return max(1, round(max(grid.shape[2:4]) / 32))
@@ -293,6 +335,9 @@ def _draw(
     image: _NDArray, *, scale: int, rows: _Ticks = _NO_TICKS, columns: _Ticks = _NO_TICKS, foot: float = 0.19
 ) -> Figure:
     """Draws one RGBA image dot by dot; labelled columns need a foot of so many inches under it."""
+    from matplotlib.collections import PatchCollection
+    from matplotlib.patches import Rectangle
+
     from ppvae.plot.picture import Picture
 
     edge = DPI // 50
@@ -309,6 +354,8 @@ def _draw(
         figure = Picture(figsize=(full_width / DPI, full_height / DPI), dpi=DPI)
         axes = figure.add_axes(box)
         axes.imshow(image, interpolation="nearest", aspect="auto")
+        frames = [Rectangle((x, y), width, height) for x, y, width, height in _frames(image, scale)]
+        axes.add_collection(PatchCollection(frames, **_HAIRLINE), autolim=False)
         plain_axes(axes, spines=())
         axes.set_xticks(*columns)
         axes.set_yticks(*rows)

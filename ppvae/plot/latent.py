@@ -25,9 +25,16 @@ _PRIOR_POSTERIOR = (PALETTE[4], PALETTE[0])  # grey lies beneath blue
 
 
 def latent_scatter(
-    z: Array, labels: Array | None = None, *, names: Sequence[str] | None = None, tsne: bool = False
+    z: Array,
+    labels: Array | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    active: Array | None = None,
+    tsne: bool = False,
 ) -> Figure:
     """Draws latent points, coloured by class; beyond two dimensions, their first two principal components.
+
+    Classes have colours, and their names where most of their points lie: in print without colours too.
 
     t-SNE (van der Maaten & Hinton 2008) keeps neighbours together: it shows groups that a plane hides, and neither
     their distances nor their sizes. It starts at the principal components, so that the same points give the same
@@ -36,7 +43,9 @@ def latent_scatter(
     Args:
         z: Latent points of shape (n, k), k at least 2.
         labels: Their classes as integers of shape (n,); one colour without them.
-        names: What the classes are called in the legend, in their order; by default by their integers.
+        names: What the classes are called in the legend and in the picture, in their order; by default by their integers.
+        active: Which units are active, of shape (k,): the others hold nothing of the data and are left out, where at
+            least two are.
         tsne: Whether t-SNE stands to the right of the principal components; of at least five points of more than two
             dimensions.
 
@@ -55,7 +64,8 @@ def latent_scatter(
     """
     from ppvae.plot.picture import Picture
 
-    (points,), axis_names = _two_dimensions(z)
+    z, units = _active_units(to_numpy("z", z), active)
+    (points,), axis_names = _two_dimensions(z, units=units)
     classes, index = _classes(labels, len(points))
     if names is not None and len(names) != len(classes):
         raise ValueError(f"names: got {len(names)} names, expected one for each of the {len(classes)} classes")
@@ -65,7 +75,7 @@ def latent_scatter(
     dot = float(np.clip(5000 / len(points), 0.8, 8.0))  # points², so that the ink stays about the same
     panels = [(points, axis_names)]
     if tsne and z.shape[1] > 2 and len(points) >= _FEWEST_FOR_TSNE:
-        panels.append((_tsne(to_numpy("z", z), points), ["t-SNE", ""]))
+        panels.append((_tsne(z, points), ["t-SNE", ""]))
     with house_style():
         figure = Picture(figsize=(3.4 if len(panels) == 1 else 6.1, 2.9), dpi=DPI, layout="constrained")
         for i, (panel, (xlabel, ylabel)) in enumerate(panels):
@@ -77,6 +87,8 @@ def latent_scatter(
             plain_axes(axes, spines=() if i else ("left", "bottom"))
             if i:  # its coordinates mean nothing
                 axes.set(xticks=[], yticks=[])
+            if labels is not None:
+                _name_classes(axes, panel, names or classes, index)
         if labels is not None:
             _legend(axes, names or classes, palette)
     return figure
@@ -191,13 +203,36 @@ def _points(name: str, values: Array) -> _NDArray:
     return points
 
 
-def _two_dimensions(z: Array, *others: _NDArray) -> tuple[list[_NDArray], list[str]]:
+def _active_units(z: _NDArray, active: Array | None) -> tuple[_NDArray, _NDArray]:
+    """Returns the points (n, a) without units that are not active, and the numbers of the units that stay."""
+    if active is None or z.ndim != 2:
+        return z, np.arange(z.shape[-1] if z.ndim else 0)
+    used = to_numpy("active", active)
+    if used.shape != z.shape[1:] or used.dtype != bool:
+        raise ValueError(
+            f"active: got {used.dtype} of shape {used.shape}, expected a flag for each unit, {z.shape[1:]}"
+        )
+    used = used if used.sum() > 1 else np.ones_like(used)
+    return z[:, used], np.flatnonzero(used)
+
+
+def _name_classes(axes: Axes, points: _NDArray, classes: _NDArray | Sequence[str], index: _NDArray) -> None:
+    """Writes the name of each class at the median of its points, in black on a rim of white."""
+    from matplotlib.patheffects import withStroke
+
+    for i, name in enumerate(classes[: len(PALETTE)] if len(classes) <= len(PALETTE) else ()):
+        x, y = np.median(points[index == i], axis=0)
+        text = axes.text(x, y, str(name), ha="center", va="center", weight="bold")
+        text.set_path_effects([withStroke(linewidth=1.5, foreground="white")])
+
+
+def _two_dimensions(z: Array, *others: _NDArray, units: _NDArray | None = None) -> tuple[list[_NDArray], list[str]]:
     """Returns the points (n, 2), projected if they have more dimensions, others alike, and the axes' names."""
     points = to_numpy("z", z)
     if points.ndim != 2 or points.shape[1] < 2 or len(points) == 0:
         raise ValueError(f"z: got shape {points.shape}, expected (n, k) with n at least 1 and k at least 2")
     if points.shape[1] == 2:
-        return [points, *others], ["z[0]", "z[1]"]
+        return [points, *others], [f"z[{i}]" for i in (range(2) if units is None else units)]
     mean, basis, explained = _principal_components(points)
     projected = [(each - mean) @ basis for each in (points, *others)]
     return projected, [f"principal component {i + 1} ({part:.0%} of variance)" for i, part in enumerate(explained)]

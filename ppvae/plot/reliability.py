@@ -49,9 +49,14 @@ def reliability_diagram(confidence: Array, accuracy: Array, count: Array) -> Fig
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         upper.plot([0, 1], [0, 1], color=PALETTE[8], linewidth=0.7, linestyle="--")
         upper.plot(sure, right, color=PALETTE[0], marker="o", markersize=2.5)
-        upper.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy", title=f"calibration error {100 * error:.1f}%")
+        upper.set(
+            xlim=(0, 1),
+            ylim=(0, 1.02),
+            ylabel="accuracy",
+            title=f"calibration error {100 * error:.1f}%",
+        )
         lower.bar(edges, data / data.sum(), width=1 / len(data), align="edge", color=PALETTE[0], linewidth=0)
-        lower.set(xlabel="confidence", ylabel="data")
+        lower.set(xlabel="confidence", ylabel="share\nof data")
         for axes in (upper, lower):
             plain_axes(axes)
     return figure

@@ -178,5 +178,6 @@ def test_the_epoch_whose_weights_are_kept_is_marked_and_the_unit_stands_once():
 
 
 def test_a_run_of_one_epoch_has_its_points_in_the_middle():
-    (axes,) = plot.training_curves([{"epoch": 1, "elbo": -10.0}]).axes
-    assert axes.get_xlim() == (0.5, 1.5)
+    elbo, kl = plot.training_curves([{"epoch": 4, "elbo": -10.0, "kl_z": 1.0, "kl_weight": 0.5}]).axes  # no weight
+    assert elbo.get_xlim() == kl.get_xlim() == (3.5, 4.5)
+    assert elbo.get_xticks().tolist() == [4]

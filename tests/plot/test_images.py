@@ -71,7 +71,44 @@ def test_a_saved_picture_shows_each_pixel_as_a_square_of_equal_dots(n, side):
     expected = np.kron(over_white, np.ones((scale, scale, 1)))
     top, left = saved.shape[0] - round(box.y1), round(box.x0)
     actual = saved[top : top + expected.shape[0], left : left + expected.shape[1]]
-    np.testing.assert_allclose(actual, expected, atol=1.01 / 255)
+    inside = np.kron(image[..., 3], np.ones((scale, scale))) > 0
+    np.testing.assert_allclose(actual[inside], expected[inside], atol=1.01 / 255)
+
+
+@pytest.mark.parametrize(("n", "side"), [(1, 8), (5, 28), (7, 17)])
+def test_a_hairline_lies_around_each_image_and_covers_none_of_it(n, side):
+    figure, file = plot.samples(torch.ones(n, side, side), num_columns=3), io.BytesIO()
+    image = image_of(figure)
+    figure.savefig(file, dpi=200)
+    saved = imread(io.BytesIO(file.getvalue()))[..., :3].mean(-1)
+    box = figure.axes[0].get_window_extent()
+    scale = round(box.width / image.shape[1])
+    top, left = saved.shape[0] - round(box.y1), round(box.x0)
+    rows, columns = np.where(saved < 0.7)
+    dots, step = side * scale, (side + 1) * scale  # white images on white: all that is dark are the frames
+    expected = set()
+    for i in range(n):
+        y, x = top + i // 3 * step, left + i % 3 * step
+        expected |= {(y + a, x + b) for a in (-1, dots) for b in range(-1, dots + 1)}
+        expected |= {(y + a, x + b) for b in (-1, dots) for a in range(-1, dots + 1)}
+    assert set(zip(rows.tolist(), columns.tolist(), strict=True)) == expected
+
+
+def test_interpolation_stands_between_its_images():
+    rows, ends = random_images(2, 5, 8, 8), (random_images(2, 8, 8), random_images(2, 1, 8, 8))
+    figure = plot.interpolation(rows, ends)
+    image = image_of(figure)
+    assert image.shape[:2] == (17, 8 + 3 + 5 * 9 - 1 + 3 + 8)
+    np.testing.assert_allclose(image[:8, :8, 0], ends[0][0], atol=1e-6)
+    np.testing.assert_allclose(image[9:, -8:, 0], ends[1][1, 0], atol=1e-6)
+    np.testing.assert_allclose(image[:8, 11:19, 0], rows[0, 0], atol=1e-6)
+    assert (image[:, 8:11, 3] == 0).all()
+    ticks = dict(
+        zip([t.get_text() for t in figure.axes[0].get_xticklabels()], figure.axes[0].get_xticks(), strict=True)
+    )
+    assert ticks == {"x": 3.5, "0": 14.5, "1": 14.5 + 36, "x′": image.shape[1] - 4.5}
+    with pytest.raises(ValueError, match=r"ends\[1\]: got 3 images of \(8, 8\), expected one for each path"):
+        plot.interpolation(rows, (ends[0], random_images(3, 8, 8)))
 
 
 def test_reconstructions_come_in_pairs_of_rows():

@@ -36,6 +36,28 @@ def test_two_dimensions_are_drawn_as_they_are():
     assert axes.get_legend() is None
 
 
+def test_units_that_hold_nothing_are_left_out():
+    z = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    z[:, 2] *= 100  # of a unit that is not active
+    active = torch.tensor([True, False, False, True])
+    figure = plot.latent_scatter(z, active=active)
+    axes = figure.axes[0]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("z[0]", "z[3]")
+    drawn = {tuple(point) for point in np.asarray(axes.collections[0].get_offsets()).tolist()}
+    assert drawn == {tuple(point) for point in z[:, active].tolist()}
+    three = plot.latent_scatter(z, active=torch.tensor([True, True, False, True])).axes[0]
+    assert float(np.abs(three.collections[0].get_offsets()).max()) < 10
+    assert plot.latent_scatter(z, active=torch.zeros(4, dtype=torch.bool)).axes[0].get_xlabel().startswith("principal")
+    with pytest.raises(ValueError, match="active: got bool of shape"):
+        plot.latent_scatter(z, active=active[:2])
+
+
+def test_classes_are_named_where_their_points_lie():
+    z = torch.tensor([[0.0, 0.0], [0.0, 2.0], [5.0, 5.0], [5.0, 7.0], [5.0, 6.0]])
+    texts = plot.latent_scatter(z, torch.tensor([3, 3, 8, 8, 8])).axes[0].texts
+    assert [(text.get_text(), text.get_position()) for text in texts] == [("3", (0.0, 1.0)), ("8", (5.0, 6.0))]
+
+
 def test_more_dimensions_are_projected_on_the_principal_components():
     z = torch.stack([torch.tensor([3.0, -3.0, 0, 0]), torch.tensor([0.0, 0, -1, 1]), torch.zeros(4)], dim=1) + 7.0
     figure = plot.latent_scatter(z[:, [2, 1, 0]])
