@@ -43,7 +43,7 @@ def latent_scatter(
     Args:
         z: Latent points of shape (n, k), k at least 2.
         labels: Their classes as integers of shape (n,); one colour without them.
-        names: What the classes are called in the legend and in the picture, in their order; by default by their integers.
+        names: What the classes are called, in their order; by default by their integers.
         active: Which units are active, of shape (k,): the others hold nothing of the data and are left out, where at
             least two are.
         tsne: Whether t-SNE stands to the right of the principal components; of at least five points of more than two
@@ -220,7 +220,7 @@ def _name_classes(axes: Axes, points: _NDArray, classes: _NDArray | Sequence[str
     """Writes the name of each class at the median of its points, in black on a rim of white."""
     from matplotlib.patheffects import withStroke
 
-    for i, name in enumerate(classes[: len(PALETTE)] if len(classes) <= len(PALETTE) else ()):
+    for i, name in enumerate(classes if len(classes) <= len(PALETTE) else ()):
         x, y = np.median(points[index == i], axis=0)
         text = axes.text(x, y, str(name), ha="center", va="center", weight="bold")
         text.set_path_effects([withStroke(linewidth=1.5, foreground="white")])
