@@ -124,9 +124,11 @@ def run(make: Make, args: Args) -> Row:
             losses[name] = contestants[name].steps(args.steps)
     times: dict[str, list[float]] = {name: [] for name in losses}
     for _ in range(args.rounds if len(losses) == len(MAKE_SVI) else 0):
-        for name in losses:
+        for name in list(times):
             with noting(notes, name):
                 times[name].append(contestants[name].milliseconds(args.seconds))
+                continue
+            del times[name]  # it failed, and takes no further turn
     ours = ("eager", "compiled")
     notes += [contestant.example.differs for contestant in contestants.values() if contestant.example.differs]
     return Row(
