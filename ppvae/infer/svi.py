@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from math import isfinite
 from typing import Any
 
 import pyro
@@ -16,6 +17,7 @@ from pyro.infer import ELBO
 from pyro.infer.abstract_infer import TracePosterior
 from pyro.optim import PyroOptim
 from pyro.poutine.trace_struct import Trace
+from pyro.util import warn_if_nan
 from torch import Tensor, nn
 
 from ppvae._internals import StoreContents, gradient_hooks_off
@@ -37,6 +39,7 @@ from ppvae.objectives.base import (
     differentiated,
     evaluate_objective,
     networks_of,
+    reaches_nothing,
 )
 from ppvae.objectives.step_terms import StepTerms
 from ppvae.pair import Batch, owner_of
@@ -152,6 +155,7 @@ class SVI(pyro.infer.SVI):
             autocast=autocast is not None,
         )
         self._steps = 0
+        self._in_doubt = False  # after a loss that was not finite
         self._met: dict[int, tuple[str, Tensor]] = {}
         self._met_now: set[int] = set()
         self._stored: dict[str, Tensor] = {}  # those of Pyro's store
@@ -182,7 +186,10 @@ class SVI(pyro.infer.SVI):
         """
         check_trainable("SVI.step")
         with self.running():
-            return as_number(self._update([(args, kwargs, None)])[0])
+            loss = as_number(self._update([(args, kwargs, None)])[0])
+        whole = loss if isinstance(loss, float) else sum(loss)
+        self._in_doubt = not isfinite(warn_if_nan(whole, "loss"))
+        return loss
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float | tuple[float, ...]:
         """The loss on `args`, without a step."""
@@ -322,8 +329,8 @@ class SVI(pyro.infer.SVI):
         return result
 
     def _compiles(self) -> bool:
-        """Whether this step is to run compiled: the parameters are known, and compiling repays itself."""
-        if not self.compile or not self._parameters:
+        """Whether this step is to run compiled: it repays itself, and Pyro has not to say what is not finite."""
+        if not self.compile or not self._parameters or self._in_doubt:
             return False
         steps = self._steps if self.planned_steps is None else self.planned_steps
         return repays(self.compile, steps, saved=SAVED)
@@ -357,20 +364,13 @@ class SVI(pyro.infer.SVI):
             for gradient in (p.grad for p in parameters if p.grad is not None):
                 gradient.mul_(weight)
         if self.refuses_idle and not self._steps and all(parameter.grad is None for parameter in parameters):
-            raise ValueError(self._reaches_nothing())
+            raise ValueError(reaches_nothing(self.objective, self.named_parameters()))
         # Pyro's statements name what a step trains; a module that announces none is trained whole.
         self.stepper.complete([p for p in parameters if id(p) in self._met_now or id(p) not in self._met])
         terms = evaluation.terms()
         if check:
             self._check_finite(evaluation.all_traces(), terms)
         return terms
-
-    def _reaches_nothing(self) -> str:
-        return (
-            f"loss {type(self.objective).__name__} depends on none of the parameters "
-            f"{[name for name, _ in self.named_parameters()]}: "
-            "is it a constant, or is something detached, or computed under torch.no_grad(), on the way to it?"
-        )
 
     def _labels(self, layout: Any) -> list[Label]:
         """What the outputs of a compiled gradient are called."""

@@ -112,6 +112,14 @@ def as_number(result: StepTerms | Evaluation) -> float | tuple[float, ...]:
     return tuple(map(float, result.losses)) or float(result.loss)
 
 
+def reaches_nothing(objective: Any, parameters: Iterable[tuple[str, Tensor]]) -> str:
+    """What is wrong with a loss that has no gradient, as a message."""
+    return (
+        f"loss {type(objective).__name__} depends on none of the parameters {[name for name, _ in parameters]}: "
+        "is it a constant, or is something detached, or computed under torch.no_grad(), on the way to it?"
+    )
+
+
 class Objective(ELBO):
     """What training minimises, for anyone to subclass: a `differentiable_loss`, and what else it may need.
 

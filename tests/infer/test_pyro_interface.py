@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -148,3 +150,34 @@ def test_run_draws_traces_of_the_posterior():
         return [pyro.param("loc").item(), EmpiricalMarginal(svi, "m").mean, predicted.mean]
 
     check_equal(run)
+
+
+@pytest.mark.parametrize("bad", ["datum", "parameter"])
+@pytest.mark.parametrize("loss", [Trace_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO])
+@pytest.mark.filterwarnings("ignore:TraceEnum_ELBO found no sample sites")
+def test_a_compiled_step_is_as_loud_about_nan_as_pyros(loss, bad):
+    """It warns where the loss is NaN, and the step after it raises what Pyro's does, with the site's name."""
+
+    def run(svi_class, **options):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        svi = svi_class(model, guide, pyro.optim.SGD({"lr": 1e-3}), loss(max_plate_nesting=1), **options)
+        for _ in range(3):
+            svi.step(X)
+        if bad == "parameter":
+            pyro.param("loc").data.fill_(torch.nan)
+        said = []
+        for batch in (torch.where(X == X[2], torch.inf, X) if bad == "datum" else X, X, X):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                try:
+                    svi.step(batch)
+                except ValueError as error:
+                    said.append(str(error).partition("\n")[0])
+                    break
+            said.append(any("Encountered NaN" in str(warning.message) for warning in caught))
+        return said
+
+    theirs, compiled = run(pyro.infer.SVI), run(SVI, compile=True)
+    assert isinstance(theirs[-1], str), theirs
+    assert compiled[-1] == theirs[-1]
