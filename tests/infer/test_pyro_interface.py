@@ -167,7 +167,7 @@ def test_a_compiled_step_is_as_loud_about_nan_as_pyros(loss, bad):
         if bad == "parameter":
             pyro.param("loc").data.fill_(torch.nan)
         said = []
-        for batch in (torch.where(X == X[2], torch.inf, X) if bad == "datum" else X, X, X):
+        for batch in (torch.where(X[2] == X, torch.inf, X) if bad == "datum" else X, X, X):
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 try:
