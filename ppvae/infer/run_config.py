@@ -41,7 +41,7 @@ def describe(value: Any) -> Any:
     if isinstance(value, partial):
         options = ", ".join(f"{k}={describe(v)}" for k, v in sorted(value.keywords.items()))
         return f"{describe(value.func)}({options})"
-    if isinstance(value, FunctionType) and not value.__module__.startswith(("torch", "pyro", "ppvae")):
+    if isinstance(value, FunctionType) and not (value.__module__ or "").startswith(("torch", "pyro", "ppvae")):
         return f"{value.__qualname__}#{_digest_of(value)}"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{name!r}: {_text(of)}" for name, of in value.items()) + "}"

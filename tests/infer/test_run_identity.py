@@ -206,3 +206,10 @@ def test_the_model_is_never_older_than_the_checkpoint(tmp_path):
 
         with pytest.raises(Killed):
             fit(out, valid=valid, epochs=5, resume=True, callbacks=[kill])
+
+
+def test_a_function_that_no_module_holds_is_described_too():
+    names = {}
+    exec("def f(x):\n    return x", names)
+    assert names["f"].__module__ is None
+    assert describe(names["f"]).startswith("f#")
