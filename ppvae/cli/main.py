@@ -1,6 +1,6 @@
 """`ppvae`, or `python -m ppvae`: one screen of what there is, and the commands by name.
 
-ppvae                       this list
+ppvae                       this list; ppvae --version says what it runs on
 ppvae train MODEL ...       the same as python -m ppvae.examples.MODEL
 ppvae evaluate RUN ...      the same as python -m ppvae.evaluate
 ppvae doctor RUN            what is right and wrong with the pair of a run
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import platform
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ def main(argv: list[str] | None = None) -> int:
     command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in ("-h", "--help", "help"):
         print(overview())
+        return 0
+    if command in ("-V", "--version"):
+        print(_versions())
         return 0
     commands: dict[str, Callable[[list[str]], int]] = {
         "train": _train,
@@ -76,6 +80,13 @@ def models() -> dict[str, str]:
             first = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
             found[path.stem] = first.partition(": `python")[0].partition(" (")[0].rstrip(".:")
     return found
+
+
+def _versions() -> str:
+    """What a report of a fault has to say of where it was met."""
+    from ppvae.infer.run_config import versions
+
+    return ", ".join(f"{name} {version}" for name, version in {**versions(), "on": platform.platform()}.items())
 
 
 def _train(argv: list[str]) -> int:

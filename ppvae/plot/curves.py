@@ -187,7 +187,7 @@ def _draw_panel(axes: Axes, epochs: _NDArray, curves: _Curves, *, title: str) ->
         axes.set(xlim=(epochs[0] - 0.5, epochs[0] + 0.5), xticks=epochs)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    if is_kl or len(curves) > 1:
+    if is_kl or len(curves) > 1 or curves[0][0] != "train":
         columns = math.ceil(len(curves) / 5)
         axes.legend(loc="best", ncols=columns, handlelength=1.2, labelspacing=0.2, columnspacing=1.0)
 

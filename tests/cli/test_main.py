@@ -1,5 +1,6 @@
 """One screen of what there is, and the commands by their names."""
 
+import platform
 import subprocess
 import sys
 import tomllib
@@ -60,6 +61,13 @@ def test_without_an_argument_nothing_heavy_is_imported():
 def test_what_there_is_not_is_named(argv, message, capsys):
     assert main(argv) == 2
     assert message in capsys.readouterr().err
+
+
+def test_versions(capsys):
+    assert main(["--version"]) == 0
+    printed = capsys.readouterr().out
+    assert f"ppvae {ppvae.__version__}, torch {torch.__version__}, pyro " in printed
+    assert f", python {platform.python_version()}, on " in printed
 
 
 @pytest.mark.usefixtures("figures_undrawn")
