@@ -333,12 +333,12 @@ class Compiled:
         Raises:
             UncompilableError: where it changed too often.
         """
-        changed = graph.contents.changed()
+        changed = graph.changed()
         if changed is None:
             return graph.trusted or graph.confirm(self._trace(args, graph.lifted))
         self._retraces += 1
         if self._retraces > MAX_RETRACES:
-            raise UncompilableError(f"{changed} of a module keeps changing; make it a buffer")
+            raise UncompilableError(changed)
         return False
 
     def _has_room(self, limit: int = MAX_GRAPHS) -> bool:

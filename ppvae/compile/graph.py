@@ -16,6 +16,7 @@ from ppvae.compile.guards import Contents, state_unchanged
 from ppvae.compile.inductor import compile_graph
 from ppvae.compile.reads import Answer, answer_of
 from ppvae.compile.scalars import Real, same_number
+from ppvae.compile.stored import Stored
 from ppvae.compile.tracing import Traced
 
 Answers = tuple[Answer, ...]
@@ -90,6 +91,7 @@ class Graph:
         self.kind = args.kind()
         self._readers = [read.line for read in traced.reads]
         self._inputs = inputs
+        self._stored = Stored(inputs)
         self._modules = modules
         self._recordable = on_one_device
         self._runs = 0
@@ -102,6 +104,14 @@ class Graph:
     def is_due(self) -> bool:
         """Whether its next run is to be compared with the eager computation."""
         return not self.verified or self.uses + 1 in COMPARED_AGAIN
+
+    def changed(self) -> str | None:
+        """What keeps it from being used, where something was put in the place of what it is of, and what to do."""
+        if (name := self.contents.changed()) is not None:
+            return f"{name} of a module keeps changing; make it a buffer"
+        if (name := self._stored.changed()) is not None:
+            return f"pyro.param {name!r} keeps being replaced; write into it"
+        return None
 
     def takes(self, numbers: Mapping[int, Real]) -> bool:
         """Whether it is right of the numbers among some arguments."""

@@ -25,6 +25,7 @@ from ppvae._validate import check_autocast
 from ppvae.compile.compiled import Compiled
 from ppvae.compile.guards import Contents, Same, check_no_buffers, fingerprint, modules_that_run
 from ppvae.compile.policy import Compile, check_compile, repays
+from ppvae.compile.stored import check_computed
 from ppvae.compile.verification import Label
 from ppvae.infer.compiled_step import StepFromOutputs
 from ppvae.infer.nonfinite import NonFiniteError, check_finite
@@ -337,6 +338,8 @@ class SVI(pyro.infer.SVI):
 
     def _guarded(self) -> Any:
         """What else a compiled gradient depends on: which parameters are trained, and what of."""
+        if not self._local:
+            check_computed()
         trained = tuple((id(p), p.requires_grad) for p in self.parameters())
         step = Same(self.stepper.settled(self.names_of_step, self.parameters()))
         return (trained, Same(self.objective), fingerprint(self.objective), self.model, self.guide, self.autocast, step)
