@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ppvae.cli.hub import from_hub, push_to_hub
     from ppvae.cli.runs import open_run
     from ppvae.evaluate import elbo, encode, log_marginal
+    from ppvae.explorer import explore
     from ppvae.infer.fit import fit
     from ppvae.infer.svi import SVI
     from ppvae.pair import KLWeight, Pair, loss_term
@@ -29,6 +30,7 @@ __all__ = [
     "doctor",
     "elbo",
     "encode",
+    "explore",
     "fit",
     "from_hub",
     "load",
@@ -53,6 +55,7 @@ _HOMES = {
     "doctor": "cli.doctor",
     "from_hub": "cli.hub",
     "push_to_hub": "cli.hub",
+    "explore": "explorer",
     "open_run": "cli.runs",
 }
 """Where each public name lives."""

@@ -351,9 +351,14 @@ def returns_view(func: Any) -> list[bool]:
     return [returned.alias_info is not None for returned in func._schema.returns]
 
 
+def declared_arguments(func: Any) -> list[Any]:
+    """An operation's arguments as its schema declares them, each with `name`, `default_value` and `kwarg_only`."""
+    return list(func._schema.arguments)
+
+
 def argument_names(func: Any) -> list[str]:
     """The names of an operation's arguments."""
-    return [argument.name for argument in func._schema.arguments]
+    return [argument.name for argument in declared_arguments(func)]
 
 
 def written_arguments(func: Any) -> list[str]:

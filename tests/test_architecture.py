@@ -41,6 +41,7 @@ ORDER = [
     "objectives",
     "infer",
     "evaluate",
+    "explorer",
     "cli",
     "examples",
 ]
@@ -57,7 +58,7 @@ MAY_NOT_IMPORT = {
 """What a part does without though it stands before it: training and evaluation know no model, and figures no pair."""
 MODULE_NAMES_OF_TORCH = {"_buffers", "_modules", "_parameters"}
 """What every `nn.Module` holds; a module of ours reads its own."""
-HEAVY = ["arviz", "torchvision", "sklearn", "matplotlib", "tyro", "tensorboard"]
+HEAVY = ["arviz", "bokeh", "torchvision", "sklearn", "matplotlib", "tyro", "tensorboard"]
 
 
 def name_of(path):

@@ -3,6 +3,7 @@
 ppvae                       this list; ppvae --version says what it runs on
 ppvae train MODEL ...       the same as python -m ppvae.examples.MODEL
 ppvae evaluate RUN ...      the same as python -m ppvae.evaluate
+ppvae explore RUN           a page of a run in the browser
 ppvae doctor RUN            what is right and wrong with the pair of a run
 ppvae sweep MODEL ...       several seeds and settings of a model, in one table
 ppvae share RUN             its model card; with --to, the upload to the Hugging Face Hub
@@ -38,6 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "train": _train,
         "evaluate": partial(_command, "evaluate"),
+        "explore": partial(_command, "explore"),
         "doctor": _doctor,
         "sweep": partial(_command, "sweep"),
         "share": partial(_command, "share"),
@@ -57,6 +59,7 @@ def overview() -> str:
         "",
         "  ppvae train MODEL [--help]       trains a model; each run is a folder, runs/MODEL by default",
         "  ppvae evaluate RUN [--help]      log p(x) of a run, and how far to believe it",
+        "  ppvae explore RUN [--help]       in the browser: latent map, any datum, the decoder live; --export FILE.html",
         "  ppvae doctor RUN [--help]        sites, gradients, latents of a run; ppvae.doctor(pair, x) of your own",
         "  ppvae sweep MODEL --seeds 5 --beta 1 2 4   a grid of its flags, compared; --help: searches too",
         "  ppvae share RUN [--help]         its model card; with --to OWNER/NAME it goes to the Hugging Face Hub",

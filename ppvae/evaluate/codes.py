@@ -5,7 +5,7 @@ A code is the mean of q(z|x), site by site in the guide's order: in a hierarchy 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -28,12 +28,25 @@ MEAN_DRAWS = 64
 """Draws of which the mean is taken where a family does not know its own."""
 
 
-class _AtMean(Messenger):
-    """Sets every latent to the mean of its distribution, a discrete one to its most probable value."""
+class AtMean(Messenger):
+    """Sets latents to the values that are given, every other to the mean of its distribution.
+
+    A discrete one to its most probable value.
+
+    Args:
+        values: by site, in the shape that the pair draws them in.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor] | None = None) -> None:
+        super().__init__()
+        self.values = values or {}
 
     def _pyro_sample(self, msg: Any) -> None:
         fn = msg["fn"]
         if msg["is_observed"] or msg["done"] or not isinstance(fn, TorchDistributionMixin):  # a plate's index is none
+            return
+        if msg["name"] in self.values:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
             return
         with suppress(NotImplementedError):
             value = fn.mode if fn.support.is_discrete else _mean(fn)
@@ -74,7 +87,7 @@ def encode(pair: nn.Module, *data: Any, sites: Sequence[str] | None = None, seed
     if sites is not None:
         check_names("sites", sites)
     with posterior_sampler(pair, data, seed=seed) as posterior:
-        blocks = [_flat(_codes(part), sites) for _, part in posterior.parts(1)]
+        blocks = [_flat(codes_of(part), sites) for _, part in posterior.parts(1)]
     return torch.cat(blocks).cpu().numpy()
 
 
@@ -104,7 +117,7 @@ def reconstruct(pair: nn.Module, *data: Any, site: str | None = None, seed: int 
     """
     with posterior_sampler(pair, data, seed=seed) as posterior:
         name = _observed(posterior, site)
-        return torch.cat([_decoded(part, _codes(part), name)[0] for _, part in posterior.parts(1)])
+        return torch.cat([_decoded(part, codes_of(part), name)[0] for _, part in posterior.parts(1)])
 
 
 def interpolate(
@@ -143,9 +156,9 @@ def interpolate(
     check_count("num_steps", num_steps, at_least=2)
     ends = [_arguments(data) for data in (data_from, data_to)]
     with posterior_sampler(pair, ends[1], seed=seed) as posterior:
-        codes_to, n = _codes(posterior), len(posterior)
+        codes_to, n = codes_of(posterior), len(posterior)
     with posterior_sampler(pair, ends[0], seed=seed) as posterior:
-        codes = _codes(posterior)
+        codes = codes_of(posterior)
         if len(posterior) != n:
             raise ValueError(f"data_to must hold as many data as data_from, {len(posterior)}, got {n}")
         lines = {name: _line(code, codes_to[name], num_steps) for name, code in codes.items()}
@@ -186,7 +199,7 @@ def traverse(
         torch.Size([3, 2, 2, 8])
     """
     with posterior_sampler(pair, _arguments(data), seed=seed) as posterior:
-        codes, name = _codes(posterior), _observed(posterior, site)
+        codes, name = codes_of(posterior), _observed(posterior, site)
         moved = chosen("latent", latent, [n for n, code in codes.items() if code.value.is_floating_point()])
         k = _flat({moved: codes[moved]}, None).shape[-1]
         wanted = list(range(k)) if units is None else list(units)
@@ -201,9 +214,9 @@ def _arguments(data: Any) -> tuple[Any, ...]:
     return tuple(data) if isinstance(data, tuple | list) else (data,)
 
 
-def _codes(posterior: PosteriorSampler) -> Latents:
+def codes_of(posterior: PosteriorSampler) -> Latents:
     """The latents of the model at the means of the guide, once for each datum."""
-    with _AtMean():
+    with AtMean():
         latents, _ = posterior.draw(1)
     return {name: latents[name] for name in posterior.latents}
 

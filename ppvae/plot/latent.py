@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ppvae.plot.figure import DPI, PALETTE, Array, house_style, plain_axes, to_numpy
+from ppvae.plot.projection import FEWEST_FOR_TSNE, principal_components, tsne_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _NDArray = np.ndarray[Any, Any]
-
-_FEWEST_FOR_TSNE = 5
 
 _NAMED = 24
 """The most bars that have room for their indices."""
@@ -74,8 +73,8 @@ def latent_scatter(
     order = np.random.default_rng(0).permutation(len(points))
     dot = float(np.clip(5000 / len(points), 0.8, 8.0))  # points², so that the ink stays about the same
     panels = [(points, axis_names)]
-    if tsne and z.shape[1] > 2 and len(points) >= _FEWEST_FOR_TSNE:
-        panels.append((_tsne(z, points), ["t-SNE", ""]))
+    if tsne and z.shape[1] > 2 and len(points) >= FEWEST_FOR_TSNE:
+        panels.append((tsne_of(z, points), ["t-SNE", ""]))
     with house_style():
         figure = Picture(figsize=(3.4 if len(panels) == 1 else 6.1, 2.9), dpi=DPI, layout="constrained")
         for i, (panel, (xlabel, ylabel)) in enumerate(panels):
@@ -233,18 +232,9 @@ def _two_dimensions(z: Array, *others: _NDArray, units: _NDArray | None = None) 
         raise ValueError(f"z: got shape {points.shape}, expected (n, k) with n at least 1 and k at least 2")
     if points.shape[1] == 2:
         return [points, *others], [f"z[{i}]" for i in (range(2) if units is None else units)]
-    mean, basis, explained = _principal_components(points)
+    mean, basis, explained = principal_components(points)
     projected = [(each - mean) @ basis for each in (points, *others)]
     return projected, [f"principal component {i + 1} ({part:.0%} of variance)" for i, part in enumerate(explained)]
-
-
-def _tsne(z: _NDArray, plane: _NDArray) -> _NDArray:
-    """Returns points (n, 2) whose neighbours are those of z (n, k), found from the points in the plane on."""
-    from sklearn.manifold import TSNE
-
-    start = plane.astype(np.float32) * (1e-4 / (float(plane[:, 0].std()) or 1.0))
-    perplexity = min(30.0, (len(z) - 1) / 3)
-    return TSNE(perplexity=perplexity, init=start, max_iter=500, random_state=0).fit_transform(z.astype(np.float32))
 
 
 def _classes(labels: Array | None, n: int) -> tuple[_NDArray, _NDArray]:
@@ -267,20 +257,6 @@ def _palette(num_classes: int) -> _NDArray:
     if num_classes <= len(PALETTE):
         return to_rgba_array(PALETTE[:num_classes])[:, :3]
     return colormaps["viridis"](np.linspace(0, 1, num_classes))[:, :3]
-
-
-def _principal_components(points: _NDArray) -> tuple[_NDArray, _NDArray, _NDArray]:
-    """Returns the points' mean (k,), first two principal axes (k, 2), and the parts of variance they explain."""
-    mean = points.mean(axis=0, dtype=np.float64)
-    centred = points.astype(np.float64) - mean
-    _, singular, axes = np.linalg.svd(centred, full_matrices=False)
-    if len(singular) < 2:  # a single point has one direction only: the second explains nothing
-        singular, axes = np.append(singular, 0.0), np.vstack([axes, np.zeros_like(axes)])
-    # An axis has no sign of its own: the largest loading is made positive, so that a picture can be redrawn.
-    largest = np.take_along_axis(axes, np.abs(axes).argmax(axis=1, keepdims=True), axis=1)
-    basis = (axes * np.where(largest < 0, -1.0, 1.0))[:2].T
-    total = float((singular**2).sum())
-    return mean, basis, singular[:2] ** 2 / (total or 1.0)
 
 
 def _legend(axes: Axes, classes: Iterable[object], palette: _NDArray) -> None:

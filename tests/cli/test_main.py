@@ -52,7 +52,7 @@ def test_without_an_argument_nothing_heavy_is_imported():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["explain"], "there is no command 'explain', but there are train, evaluate, doctor"),
+        (["explain"], "there is no command 'explain', but there are train, evaluate, explore, doctor"),
         (["train"], "there is no model '': aae, "),
         (["train", "gan"], "there is no model 'gan': aae, "),
         (["doctor", "nowhere"], "nowhere"),
