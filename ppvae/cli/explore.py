@@ -13,8 +13,8 @@ from ppvae._validate import check_count
 from ppvae.cli.flags import in_flags
 from ppvae.cli.report import first
 from ppvae.cli.runs import restore
-from ppvae.explorer.explore import LIMIT, check_installed, checked_file, show
 from ppvae.explorer.exploration import look_at
+from ppvae.explorer.explore import LIMIT, check_installed, checked_file, show
 from ppvae.pair import check_batch
 
 

@@ -59,7 +59,7 @@ def overview() -> str:
         "",
         "  ppvae train MODEL [--help]       trains a model; each run is a folder, runs/MODEL by default",
         "  ppvae evaluate RUN [--help]      log p(x) of a run, and how far to believe it",
-        "  ppvae explore RUN [--help]       in the browser: latent map, any datum, the decoder live; --export FILE.html",
+        "  ppvae explore RUN [--help]       in the browser: latent map, any datum, live decoder; --export FILE.html",
         "  ppvae doctor RUN [--help]        sites, gradients, latents of a run; ppvae.doctor(pair, x) of your own",
         "  ppvae sweep MODEL --seeds 5 --beta 1 2 4   a grid of its flags, compared; --help: searches too",
         "  ppvae share RUN [--help]         its model card; with --to OWNER/NAME it goes to the Hugging Face Hub",

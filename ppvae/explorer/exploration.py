@@ -1,4 +1,4 @@
-"""What the explorer shows of a pair on data: maps of its codes, the terms of each likelihood, a decoder for each latent."""
+"""What the explorer shows of a pair on data: maps of its codes, terms of each likelihood, a decoder for each latent."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 

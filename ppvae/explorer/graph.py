@@ -140,13 +140,13 @@ def _name(node: Node) -> str:
 def _check_known(node: Node) -> None:
     if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
         raise UnknownOperationError(
-            f"the decoder draws ({_name(node)}): a conditional of it has no mean in closed form, and a page that computes "
-            "p(x|z) alone cannot show it; ppvae explore without --export does"
+            f"the decoder draws ({_name(node)}): one of its conditionals has no mean in closed form, and a file cannot "
+            "show it; ppvae explore without --export does"
         )
     if (name := _name(node)) not in known_operations():
         raise UnknownOperationError(
-            f"the decoder needs the operation {name}, which the page's interpreter does not have: ppvae explore without "
-            f"--export runs it in Python; to add it, write it into {INTERPRETER.name}"
+            f"the decoder needs the operation {name}, which the page's interpreter does not have: ppvae explore "
+            f"without --export runs it in Python; {INTERPRETER.name} is where it would be added"
         )
 
 

@@ -16,7 +16,8 @@ import torch
 from bokeh.document import Document
 from bokeh.embed import file_html
 from bokeh.events import DocumentReady
-from bokeh.models import ColumnDataSource, CustomJS, HoverTool, Model, Select, Slider
+from bokeh.models import ColumnDataSource, CustomJS, HoverTool, Model
+from bokeh.models.widgets import Select, Slider
 from bokeh.palettes import Viridis256
 from bokeh.plotting import figure
 from bokeh.resources import INLINE
@@ -25,7 +26,6 @@ from torch import Tensor
 from ppvae.explorer.decoder import running
 from ppvae.explorer.exploration import Exploration, Map, View, unit_names
 from ppvae.explorer.graph import INTERPRETER, Graph, graph_of, packed, run
-from ppvae.pair import device_of
 from ppvae.plot.figure import PALETTE
 
 HERE = Path(__file__).parent
@@ -67,7 +67,9 @@ def graphs_of(exploration: Exploration) -> list[Graph]:
             graph = graph_of(decoder, decoder.example())
         of_kind = {each.name: each.kind for each in decoder.inputs}
         if fed := [name for name in graph["inputs"] if of_kind[name] == "observed"]:
-            raise ValueError(f"E[x|{decoder.latent}] depends on {fed[0]}, the data that it is of: it is no function of z")
+            raise ValueError(
+                f"E[x|{decoder.latent}] depends on {fed[0]}, the data that it is of: it is no function of z"
+            )
         _check_graph(graph, view)
         graphs.append(graph)
     return graphs
@@ -81,8 +83,8 @@ def _check_graph(graph: Graph, view: View, few: int = 16) -> None:
         found = run(graph, {each.name: each.rows[i : i + 1] for each in decoder.inputs})[0]
         if not torch.allclose(found.float(), mean, rtol=TOLERANCE, atol=TOLERANCE * float(means.abs().max())):
             raise ValueError(
-                f"the operations of E[x|{decoder.latent}] give other numbers than the pair for datum {i}: what the model "
-                "does depends on values, and is no fixed list of operations"
+                f"the operations of E[x|{decoder.latent}] give other numbers than the pair for datum {i}: what the "
+                "model does depends on values, and is no fixed list of operations"
             )
 
 
@@ -109,11 +111,9 @@ def fill(document: Document, exploration: Exploration, graphs: Sequence[Graph] =
         models |= {"request": wire.request, "answer": wire.answer}
     for model in _roots(models):
         document.add_root(model)
-    arguments = ", ".join(name for name, model in models.items() if model is not None)
-    ready = CustomJS(
-        args={name: model for name, model in models.items() if model is not None},
-        code=f"window.explorer = new Explorer({{{arguments}}}, JSON.parse(document.getElementById('content').textContent))",
-    )
+    names = ", ".join(models)
+    read = "JSON.parse(document.getElementById('content').textContent)"
+    ready = CustomJS(args=models, code=f"window.explorer = new Explorer({{{names}}}, {read})")
     document.js_on_event(DocumentReady, ready)
     script = INTERPRETER.read_text(encoding="utf-8") + (HERE / "page.js").read_text(encoding="utf-8")
     document.title = exploration.title
@@ -132,7 +132,8 @@ def content_of(exploration: Exploration, graphs: Sequence[Graph]) -> dict[str, A
     kind, shape = kind_of(tuple(x.shape[1:]), bool(exploration.columns))
     known = x[x.isfinite()]
     low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
-    views = [_view(view, graph) for view, graph in zip(exploration.views, graphs or [None] * len(exploration.views))]
+    of_view: Sequence[Graph | None] = graphs or [None] * len(exploration.views)
+    views = [_view(view, graph) for view, graph in zip(exploration.views, of_view, strict=True)]
     names = [{"name": f"x[{i}]", "levels": []} for i in range(x[0].numel())] if kind == "table" else []
     columns = [{"name": each.name, "levels": [str(level) for level in each.levels]} for each in exploration.columns]
     return {
@@ -223,7 +224,6 @@ def _models(content: dict[str, Any]) -> dict[str, Any]:
     stretch: dict[str, Any] = {"sizing_mode": "stretch_width"}
     choices = {each["name"]: each["choices"] for view in views for each in view["inputs"] if each["choices"]}
     models: dict[str, Any] = {
-        "latent": Select(title="latent", options=latents, value=latents[0], tags=["choice"], **stretch),
         "choice": Select(title="map", options=[], tags=["choice"], **stretch),
         "colour": Select(title="coloured by", options=colours, value=colours[0], tags=["choice"], **stretch),
         "conditions": [
@@ -234,7 +234,9 @@ def _models(content: dict[str, Any]) -> dict[str, Any]:
             Slider(start=-1, end=1, value=0, step=0.01, format="0.00", tags=["slider"], **stretch)
             for _ in range(min(SLIDERS, max(len(view["units"]) for view in views)))
         ],
-        "line": Slider(title="t, z = (1 − t) A + t B", name="line", start=0, end=1, value=0, step=0.01, tags=[""], **stretch),
+        "line": Slider(
+            title="t, z = (1 − t) A + t B", name="line", start=0, end=1, value=0, step=0.01, tags=[""], **stretch
+        ),
     }
     if len(latents) == 1:
         models["latent"] = None
@@ -250,7 +252,9 @@ def _plots(content: dict[str, Any]) -> dict[str, Any]:
     map_of = figure(
         name="map", tags=[""], height=440, sizing_mode="stretch_width", tools="pan,wheel_zoom,box_zoom,tap,reset"
     )
-    dots = map_of.scatter("x", "y", color="colour", size=6, alpha=0.8, line_width=0, nonselection_alpha=0.8, source=points)
+    dots = map_of.scatter(
+        "x", "y", color="colour", size=6, alpha=0.8, line_width=0, nonselection_alpha=0.8, source=points
+    )
     map_of.line("x", "y", color="#222222", source=ends)
     map_of.scatter("x", "y", size=12, fill_alpha=0, line_color="#222222", line_width=2, source=ends)
     map_of.text("x", "y", "name", x_offset=8, y_offset=-4, text_font_size="13px", source=ends)

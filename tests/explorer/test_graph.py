@@ -4,15 +4,18 @@ import json
 
 import pytest
 import torch
-from tests.explorer.javascript import needs_node, run_in_node
 from torch import nn
 from torch.nn import functional as F
 
 from ppvae.explorer.graph import UnknownOperationError, graph_of, known_operations, packed, run, unpacked
-from ppvae.nn import ConditionalMLP, ConvDecoder, MLP, OneHot
+from ppvae.nn import MLP, ConditionalMLP, ConvDecoder, OneHot
+from tests.explorer.javascript import needs_node, run_in_node
 
 Z = {"z": torch.randn(1, 3, generator=torch.Generator().manual_seed(0))}
 IMAGES = {"z": torch.randn(2, 4, 5, 4, generator=torch.Generator().manual_seed(0))}
+
+
+SERIES = {"z": torch.randn(1, 3, 5, generator=torch.Generator().manual_seed(0))}
 
 
 class Of(nn.Module):
@@ -49,9 +52,17 @@ def shuffled(z, w):
 def elementary(z):
     """Elementwise operations, on both sides of where they change."""
     x = torch.linspace(-4, 4, 27).reshape(9, 3) + z
-    parts = [x.erf(), x.tanh(), x.sigmoid(), F.softplus(x), F.gelu(x, approximate="tanh"), x.abs().sqrt(), x.exp().log1p()]
+    parts = [
+        x.erf(),
+        x.tanh(),
+        x.sigmoid(),
+        F.softplus(x),
+        F.gelu(x, approximate="tanh"),
+        x.abs().sqrt(),
+        x.exp().log1p(),
+    ]
     parts += [x.sin() * x.cos(), x**3, 2.0**x, x.sign(), x.floor(), x.ceil(), torch.maximum(x, -x), F.hardtanh(x)]
-    parts += [torch.atan2(x, x + 1), (x >= 1).float() * (x != 0), x.abs().rsqrt(), 1 / (x * x + 1)]
+    parts += [torch.atan2(x, x + 1), (x >= 1).float() * (x != 0), x.abs().rsqrt(), x.abs().sqrt(), 1 / (x * x + 1)]
     return torch.stack(parts)
 
 
@@ -59,20 +70,34 @@ def mlp(**options):
     return MLP(3, (6,), (2, 5), **options)
 
 
+def images(norm):
+    return ConvDecoder(3, (4, 6), (2, 1, 9, 7), norm=norm, num_residual=1)
+
+
 def conditional(how):
     return ConditionalMLP(3, 4, (8,), 5, embed=OneHot(4), conditioning=how)
 
 
+ACTIVATIONS = ("relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "softplus", "gated")
 LABEL = Z | {"y": torch.tensor([2])}
 CASES = {
-    **{name: (mlp(activation=name), Z) for name in ("relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "softplus", "gated")},
+    **{
+        name: (mlp(activation=name), Z)
+        for name in ("relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "softplus", "gated")
+    },
     **{f"{norm} norm": (mlp(norm=norm), Z) for norm in ("batch", "layer")},
-    **{f"images, {norm} norm": (ConvDecoder(3, (4, 6), (2, 1, 9, 7), norm=norm, num_residual=1), Z) for norm in ("batch", "layer")},
+    **{
+        f"images, {norm} norm": (ConvDecoder(3, (4, 6), (2, 1, 9, 7), norm=norm, num_residual=1), Z)
+        for norm in ("batch", "layer")
+    },
     "spectral norm": (mlp(spectral_norm=True), Z),
     **{how: (conditional(how), LABEL) for how in ("concat", "film", "batch_norm", "attention")},
     "strided, dilated, grouped": (nn.Conv2d(4, 8, 3, padding=(1, 2), groups=2, stride=(2, 1), dilation=2), IMAGES),
     "transposed, grouped": (nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, groups=2), IMAGES),
-    "in one dimension": (nn.Sequential(nn.Conv1d(3, 4, 3, padding=1), nn.ConvTranspose1d(4, 2, 4, 2, 1)), {"z": torch.ones(1, 3, 5)}),
+    "in one dimension": (
+        nn.Sequential(nn.Conv1d(3, 4, 3, padding=1), nn.ConvTranspose1d(4, 2, 4, 2, 1)),
+        {"z": torch.ones(1, 3, 5)},
+    ),
     "nearest": (nn.Upsample(scale_factor=2), IMAGES),
     "bilinear": (nn.Upsample(size=(9, 7), mode="bilinear"), IMAGES),
     "bilinear, corners": (nn.Upsample(scale_factor=3, mode="bilinear", align_corners=True), IMAGES),
@@ -111,13 +136,20 @@ def test_in_javascript_it_is_the_module():
     by_case = {case: by_hand(case) for case in CASES}
     found = run_in_node([(graph, inputs) for graph, inputs, _ in by_case.values()])
     for case, result in zip(CASES, found, strict=True):
-        torch.testing.assert_close(result, by_case[case][2], rtol=2e-5, atol=2e-6, msg=lambda text, case=case: f"{case}: {text}")
+        torch.testing.assert_close(
+            result, by_case[case][2], rtol=2e-5, atol=2e-6, msg=lambda text, case=case: f"{case}: {text}"
+        )
 
 
 def test_what_does_not_depend_on_the_inputs_is_computed_before():
     graph = graph_of(OfTheFirst(mlp(spectral_norm=True)).eval(), Z | {"unused": torch.ones(1, 2)})
     assert graph["inputs"] == ["z"]
-    assert [each["name"] for each in graph["operations"]] == ["addmm.default", "relu.default", "addmm.default", "view.default"]
+    assert [each["name"] for each in graph["operations"]] == [
+        "addmm.default",
+        "relu.default",
+        "addmm.default",
+        "view.default",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +166,12 @@ def test_what_no_list_holds_is_named(function, error, message):
 
 
 def test_tensors_come_back():
-    for value in (torch.tensor([[1.5, -torch.inf]]), torch.tensor([3, 4]), torch.tensor([True, False]), torch.zeros(0, 2)):
+    for value in (
+        torch.tensor([[1.5, -torch.inf]]),
+        torch.tensor([3, 4]),
+        torch.tensor([True, False]),
+        torch.zeros(0, 2),
+    ):
         back = unpacked(packed(value))
         assert back.dtype == value.dtype
         assert torch.equal(back, value)
