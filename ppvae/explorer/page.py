@@ -106,7 +106,7 @@ def fill(document: Document, exploration: Exploration, graphs: Sequence[Graph] =
     """
     content = content_of(exploration, graphs)
     models = _models(content)
-    wire = None if graphs else Wire(*(ColumnDataSource({"content": [""]}) for _ in range(2)))
+    wire = None if graphs else Wire(*(ColumnDataSource({"content": [""]}, tags=["wire"]) for _ in range(2)))
     if wire is not None:
         models |= {"request": wire.request, "answer": wire.answer}
     for model in _roots(models):
@@ -123,7 +123,7 @@ def fill(document: Document, exploration: Exploration, graphs: Sequence[Graph] =
 
 def _in_html(content: dict[str, Any]) -> str:
     """The content as JSON that ends no script early."""
-    return json.dumps(content, allow_nan=False, separators=(",", ":")).replace("</", "<\\/")
+    return json.dumps(content, allow_nan=False, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
 
 
 def content_of(exploration: Exploration, graphs: Sequence[Graph]) -> dict[str, Any]:
@@ -223,7 +223,9 @@ def _models(content: dict[str, Any]) -> dict[str, Any]:
     colours = ([] if content["labels"] is None else ["label"]) + list(content["terms"])
     stretch: dict[str, Any] = {"sizing_mode": "stretch_width"}
     choices = {each["name"]: each["choices"] for view in views for each in view["inputs"] if each["choices"]}
+    latent = Select(title="latent", options=latents, value=latents[0], tags=["choice"], **stretch)
     models: dict[str, Any] = {
+        "latent": latent if len(latents) > 1 else None,
         "choice": Select(title="map", options=[], tags=["choice"], **stretch),
         "colour": Select(title="coloured by", options=colours, value=colours[0], tags=["choice"], **stretch),
         "conditions": [
@@ -238,8 +240,6 @@ def _models(content: dict[str, Any]) -> dict[str, Any]:
             title="t, z = (1 − t) A + t B", name="line", start=0, end=1, value=0, step=0.01, tags=[""], **stretch
         ),
     }
-    if len(latents) == 1:
-        models["latent"] = None
     return models | _plots(content)
 
 
