@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -28,8 +28,10 @@ class ExploreArgs:
     """Write one HTML file that needs neither server nor network, with the decoder in it, in place of serving."""
     limit: int = LIMIT
     """The most test data that are shown, the first ones."""
-    num_samples: int = 500
-    """Draws of each datum's log p(x)."""
+    num_samples: int | None = None
+    """Draws of each datum's log p(x); by default 500 of importance sampling, of other methods what they say."""
+    method: Literal["importance", "adaptive", "annealed", "auto"] = "importance"
+    """How log p(x) is estimated; auto takes longer, and is right for data whose k̂ is above 0.7."""
     tsne: bool = True
     """Whether there is a map by t-SNE, which takes seconds for a thousand data."""
     port: int = 0
@@ -60,6 +62,7 @@ def main(argv: list[str] | None = None) -> int:
             *data,
             labels=labels,
             num_samples=args.num_samples,
+            method=args.method,
             tsne=args.tsne,
             symbol=run.symbol,
             title=f"{type(run.pair).__name__}, {args.run}",

@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ppvae._validate import check_count, check_flag
+from ppvae._validate import check_flag
 from ppvae.data.table import Column
+from ppvae.evaluate.estimator import Estimator
 from ppvae.evaluate.expected_log_likelihood import expected_log_likelihood
 from ppvae.evaluate.latents import ACTIVE
-from ppvae.evaluate.marginal import elbo, log_marginal
+from ppvae.evaluate.marginal import elbo, estimator_of, log_marginal
 from ppvae.evaluate.psis import ParetoWarning
 from ppvae.evaluate.sites import elements
 from ppvae.explorer.decoder import Decoder, decoders_of
@@ -28,6 +29,8 @@ from ppvae.sampling.posterior_draws import check_predictable, posterior_sampler
 
 PAIRED = 4
 """The most active units, of which every two are a map."""
+IMPORTANCE_SAMPLES = 500
+"""Draws of log p̂(x), where nothing else is said: seconds for a thousand data, and k̂ says where they are too few."""
 ELBO_SAMPLES = 10
 """Draws of which the terms of the ELBO are means."""
 
@@ -93,7 +96,8 @@ def look_at(
     pair: nn.Module,
     *data: Any,
     labels: Any = None,
-    num_samples: int = 500,
+    num_samples: int | None = None,
+    method: str | Estimator = "importance",
     tsne: bool = True,
     symbol: str = "log p(x)",
     title: str = "",
@@ -105,7 +109,8 @@ def look_at(
         pair: any model/guide pair with a continuous latent for each datum.
         data: its arguments for n data, at least 2.
         labels: classes of the data, integers (n,).
-        num_samples: draws of each log p̂(x).
+        num_samples: draws of each log p̂(x); by default 500 of importance sampling, of other methods what they say.
+        method: by which log p(x) is estimated, see `ppvae.log_marginal`.
         tsne: whether there is a map by t-SNE, which takes seconds for a thousand data.
         symbol: what the marginal likelihood is called.
         title: of the page; by default the class of the pair.
@@ -124,7 +129,9 @@ def look_at(
     """
     check_pair(pair)
     check_flag("tsne", tsne)
-    check_count("num_samples", num_samples)
+    if num_samples is None and method == "importance":
+        num_samples = IMPORTANCE_SAMPLES
+    estimator = estimator_of(method, num_samples)
     batch = as_batch(data, pair)
     if (n := check_batch(batch)) < 2:
         raise ValueError("data must hold at least 2 data: a map is of several, got 1")
@@ -132,7 +139,7 @@ def look_at(
     with posterior_sampler(pair, batch, seed=seed) as posterior:
         check_predictable(posterior)
         found = decoders_of(posterior)
-    terms = _terms(pair, batch, num_samples, symbol, seed)
+    terms = _terms(pair, batch, estimator, symbol, seed)
     height = next(reversed(terms.values())) if symbol not in terms else terms[symbol]
     views = tuple(_view(decoder, height, tsne) for decoder in found.decoders)
     return Exploration(found.x, classes, terms, views, _columns(pair, found.x), title or type(pair).__name__)
@@ -156,12 +163,12 @@ def _checked_labels(labels: Any, n: int) -> Tensor | None:
     return found.cpu().long()
 
 
-def _terms(pair: nn.Module, data: Batch, num_samples: int, symbol: str, seed: int) -> dict[str, Tensor]:
+def _terms(pair: nn.Module, data: Batch, estimator: Estimator, symbol: str, seed: int) -> dict[str, Tensor]:
     """The terms of each datum's likelihood; of a deterministic encoder the reconstruction alone."""
     try:
         bound = elbo(pair, *data, num_samples=ELBO_SAMPLES, seed=seed)
         with warnings.catch_warnings(action="ignore", category=ParetoWarning):  # k̂ of each datum is shown
-            estimate = log_marginal(pair, *data, num_samples=num_samples, seed=seed)
+            estimate = log_marginal(pair, *data, method=estimator, seed=seed)
     except PointMassError:
         return {"log p(x|z)": expected_log_likelihood(pair, *data, seed=seed).values}
     terms = {"log p(x|z)": bound.reconstruction} | {f"KL of {name}": kl for name, kl in bound.kl.items()}

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from ppvae._validate import check_count, check_flag, check_path
+from ppvae.evaluate.estimator import Estimator
 from ppvae.explorer.exploration import Exploration, look_at
 from ppvae.inputs import as_batch
 from ppvae.pair import check_batch, check_pair
@@ -25,7 +26,8 @@ def explore(
     labels: Any = None,
     export: str | os.PathLike[str] | None = None,
     limit: int = LIMIT,
-    num_samples: int = 500,
+    num_samples: int | None = None,
+    method: str | Estimator = "importance",
     title: str = "",
     port: int = 0,
     browser: bool = True,
@@ -41,7 +43,8 @@ def explore(
         labels: classes of the data, integers (n,).
         export: file that the page is written into, in place of serving it.
         limit: the most data that are shown, the first ones.
-        num_samples: draws of each log p̂(x).
+        num_samples: draws of each log p̂(x); by default 500 of importance sampling, of other methods what they say.
+        method: by which log p(x) is estimated, see `ppvae.log_marginal`.
         title: of the page; by default the class of the pair.
         port: of the server, which only this machine reaches; 0 is any that is free.
         browser: whether to open the page in the browser.
@@ -73,7 +76,7 @@ def explore(
     n = min(check_batch(batch), limit)
     few = tuple(t if t is None else t[:n] for t in batch)
     classes = None if labels is None else labels[:n]
-    found = look_at(pair, *few, labels=classes, num_samples=num_samples, title=title)
+    found = look_at(pair, *few, labels=classes, num_samples=num_samples, method=method, title=title)
     return show(found, file, port=port, browser=browser)
 
 

@@ -3,6 +3,7 @@
 "use strict";
 
 const STEPS = 9; // between A and B, both included
+const GOOD = 0.7; // the largest k̂ with which an estimate of log p(x) can be trusted
 const LEFT_OUT = 0.02; // of the data on each side of a colour scale: a few far values would leave it one colour
 
 class Explorer {
@@ -298,9 +299,11 @@ const escaped = (text) => String(text).replace(/[&<>"]/g, (c) => ({ "&": "&amp;"
 
 function termTable(values, datum) {
   const mean = (all) => all.reduce((sum, value) => sum + value, 0) / all.length;
+  const beside = (name, all) =>
+    name !== "k̂" ? shownNumber(mean(all)) : all[datum] > GOOD ? `above ${GOOD}: log p(x) is likely higher` : "";
   const row = ([name, all]) =>
     `<tr><td>${escaped(name)}</td><td class="number">${shownNumber(all[datum])}</td>` +
-    `<td class="number">${name === "k̂" ? "" : shownNumber(mean(all))}</td></tr>`;
+    `<td class="number">${beside(name, all)}</td></tr>`;
   const head = '<tr><th>nats</th><th class="number">this datum</th><th class="number">mean of all</th></tr>';
   return head + Object.entries(values).map(row).join("");
 }

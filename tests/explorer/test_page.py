@@ -149,7 +149,9 @@ def test_every_latent_map_and_colour_of_a_hierarchy_is_drawn(browser, tmp_path):
         for j, name in enumerate(maps):
             browser.evaluate(f"void (explorer.choice.value = {name!r})")
             shown = browser.evaluate("[explorer.points.data.x, explorer.points.data.y].map((each) => Array.from(each))")
-            torch.testing.assert_close(torch.tensor(shown).T, torch.tensor(view.maps[j].points).float())
+            torch.testing.assert_close(
+                torch.tensor(shown, dtype=torch.float32).T, torch.tensor(view.maps[j].points).float()
+            )
     for name in seen.terms:
         browser.evaluate(f"void (explorer.colour.value = {name!r})")
         assert len(set(browser.evaluate("explorer.points.data.colour"))) > 1
