@@ -219,7 +219,7 @@ def _map(each: Map) -> dict[str, Any]:
 def _models(content: dict[str, Any]) -> dict[str, Any]:
     """The widgets and sources of Bokeh, by what `page.js` calls them."""
     views = content["views"]
-    latents = [view["latent"] for view in views]
+    latents: list[Any] = [view["latent"] for view in views]
     colours = ([] if content["labels"] is None else ["label"]) + list(content["terms"])
     stretch: dict[str, Any] = {"sizing_mode": "stretch_width"}
     choices = {each["name"]: each["choices"] for view in views for each in view["inputs"] if each["choices"]}
