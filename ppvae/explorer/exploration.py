@@ -122,6 +122,7 @@ def look_at(
             data break the contract.
 
     Example:
+        >>> import torch
         >>> from ppvae.models import PPCA
         >>> found = look_at(PPCA(8, 3), torch.randn(20, 8), num_samples=100)
         >>> [each.name for each in found.views[0].maps][:2], list(found.terms)

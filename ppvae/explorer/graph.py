@@ -212,7 +212,7 @@ def run(graph: Graph, inputs: dict[str, Tensor]) -> Tensor:
     Example:
         >>> net = nn.Linear(2, 3)
         >>> z = torch.randn(1, 2)
-        >>> torch.equal(run(graph_of(net, {"z": z}), {"z": z}), net(z))
+        >>> torch.allclose(run(graph_of(net, {"z": z}), {"z": z}), net(z), atol=1e-6)
         True
     """
     values: list[Any] = [inputs[name] for name in graph["inputs"]]

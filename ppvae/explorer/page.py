@@ -220,16 +220,17 @@ def _models(content: dict[str, Any]) -> dict[str, Any]:
     """The widgets and sources of Bokeh, by what `page.js` calls them."""
     views = content["views"]
     latents: list[Any] = [view["latent"] for view in views]
-    colours = ([] if content["labels"] is None else ["label"]) + list(content["terms"])
+    colours: list[Any] = ([] if content["labels"] is None else ["label"]) + list(content["terms"])
     stretch: dict[str, Any] = {"sizing_mode": "stretch_width"}
-    choices = {each["name"]: each["choices"] for view in views for each in view["inputs"] if each["choices"]}
+    inputs = [each for view in views for each in view["inputs"] if each["choices"]]
+    choices: dict[str, list[Any]] = {each["name"]: [str(value) for value in each["choices"]] for each in inputs}
     latent = Select(title="latent", options=latents, value=latents[0], tags=["choice"], **stretch)
     models: dict[str, Any] = {
         "latent": latent if len(latents) > 1 else None,
         "choice": Select(title="map", options=[], tags=["choice"], **stretch),
         "colour": Select(title="coloured by", options=colours, value=colours[0], tags=["choice"], **stretch),
         "conditions": [
-            Select(title=name, name=name, options=[str(value) for value in values], tags=["condition"], **stretch)
+            Select(title=name, name=name, options=values, tags=["condition"], **stretch)
             for name, values in choices.items()
         ],
         "sliders": [
