@@ -33,7 +33,9 @@ def test_a_model_of_ones_own_from_its_story_to_its_likelihood(capsys):
     page = (DOCS / "your-own-model.md").read_text(encoding="utf-8")
     code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
     for full, quick in {
-        "epochs=60, lr=1e-2": "epochs=5, lr=3e-2",
+        "randn(5000": "randn(800",
+        "x[:3600], x[3600:4000], x[4000:]": "x[:600], x[600:700], x[700:]",
+        "epochs=60, lr=1e-2": "epochs=30, lr=3e-2",
         "test[:200]": "test[:20]",
         "test, method": "test[:20], method",
     }.items():
