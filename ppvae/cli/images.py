@@ -51,8 +51,12 @@ class ImageData:
         return self.test[1]
 
     def describe(self) -> str:
-        """Nothing: the flags say what the data are."""
-        return ""
+        """Shape, levels and classes of the images, and how many there are of each split."""
+        shape = "×".join(map(str, self.event_shape))
+        return (
+            f"images of {shape}, {self.levels} levels, {self.num_classes} classes: {len(self.train[0])} to train on, "
+            f"{len(self.valid[0])} for validation, {len(self.test[0])} for testing"
+        )
 
     def training(self, limit: int | None = None, *, seed: int = 0) -> tuple[Tensor, Tensor]:
         """The first training images, binarized once where pixels are binary, and labels."""

@@ -1,6 +1,8 @@
 """What the shared flags say to `fit`."""
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from ppvae.cli.experiment import lr_of, warmup_of
 from ppvae.cli.flags import ImageArgs
@@ -58,3 +60,14 @@ def test_schedules_reach_the_training(tmp_path):
     assert [row["lr"] for row in rows] == pytest.approx([Stages(4, 1e-3)(t) for t in last])
     assert rows[-1]["lr"] == pytest.approx(1e-4)
     assert [row["kl_weight"] for row in rows] == pytest.approx([min(t / 2, 1) for t in last], abs=1e-6)
+
+
+def test_a_run_says_which_images_it_found(tmp_path, capsys):
+    for i in range(40):
+        path = tmp_path / "pictures" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((6, 5), 6 * i, np.uint8)).save(path)
+    flags = ["--dataset", "folder", "--data-root", str(tmp_path / "pictures"), "--image-size", "4", "--num-valid", "6"]
+    assert vae.main(["--smoke", "--hidden-dims", "4", *flags, "--out", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().out
+    assert "images of 1×4×4, 256 levels, 2 classes: 30 to train on, 6 for validation, 4 for testing\n" in said
