@@ -9,6 +9,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.ops.provenance import detach_provenance
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -160,6 +161,7 @@ def trace(
     def traced(*tensors: Tensor) -> list[Tensor]:
         with reads.functions, reads.operations:
             outputs, what = compute(args.with_tensors(tensors, scalars))
+            outputs = detach_provenance(list(outputs))  # of TraceGraph_ELBO; what wraps a tensor would be a constant
             if then is not None and not reads.found:
                 what = then(outputs, what)
         layout.append(what)

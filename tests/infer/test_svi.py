@@ -136,6 +136,22 @@ def test_score_function_gradients_as_in_pyro(loss):
     check_like_pyro(Discrete(), binary(8), loss)
 
 
+@pytest.mark.parametrize("loss", [Trace_ELBO(), TraceGraph_ELBO(), RenyiELBO(num_particles=2)], ids=type)
+def test_terms_of_a_graph_with_score_functions(loss):
+    """Those of TraceGraph_ELBO are of tensors that know where they come from, and wrap those that are traced."""
+
+    def terms(compile):
+        pair = Discrete()
+        svi = SVI(pair.model, pair.guide, ADAM, loss, compile=compile)
+        pyro.set_rng_seed(3)
+        with svi.running():
+            return [{name: float(v) for name, v in svi.update(binary(8)).named().items()} for _ in range(4)]
+
+    for compiled, eager in zip(terms(True), terms(False), strict=True):
+        assert len(eager) > 1
+        assert compiled == pytest.approx(eager, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("compiled", "eager", "make"),
     [
