@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ppvae.cli.doctor import doctor
+    from ppvae.cli.export import export, export_conditional
     from ppvae.cli.hub import from_hub, push_to_hub
     from ppvae.cli.runs import open_run
     from ppvae.evaluate import elbo, encode, log_marginal
@@ -31,6 +32,8 @@ __all__ = [
     "elbo",
     "encode",
     "explore",
+    "export",
+    "export_conditional",
     "fit",
     "from_hub",
     "load",
@@ -53,6 +56,8 @@ _HOMES = {
     "encode": "evaluate",
     "log_marginal": "evaluate",
     "doctor": "cli.doctor",
+    "export": "cli.export",
+    "export_conditional": "cli.export",
     "from_hub": "cli.hub",
     "push_to_hub": "cli.hub",
     "explore": "explorer",

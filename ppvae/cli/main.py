@@ -7,6 +7,7 @@ ppvae explore RUN           a page of a run in the browser
 ppvae doctor RUN            what is right and wrong with the pair of a run
 ppvae sweep MODEL ...       several seeds and settings of a model, in one table
 ppvae share RUN             its model card; with --to, the upload to the Hugging Face Hub
+ppvae export RUN            its encoder and decoder as ONNX
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         "doctor": _doctor,
         "sweep": partial(_command, "sweep"),
         "share": partial(_command, "share"),
+        "export": partial(_command, "export_run"),
     }
     if command not in commands:
         names = ", ".join(commands)
@@ -61,8 +63,9 @@ def overview() -> str:
         "  ppvae evaluate RUN [--help]      log p(x) of a run, and how far to believe it",
         "  ppvae explore RUN [--help]       in the browser: latent map, any datum, live decoder; --export FILE.html",
         "  ppvae doctor RUN [--help]        sites, gradients, latents of a run; ppvae.doctor(pair, x) of your own",
-        "  ppvae sweep MODEL --seeds 5 --beta 1 2 4   a grid of its flags, compared; --help: searches too",
+        "  ppvae sweep MODEL [--help]       several seeds and settings, compared: --seeds 5 --beta 1 2 4; searches",
         "  ppvae share RUN [--help]         its model card; with --to OWNER/NAME it goes to the Hugging Face Hub",
+        "  ppvae export RUN [--help]        its encoder and decoder as ONNX, compared with torch",
         "",
         "models, on embedded data in about a minute; images also --dataset mnist --data-root DIR, or your own folder:",
         "",

@@ -38,7 +38,7 @@ def check_lengths(lengths: Tensor, num_steps: int, *, name: str = "lengths") -> 
         ValueError: lengths must be from 1 to 7, the steps that there are, got values from 3 to 8
     """
     _check_whole(lengths, name)
-    if lengths.numel() == 0:
+    if torch.compiler.is_exporting() or lengths.numel() == 0:  # what is traced for another program has no values yet
         return
     least, most = (int(bound) for bound in torch.aminmax(lengths))
     if least < 1 or most > num_steps:
@@ -226,7 +226,8 @@ def _run(net: nn.Module, x: Tensor, lengths: Tensor | None, way: str) -> Tensor:
     if way == "backward":
         return reversed_within(_run(net, reversed_within(x, lengths), lengths, "forward"), lengths)
     flat = x.reshape(-1, *x.shape[-2:])
-    if is_traced() and not x.is_cuda and not torch.is_autocast_enabled("cpu"):
+    ours = is_traced() and not torch.compiler.is_exporting()  # what is exported runs without this package
+    if ours and not x.is_cuda and not torch.is_autocast_enabled("cpu"):
         weights = (net.weight_ih_l0, net.weight_hh_l0, net.bias_ih_l0, net.bias_hh_l0)
         states, _ = recurrence(flat, *weights, isinstance(net, nn.LSTM))
     else:
