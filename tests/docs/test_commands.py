@@ -22,7 +22,7 @@ COMMAND = re.compile(r"(?:^| )(?:python -m ppvae\.|ppvae )(examples\.\w+|train \
 def commands(page):
     """Every `python -m ppvae...` of a page, in a block or in a line, its variables expanded and its comments gone."""
     text = page.read_text(encoding="utf-8")
-    blocks = re.findall(r"```\n(.*?)```", text, re.DOTALL)
+    blocks = re.findall(r"```(?:bash)?\n(.*?)```", text, re.DOTALL)
     inline = re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
     variables = dict(STANDS_FOR)
     for line in [*"\n".join(blocks).replace("\\\n", " ").splitlines(), *(code.replace("\n", " ") for code in inline)]:
