@@ -348,6 +348,9 @@ def _write(program: Any, path: Path, inputs: list[str], outputs: list[str], runt
     except Exception as error:  # onnxscript has many
         raise NotExportableError(f"ONNX does not take it: {_reason(error)}") from error
     assert made is not None
+    for value in (*made.model.graph.inputs, *made.model.graph.outputs):
+        assert value.shape is not None
+        value.shape = type(value.shape)(["n", *list(value.shape)[1:]])  # torch has a number for it
     made.save(str(path), external_data=False)
 
 
