@@ -268,9 +268,20 @@ class Experiment:
         (run.folder / "figures").mkdir(exist_ok=True)
         self.draw(pair, args, data, run)
         print(f"trained in {run.seconds:.1f} s; weights, history, metrics and figures are in {run.folder}")
-        folder = shlex.quote(str(run.folder))
-        print(f"next: ppvae evaluate {folder} --posterior    (how far to believe log p(x))")
-        print(f"      ppvae doctor {folder}                  (sites, gradients, latents)")
+        print(_next_commands(run.folder))
+
+
+def _next_commands(folder: Path) -> str:
+    """What to type after a training."""
+    run = shlex.quote(str(folder))
+    commands = {
+        f"ppvae evaluate {run} --posterior": "how far to believe log p(x)",
+        f"ppvae explore {run}": "latents, data and decoder in the browser",
+        f"ppvae doctor {run}": "sites, gradients, latents, speed",
+    }
+    width = max(map(len, commands))
+    lines = (f"{command:<{width}}  {text}" for command, text in commands.items())
+    return "next: " + "\n      ".join(lines)
 
 
 class InterruptedTraining(Exception):

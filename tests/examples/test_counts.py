@@ -19,7 +19,8 @@ def test_run_folder_is_complete_and_opened_again(dataset, tmp_path, capsys):
     assert {path.stem for path in (out / "figures").glob("*.png")} == {"spread", "latent", "training"}
     said = capsys.readouterr().out.splitlines()
     assert f"writing to {out}" in said
-    assert said[-1] == f"next: ppvae evaluate {out} --posterior"
+    assert said[-3].startswith(f"next: ppvae evaluate {out} --posterior")
+    assert said[-1].strip().startswith(f"ppvae doctor {out}")
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["symbol"] == "log p(x|size)"
     capsys.readouterr()
