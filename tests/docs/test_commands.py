@@ -8,15 +8,24 @@ from pathlib import Path
 import pytest
 import tyro
 
-from ppvae.cli.evaluate import Args as EvaluateArgs
+from ppvae.cli import evaluate, explore, export_run, share
+from ppvae.cli.main import DoctorArgs
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+ARGUMENTS = {
+    "evaluate": evaluate.Args,
+    "doctor": DoctorArgs,
+    "explore": explore.ExploreArgs,
+    "export": export_run.Args,
+    "share": share.Args,
+}
+"""Of what is no example."""
 STANDS_FOR = {"N": "1", "S": "0", "E": "2", "A": "0.1", "K": "5", "k": "5"}
 """What a reader puts in the place of a letter."""
 
 
-COMMAND = re.compile(r"(?:^| )(?:python -m ppvae\.|ppvae )(examples\.\w+|train \w+|evaluate)\b([^#&|]*)")
+COMMAND = re.compile(rf"(?:^| )(?:python -m ppvae\.|ppvae )(examples\.\w+|train \w+|{'|'.join(ARGUMENTS)})\b([^#&|]*)")
 
 
 def commands(page):
@@ -39,9 +48,9 @@ def commands(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_flags_of_commands_exist_and_go_together(page):
     for program, flags in commands(page):
-        if program == "evaluate":
+        if program in ARGUMENTS:
             if flags[-1:] != ["--method"]:  # of which the text names several
-                tyro.cli(EvaluateArgs, args=flags or ["RUN"])
+                tyro.cli(ARGUMENTS[program], args=flags or ["RUN"])
         else:
             experiment = importlib.import_module(f"ppvae.{program}").EXPERIMENT
             tyro.cli(experiment.args, args=flags).resolved()
