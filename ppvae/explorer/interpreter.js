@@ -474,6 +474,7 @@ const interpreter = (() => {
     "constant_pad_nd.default": padded,
     "flip.default": (x, dims) => dims.reduce((t, d) => rows(t, d, reversed(t.shape[at(d, t.shape.length)])), x),
     "clone.default": (x) => x,
+    "full_like.default": (x, value) => unary(() => value)(x),
     "alias.default": (x) => x,
     "_to_copy.default": converted,
   };

@@ -63,6 +63,7 @@ def elementary(z):
     ]
     parts += [x.sin() * x.cos(), x**3, 2.0**x, x.sign(), x.floor(), x.ceil(), torch.maximum(x, -x), F.hardtanh(x)]
     parts += [torch.atan2(x, x + 1), (x >= 1).float() * (x != 0), x.abs().rsqrt(), x.abs().sqrt(), 1 / (x * x + 1)]
+    parts += [torch.full_like(x, 0.3) + x]
     return torch.stack(parts)
 
 
