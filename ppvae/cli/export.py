@@ -6,8 +6,10 @@ with any number of data. `ppvae export RUN` writes both of a run.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
+import io
 import logging
 import math
 import os
@@ -312,9 +314,11 @@ class _Method(nn.Module):
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Without checks of values, which a graph has none of, and without what exporters say of their own insides."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "torch.fx")]
+    names = ("torch.onnx", "torch.export", "torch.fx", "torch.fx.experimental.symbolic_shapes", "onnxscript")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
-    with pyro.validation_enabled(False), warnings.catch_warnings(action="ignore"):
+    silent = contextlib.redirect_stdout(io.StringIO())  # torch prints a graph that it does not trace
+    with pyro.validation_enabled(False), warnings.catch_warnings(action="ignore"), silent:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
         try:

@@ -1,5 +1,7 @@
 """Encoders and decoders as files: what they give is what torch gives, for any number of data."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -187,6 +189,13 @@ def test_modules_of_any_pair_and_errors(tmp_path):
         export_conditional(bernoulli(2), {"z": torch.randn(3, 2)}, tmp_path / "d.pth", site="x")
     with pytest.raises(ValueError, match="format must be 'onnx' or 'pt2', got 'tflite'"):
         export(vae(), X, folder=tmp_path, format="tflite")
+
+
+def test_without_the_libraries_the_line_that_installs_them_is_said(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ImportError, match=r'pip install "ppvae\[onnx\]"'):
+        export(vae(), X, folder=tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def load_test():

@@ -1,6 +1,7 @@
 """Runs that go to a hub and come back, against a server of this machine that speaks its endpoints."""
 
 import json
+import sys
 from functools import partial
 
 import pytest
@@ -172,3 +173,11 @@ def test_the_command_shows_first_and_uploads_on_request(example, hub, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == 'to open it: ppvae.from_hub("me/digits")'
     assert hub.private == {"me/digits"}
     assert "\n# digits\n" in hub.repositories["me/digits"]["README.md"].decode()
+
+
+def test_without_its_library_the_line_that_installs_it_is_said(example, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert main(["share", str(example), "--to", "me/digits"]) == 2
+    assert 'pip install "ppvae[hub]"' in capsys.readouterr().err
+    with pytest.raises(ImportError, match=r'pip install "ppvae\[hub\]"'):
+        ppvae.from_hub("me/digits")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -130,3 +131,10 @@ def test_help_and_what_there_is_not(capsys):
     assert "never by the test columns" in capsys.readouterr().out
     assert main(["sweep", "gan"]) == 2
     assert "there is no model 'gan'" in capsys.readouterr().err
+
+
+def test_a_search_without_its_library_says_what_installs_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert main(["sweep", "vae", "--trials", "2", "--lr", "1e-4..1e-2", "--out", str(tmp_path / "out")]) == 2
+    assert 'pip install "ppvae[sweep]"' in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
