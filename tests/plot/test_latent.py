@@ -53,9 +53,11 @@ def test_units_that_hold_nothing_are_left_out():
 
 
 def test_classes_are_named_where_their_points_lie():
-    z = torch.tensor([[0.0, 0.0], [0.0, 2.0], [5.0, 5.0], [5.0, 7.0], [5.0, 6.0]])
-    texts = plot.latent_scatter(z, torch.tensor([3, 3, 8, 8, 8])).axes[0].texts
-    assert [(text.get_text(), text.get_position()) for text in texts] == [("3", (0.0, 1.0)), ("8", (5.0, 6.0))]
+    apart = [[-9.0, 0.0], [9.0, 0.0], [-8.0, 1.0], [8.0, 1.0], [8.0, -1.0]]  # two groups, none where their median lies
+    dense = [[4.0, 4.0], [4.0, 4.5], [4.0, 5.0]]
+    z, y = torch.tensor([[0.0, 9.0], *apart, *dense]), torch.tensor([3] + [8] * 8)
+    texts = plot.latent_scatter(z, y).axes[0].texts
+    assert [(text.get_text(), text.get_position()) for text in texts] == [("3", (0.0, 9.0)), ("8", (4.0, 4.25))]
 
 
 def test_more_dimensions_are_projected_on_the_principal_components():
