@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ppvae.cli.doctor import doctor
-    from ppvae.cli.export import export, export_conditional
+    from ppvae.cli.export import export
+    from ppvae.cli.exported import export_conditional
     from ppvae.cli.hub import from_hub, push_to_hub
     from ppvae.cli.runs import open_run
     from ppvae.evaluate import elbo, encode, log_marginal
@@ -57,7 +58,7 @@ _HOMES = {
     "log_marginal": "evaluate",
     "doctor": "cli.doctor",
     "export": "cli.export",
-    "export_conditional": "cli.export",
+    "export_conditional": "cli.exported",
     "from_hub": "cli.hub",
     "push_to_hub": "cli.hub",
     "explore": "explorer",

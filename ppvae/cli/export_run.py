@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ppvae.cli.export import TOLERANCE, export
+from ppvae.cli.export import export
+from ppvae.cli.exported import TOLERANCE
 from ppvae.cli.report import first
 from ppvae.cli.runs import open_run
 

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 import ppvae
-from ppvae.cli.export import NotExportableError, export, export_conditional
+from ppvae.cli.export import export
+from ppvae.cli.exported import NotExportableError, export_conditional
 from ppvae.cli.main import main
 from ppvae.data import Vocabulary
 from ppvae.distributions import (
