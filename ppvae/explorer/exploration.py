@@ -120,6 +120,7 @@ def look_at(
         TypeError: where an argument is of the wrong kind.
         ValueError: where no latent is continuous, the likelihood is fed the data that it is of, or the pair or the
             data break the contract.
+        NotImplementedError: where the mean of the likelihood is not known.
 
     Example:
         >>> import torch
@@ -140,6 +141,8 @@ def look_at(
     with posterior_sampler(pair, batch, seed=seed) as posterior:
         check_predictable(posterior)
         found = decoders_of(posterior)
+    for decoder in found.decoders:  # a likelihood whose mean is not known says so before anything takes long
+        decoder.means(decoder.example())
     terms = _terms(pair, batch, estimator, symbol, seed)
     height = next(reversed(terms.values())) if symbol not in terms else terms[symbol]
     views = tuple(_view(decoder, height, tsne) for decoder in found.decoders)

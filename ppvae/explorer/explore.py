@@ -58,6 +58,7 @@ def explore(
         TypeError: where an argument is of the wrong kind.
         ValueError: where no latent is continuous, the likelihood is fed the data that it is of, or the pair or the data
             break the contract; with `export` also where the decoder needs an operation that the page does not have.
+        NotImplementedError: where the mean of the likelihood is not known.
 
     Example:
         >>> import tempfile, torch

@@ -262,9 +262,11 @@ def _plots(content: dict[str, Any]) -> dict[str, Any]:
     map_of.scatter("x", "y", marker="x", size=14, line_color="#bd1f01", line_width=3, source=here)
     tooltips = [("datum", "$index"), *([("label", "@label")] if content["labels"] else [])]
     map_of.add_tools(HoverTool(renderers=[dots], tooltips=tooltips))
-    lines = figure(name="lines", tags=[""], height=220, sizing_mode="stretch_width", tools="pan,box_zoom,reset")
+    lines = figure(name="lines", tags=[""], height=240, sizing_mode="stretch_width", tools="pan,box_zoom,reset")
     series = ColumnDataSource({"x": [], "y": [], "name": [], "colour": []})
     lines.multi_line("x", "y", color="colour", legend_field="name", line_width=1.5, source=series)
+    lines.legend[0].update(orientation="horizontal", padding=2, border_line_alpha=0)
+    lines.add_layout(lines.legend[0], "above")
     for each in (map_of, lines):
         each.toolbar.logo = None
         each.grid.grid_line_color = "#eeeeee"

@@ -1,6 +1,7 @@
 """The list of operations gives what the module gives: replayed in torch, and run by the page's interpreter."""
 
 import json
+from functools import cache
 
 import pytest
 import torch
@@ -118,6 +119,7 @@ def prepared(module):
     return module.eval()
 
 
+@cache
 def by_hand(case):
     module, inputs = CASES[case]
     graph = json.loads(json.dumps(graph_of(prepared(module), inputs), allow_nan=False))
