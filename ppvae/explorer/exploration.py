@@ -22,7 +22,7 @@ from ppvae.evaluate.psis import ParetoWarning
 from ppvae.evaluate.sites import elements
 from ppvae.explorer.decoder import Decoder, decoders_of
 from ppvae.inputs import as_batch, as_tensor, is_array
-from ppvae.pair import Batch, check_batch, check_pair
+from ppvae.pair import Batch, check_data, check_pair
 from ppvae.plot.projection import FEWEST_FOR_TSNE, principal_components, tsne_of
 from ppvae.sampling.guide_density import PointMassError
 from ppvae.sampling.posterior_draws import check_predictable, posterior_sampler
@@ -135,9 +135,9 @@ def look_at(
         num_samples = IMPORTANCE_SAMPLES
     estimator = estimator_of(method, num_samples)
     batch = as_batch(data, pair)
-    if (n := check_batch(batch)) < 2:
+    if (n := check_data(batch)) < 2:
         raise ValueError("data must hold at least 2 data: a map is of several, got 1")
-    classes = _checked_labels(labels, n)
+    classes = checked_labels(labels, n)
     with posterior_sampler(pair, batch, seed=seed) as posterior:
         check_predictable(posterior)
         found = decoders_of(posterior)
@@ -149,7 +149,7 @@ def look_at(
     return Exploration(found.x, classes, terms, views, _columns(pair, found.x), title or type(pair).__name__)
 
 
-def _checked_labels(labels: Any, n: int) -> Tensor | None:
+def checked_labels(labels: Any, n: int) -> Tensor | None:
     """The labels as a tensor on the CPU.
 
     Raises:

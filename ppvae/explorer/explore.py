@@ -11,11 +11,12 @@ from torch import nn
 
 from ppvae._validate import check_count, check_flag, check_path
 from ppvae.evaluate.estimator import Estimator
-from ppvae.explorer.exploration import Exploration, look_at
+from ppvae.explorer.exploration import Exploration, checked_labels, look_at
 from ppvae.inputs import as_batch
-from ppvae.pair import check_batch, check_pair
+from ppvae.pair import check_data, check_pair, take
 from ppvae.storage import write_atomically
 
+LAST_PORT = 65_535
 LIMIT = 1000
 """The data that are shown by default: of more, points lie on points, and t-SNE takes long."""
 
@@ -69,14 +70,17 @@ def explore(
     """
     check_pair(pair)
     check_count("limit", limit, at_least=2)
-    check_count("port", port, at_least=0)
+    if check_count("port", port, at_least=0) > LAST_PORT:
+        raise ValueError(f"port must be at most {LAST_PORT}, got {port}")
+    if not isinstance(title, str):
+        raise TypeError(f"title must be text, got {title!r}")
     check_flag("browser", browser)
     check_installed()
     file = None if export is None else checked_file(export)
     batch = as_batch(data, pair)
-    n = min(check_batch(batch), limit)
-    few = tuple(t if t is None else t[:n] for t in batch)
-    classes = None if labels is None else labels[:n]
+    classes = checked_labels(labels, check_data(batch))
+    few = take(batch, slice(0, limit))
+    classes = None if classes is None else classes[:limit]
     found = look_at(pair, *few, labels=classes, num_samples=num_samples, method=method, title=title)
     return show(found, file, port=port, browser=browser)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from tests.torture.wrong_calls import Function
 FINE: dict[str, dict[str, tuple[str, ...]]] = {
     "log_marginal": {"num_samples": ("None",)},
     "anomaly_scores": {"num_samples": ("None",)},
+    "explore": {"num_samples": ("None",), "labels": ("None",)},
 }
 
 
@@ -52,6 +55,22 @@ def estimators() -> list[Function]:
             "expected_log_likelihood",
             evaluate.expected_log_likelihood,
             {"num_samples": v.COUNTS, "seed": v.SEEDS},
+        ),
+        of_pair(
+            "explore",
+            ppvae.explore,
+            {
+                "limit": v.COUNTS | v.constants(1),
+                "num_samples": huge,
+                "method": v.CHOICES,
+                "labels": v.constants("abc", 3, [1, 2], torch.zeros(8)),
+                "export": {name: make for name, make in v.PATHS.items() if name != "None"},  # which serves the page
+                "title": v.constants(3, ["a"]),
+                "port": v.NATURALS | v.constants(65536),
+                "browser": v.FLAGS,
+            },
+            num_samples=2,
+            export=str(Path(tempfile.gettempdir()) / "ppvae_explored.html"),
         ),
         of_pair("latent_report", evaluate.latent_report, {"num_samples": huge, "seed": v.SEEDS}, num_samples=2),
         of_pair(
