@@ -215,7 +215,7 @@ def run(graph: Graph, inputs: dict[str, Tensor]) -> Tensor:
         >>> torch.allclose(run(graph_of(net, {"z": z}), {"z": z}), net(z), atol=1e-6)
         True
     """
-    values: list[Any] = [inputs[name] for name in graph["inputs"]]
+    values: list[Any] = [unpacked(packed(inputs[name])) for name in graph["inputs"]]  # as the page holds them
     values += [unpacked(content) for content in graph["constants"]]
     for operation in graph["operations"]:
         args = _from_json(operation["args"], values)

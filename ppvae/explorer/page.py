@@ -26,6 +26,7 @@ from torch import Tensor
 from ppvae.explorer.decoder import running
 from ppvae.explorer.exploration import Exploration, Map, View, unit_names
 from ppvae.explorer.graph import INTERPRETER, Graph, graph_of, packed, run
+from ppvae.pair import device_of
 from ppvae.plot.figure import PALETTE
 
 HERE = Path(__file__).parent
@@ -63,8 +64,9 @@ def graphs_of(exploration: Exploration) -> list[Graph]:
     graphs = []
     for view in exploration.views:
         decoder = view.decoder
-        with running(decoder.pair, torch.device("cpu")):
-            graph = graph_of(decoder, decoder.example())
+        device = device_of(decoder.pair, tuple(decoder.example().values()))
+        with running(decoder.pair, device):
+            graph = graph_of(decoder, {name: row.to(device) for name, row in decoder.example().items()})
         of_kind = {each.name: each.kind for each in decoder.inputs}
         if fed := [name for name in graph["inputs"] if of_kind[name] == "observed"]:
             raise ValueError(

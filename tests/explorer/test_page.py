@@ -5,6 +5,8 @@ import re
 import threading
 from importlib import import_module
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -13,8 +15,8 @@ pytest.importorskip("bokeh", reason='needs Bokeh, of pip install "ppvae[explore]
 import ppvae
 from ppvae.cli.explore import main
 from ppvae.explorer.exploration import look_at
-from ppvae.explorer.graph import UnknownOperationError
-from ppvae.explorer.page import standalone
+from ppvae.explorer.graph import UnknownOperationError, run
+from ppvae.explorer.page import graphs_of, standalone
 from ppvae.explorer.serve import server_of, url_of
 from ppvae.infer import Recipe
 from ppvae.models import PPCA
@@ -185,6 +187,26 @@ def test_a_decoder_that_the_page_cannot_run_is_said_before_anything_is_written(t
     with pytest.raises(UnknownOperationError, match="needs the operation special_bessel_j0"):
         ppvae.explore(pair, pictures(), num_samples=10, export=tmp_path / "page.html")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_pair_of_functions_in_double_precision_is_exported(tmp_path):
+    decoder, encoder = (torch.nn.Linear(*dims).double() for dims in ((2, 6), (6, 2)))
+
+    def model(x):
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2).double(), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decoder(z), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.module("encoder", encoder)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(encoder(x), 0.1).to_event(1))
+
+    seen = look_at(ppvae.Pair(model, guide), torch.randn(N, 6).double(), num_samples=10)
+    (graph,) = graphs_of(seen)
+    z = torch.randn(1, 2).double()
+    torch.testing.assert_close(run(graph, {"z": z}), decoder(z).float().detach())
 
 
 def make():
