@@ -34,7 +34,7 @@ from ppvae.pair import Batch, blocks
 from ppvae.processes import each_seeded, is_first
 from ppvae.sampling.adaptive import Proposal, first_proposal, of_data
 from ppvae.sampling.log_density import LogDensity
-from ppvae.sampling.posterior_draws import PosteriorSampler, posterior_sampler
+from ppvae.sampling.posterior_draws import PosteriorSampler
 
 PILOTS = 200
 """Draws by which the first proposal of a datum is judged."""
@@ -171,7 +171,7 @@ class Adaptive(Estimator):
         check_count("batch_size", size)
         hidden = not (options.progress and is_first())
         with (
-            posterior_sampler(pair, data, seed=options.seed, given=options.given, summed=True) as c,
+            options.posterior_sampler(pair, data) as c,
             tqdm(total=len(c), unit="datum", desc="log p(x)", leave=False, disable=hidden) as bar,
         ):
             density = LogDensity(c, compile=_compiles(options.compile, c, self.num_samples))

@@ -148,7 +148,7 @@ class Annealed(Estimator):
         """
         annealing = self.annealing()
         with (
-            posterior_sampler(pair, data, seed=options.seed, given=options.given, summed=True) as c,
+            options.posterior_sampler(pair, data) as c,
             _bar(len(c), annealing, 1, options.progress) as bar,
         ):
             parts = _parts(c, annealing, options.batch_size)

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Self
 
+import torch
 from torch import nn
 
-from ppvae._validate import check_flag
+from ppvae._validate import check_autocast, check_flag
 from ppvae.compile.policy import Compile
 from ppvae.evaluate.estimates import LogMarginal
 from ppvae.pair import Batch
+from ppvae.sampling.posterior_draws import PosteriorSampler, posterior_sampler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,7 @@ class EvaluationOptions:
         compile: whether to run what repeats as one compiled graph; "auto" does where that repays itself.
         given: observed sites to condition on: their density is left out.
         progress: whether to show a progress bar.
+        autocast: dtype of products in the pair's code; None for its own.
     """
 
     batch_size: int | None = None
@@ -36,9 +40,15 @@ class EvaluationOptions:
     compile: Compile = "auto"
     given: Sequence[str] = ()
     progress: bool = False
+    autocast: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         check_flag("progress", self.progress)
+        check_autocast(self.autocast)
+
+    def posterior_sampler(self, pair: nn.Module, data: Batch) -> AbstractContextManager[PosteriorSampler]:
+        """The pair on its data, for methods that move latents: those that are marked for enumeration summed over."""
+        return posterior_sampler(pair, data, seed=self.seed, given=self.given, summed=True, autocast=self.autocast)
 
 
 class Estimator(ABC):

@@ -217,6 +217,7 @@ def checked_draws(
         seed=options.seed,
         compile=options.compile,
         given=options.given,
+        autocast=options.autocast,
         params=params,
     )
     hidden = not options.progress or not is_first()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from ppvae.evaluate.estimates import Elbo, LogMarginal
 from ppvae.evaluate.estimator import Estimator, EvaluationOptions
 from ppvae.evaluate.importance import Importance, cat, checked_draws
 from ppvae.inputs import takes_data
+from ppvae.pair import Batch, take
 from ppvae.processes import is_first
 
 METHODS: dict[str, type[Estimator]] = {
@@ -34,6 +36,9 @@ METHODS: dict[str, type[Estimator]] = {
     "auto": Auto,
 }
 """The ways to estimate log p(x), by name; put one of your own here to have it under a name too."""
+
+ROUNDING_DATA = 32
+"""On how many data the effect of `autocast` is measured."""
 
 
 @takes_data
@@ -113,6 +118,7 @@ def log_marginal(
     compile: Compile = "auto",
     given: Sequence[str] = (),
     progress: bool = False,
+    autocast: torch.dtype | None = None,
 ) -> LogMarginal:
     """Estimates log p(x) of each datum, and says how far to trust it.
 
@@ -146,6 +152,9 @@ def log_marginal(
         given: observed sites to condition on, e.g. `["y"]` for log p(x|y) in place of log p(x, y); they must depend
             on no latent.
         progress: whether to show a progress bar.
+        autocast: dtype of matrix products and convolutions in the pair's code (`torch.autocast`), e.g. `torch.bfloat16`
+            on a GPU; densities and proposals keep their own. What that makes of the values is measured on the first
+            data, see `LogMarginal.rounding`.
 
     Returns:
         The estimates with their standard errors and effective sample sizes, as float64 tensors on the CPU, and the
@@ -167,11 +176,26 @@ def log_marginal(
         >>> estimate.values.shape
         torch.Size([100])
     """
-    options = EvaluationOptions(batch_size=batch_size, seed=seed, compile=compile, given=given, progress=progress)
-    estimate = estimator_of(method, num_samples).estimate(pair, data, options)
+    options = EvaluationOptions(
+        batch_size=batch_size, seed=seed, compile=compile, given=given, progress=progress, autocast=autocast
+    )
+    estimator = estimator_of(method, num_samples)
+    estimate = estimator.estimate(pair, data, options)
+    if autocast is not None:
+        estimate = replace(estimate, rounding=_rounding(estimator, pair, data, options))
     if is_first() and (warning := estimate.diagnostics.warning()) is not None:
         warnings.warn(warning, stacklevel=3)  # the caller of what `takes_data` made
     return estimate
+
+
+def _rounding(estimator: Estimator, pair: nn.Module, data: Batch, options: EvaluationOptions) -> Tensor:
+    """What `autocast` makes of the estimate of each of the first data, nats, by the same random numbers."""
+    few = take(data, slice(0, ROUNDING_DATA))
+    coarse, fine = (
+        estimator.estimate(pair, few, replace(options, autocast=dtype, progress=False)).values
+        for dtype in (options.autocast, None)
+    )
+    return coarse - fine
 
 
 def estimator_of(method: str | Estimator, num_samples: int | None = None) -> Estimator:

@@ -85,7 +85,8 @@ class GeometricPath:
         self._posterior = posterior
         self._start = start
         self._space = Unconstrained(posterior, proper=start == "adaptive")
-        self._compiled = Compiled(self._compute, [posterior.sampler.pair], labels=_labels) if compile else None
+        coarse, modules = posterior.sampler.autocast is not None, [posterior.sampler.pair]
+        self._compiled = Compiled(self._compute, modules, labels=_labels, autocast=coarse) if compile else None
         self._checked: set[torch.Size] = set()
         self._density = LogDensity(posterior, compile=False) if start == "adaptive" else None
         self._proposal: StudentMixture | None = None

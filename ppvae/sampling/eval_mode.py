@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import pyro
@@ -98,6 +98,13 @@ def modes_kept(pair: nn.Module) -> Iterator[dict[nn.Module, bool]]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def precision(autocast: torch.dtype | None, data: Batch) -> AbstractContextManager[Any]:
+    """Runs matrix products and convolutions in this dtype, on the device of the data; None changes nothing."""
+    if autocast is None:
+        return nullcontext()
+    return torch.autocast(next(t.device.type for t in data if t is not None), autocast)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppvae._validate import check_count, check_memory, check_seed, names_of
+from ppvae._validate import check_autocast, check_count, check_memory, check_seed, names_of
 from ppvae.compile.compiled import Compiled
 from ppvae.compile.policy import Compile, check_compile, repays
 from ppvae.compile.verification import Label
@@ -28,6 +28,7 @@ from ppvae.params import LocalParams
 from ppvae.processes import dealt, world
 from ppvae.rng import get_rng, set_rng
 from ppvae.sampling.agreement import Agreement, check_alike
+from ppvae.sampling.block_sizes import block_sizes
 from ppvae.sampling.eval_mode import evaluating, naming_nonfinite, validation
 from ppvae.sampling.sampler import PROBE_DATA, Sampler, Values, choose_sampler
 from ppvae.traces import latent_of
@@ -206,7 +207,8 @@ class Drawer:
     def __init__(self, sampler: Sampler, batch_size: int | None) -> None:
         self._sampler = sampler
         self._batch_size = batch_size
-        self._compiled = Compiled(self._compute, [sampler.pair], guarded=self._form, labels=_labels)
+        coarse = sampler.autocast is not None
+        self._compiled = Compiled(self._compute, [sampler.pair], guarded=self._form, labels=_labels, autocast=coarse)
 
     @classmethod
     def of(cls, sampler: Sampler, batch_size: int | None, *, kept: bool) -> Drawer:
@@ -218,7 +220,7 @@ class Drawer:
         # A shallow copy of a pair has the graphs of the first.
         if (
             not isinstance(drawer, Drawer)
-            or drawer._sampler.pair is not sampler.pair
+            or (drawer._sampler.pair, drawer._sampler.autocast) != (sampler.pair, sampler.autocast)
             or not drawer._compiled.num_graphs
         ):
             return cls(sampler, batch_size)
@@ -334,12 +336,6 @@ def _joined(parts: Sequence[_Found]) -> _Found:
     )
 
 
-SAMPLE_BLOCK = 256
-"""The most samples of one datum that are drawn at once."""
-
-VALIDATION_BLOCK = 16
-"""Up to so many samples of a datum are drawn in one block, eagerly and under Pyro's validation."""
-
 SAVED = 10.0
 """Milliseconds that compiling saves at a block, roughly: it repays itself in 1,000 blocks."""
 
@@ -353,6 +349,7 @@ def importance_draws(
     seed: int = 0,
     compile: Compile = False,
     given: Sequence[str] = (),
+    autocast: torch.dtype | None = None,
     params: LocalParams | None = None,
 ) -> Iterator[Draws]:
     """Draws `num_samples` times from the guide for every datum and scores each draw, in eval mode, no gradients.
@@ -369,6 +366,7 @@ def importance_draws(
         compile: whether to run the blocks as one compiled graph (`ppvae.compile.compiled`); "auto" does from
             1,000 blocks. A datum's first samples always run eagerly, under Pyro's validation.
         given: observed sites to condition on: their density is left out.
+        autocast: dtype of products in the pair's code, e.g. `torch.bfloat16`; None for its own.
         params: where Pyro parameters that are made at first use live; by default they end with the draws.
 
     Yields:
@@ -396,16 +394,19 @@ def importance_draws(
         check_count("batch_size", batch_size)
     check_seed(seed)
     check_compile(compile)
+    check_autocast(autocast)
     device, given = device_of(pair, data), names_of(given)
     params = params or LocalParams(pair, attach=False)  # one for all blocks: what is made at first use is made once
     with evaluating(pair, seed, device=device, params=params), naming_nonfinite(data):
         sampler = choose_sampler(pair, take(data, slice(0, PROBE_DATA), device), num_samples, given)
     sampler.density.check()
-    samples = _parts(num_samples, min(SAMPLE_BLOCK, sampler.rows))
+    sampler = replace(sampler, autocast=autocast)
+    size, samples = block_sizes(n, num_samples, rows=sampler.rows)
+    data_blocks = blocks(n, size)
     generator = torch.Generator().manual_seed(seed)
-    data_blocks = blocks(n, max(1, sampler.rows // max(samples)))
-    runs = len(data_blocks) * len(samples) * len(sampler.enumeration.values)
-    compiles = len(samples) > 1 and repays(compile, runs, saved=SAVED)
+    runs = len(samples) * len(sampler.enumeration.values)
+    compiles = len(samples) > 1 and repays(compile, len(data_blocks) * runs, saved=SAVED)
+    compiles_last = compiles and (n % size == 0 or repays(compile, runs, saved=SAVED))  # which takes its own graph
     draw = Drawer.of(sampler, batch_size, kept=compiles and not params.forgets)
 
     def of_block(place: tuple[int, int], seeds: Sequence[int]) -> Iterator[Draws]:
@@ -414,7 +415,8 @@ def importance_draws(
         for i, (s, block_seed) in enumerate(zip(samples, seeds, strict=True)):
             # Validation costs time: a datum's first samples are enough to find a value off the support.
             with evaluating(pair, block_seed, device=device, params=params), validation(i == 0), naming_nonfinite(data):
-                draws = draw(block, s, agreement, eagerly=i == 0 or not compiles)
+                eagerly = i == 0 or not (compiles_last if place[1] == n else compiles)
+                draws = draw(block, s, agreement, eagerly=eagerly)
                 if given and num_samples == 1:  # one draw alone does not show what depends on it
                     draw(block, 1, agreement, eagerly=True)
             yield draws
@@ -430,12 +432,3 @@ def importance_draws(
             yield from of_one
     if compiles and not params.forgets:
         draw.keep()
-
-
-def _parts(total: int, size: int) -> list[int]:
-    """`total` samples in blocks of at most `size`: a small one to validate with, and others that are all equal."""
-    if total <= min(VALIDATION_BLOCK, size):
-        return [total]
-    each = (total - 1) // -(-(total - 1) // size)
-    parts = (total - 1) // each
-    return [total - parts * each, *[each] * parts]

@@ -33,9 +33,11 @@ class LogDensity:
 
     def __init__(self, posterior: PosteriorSampler, *, compile: bool) -> None:
         self._space = Unconstrained(posterior, proper=True)
-        modules = [posterior.sampler.pair]
-        self._values = Compiled(self._compute, modules, labels=_of_values) if compile else None
-        self._gradients = Compiled(self._differentiate, modules, labels=_of_gradients) if compile else None
+        modules, coarse = [posterior.sampler.pair], posterior.sampler.autocast is not None
+        self._values = Compiled(self._compute, modules, labels=_of_values, autocast=coarse) if compile else None
+        self._gradients = (
+            Compiled(self._differentiate, modules, labels=_of_gradients, autocast=coarse) if compile else None
+        )
         self._validated = False
         self._space.draw(self._space.probe(), PROBE_SAMPLES, "prior")
         try:

@@ -17,7 +17,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from ppvae._validate import check_seed, names_of
+from ppvae._validate import check_autocast, check_seed, names_of
 from ppvae.observed import check_observed
 from ppvae.pair import Batch, check_batch, check_data, check_pair, device_of, take
 from ppvae.params import LocalParams
@@ -173,7 +173,13 @@ class PosteriorSampler:
 
 @contextmanager
 def posterior_sampler(
-    pair: nn.Module, data: Batch, *, seed: int = 0, given: Sequence[str] = (), summed: bool = False
+    pair: nn.Module,
+    data: Batch,
+    *,
+    seed: int = 0,
+    given: Sequence[str] = (),
+    summed: bool = False,
+    autocast: torch.dtype | None = None,
 ) -> Iterator[PosteriorSampler]:
     """Gives a pair on its data, in eval mode and without gradients, with its own parameters and random numbers.
 
@@ -183,6 +189,7 @@ def posterior_sampler(
         seed: of all draws inside; the global random state is restored on leaving.
         given: observed sites whose density is left out of the joint; they must depend on no latent.
         summed: whether the latents that are marked for enumeration are to be summed over; the guide may miss those.
+        autocast: dtype of products in the pair's code, e.g. `torch.bfloat16`; None for its own.
 
     Yields:
         The pair on its data, these on the pair's device.
@@ -205,6 +212,7 @@ def posterior_sampler(
     check_pair(pair)
     check_data(data)
     check_seed(seed)
+    check_autocast(autocast)
     check_alike(pair, data, (seed, given))
     device = device_of(pair, data)
     everywhere = slice(None)
@@ -223,7 +231,7 @@ def posterior_sampler(
         trace = sampler.model(probe, 1, latents, {})
         of_model = sites(trace).values()
         posterior = PosteriorSampler(
-            sampler,
+            replace(sampler, autocast=autocast),
             data,
             tuple(site.name for site in of_model if site.is_drawn),
             tuple(site.name for site in of_model if _is_data(site)),

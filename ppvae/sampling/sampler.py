@@ -29,8 +29,10 @@ from ppvae.rng import get_rng, set_rng
 from ppvae.sampling.agreement import depends_on_latents
 from ppvae.sampling.elimination import check_eliminated, depends_on_values, eliminated, side_by_side
 from ppvae.sampling.enumeration import Enumeration
+from ppvae.sampling.eval_mode import precision, validation
 from ppvae.sampling.guide_density import GuideDensity
 from ppvae.sampling.latent import SAMPLES, Latent, Replay, Which, own_plates, reshaped
+from ppvae.sampling.quick_density import score_quickly
 from ppvae.traces import Site, may_be_masked, site_of, sites
 
 PROBE_DATA, PROBE_SAMPLES = 5, 3
@@ -62,6 +64,7 @@ class Sampler:
         enumeration: the latents that are summed over and not drawn.
         given: the observed sites whose density is left out.
         density: what the density of the guide's draws takes.
+        autocast: dtype of products in the pair's code; None for its own. Densities are computed outside of that.
     """
 
     pair: nn.Module
@@ -70,6 +73,7 @@ class Sampler:
     enumeration: Enumeration = field(default_factory=Enumeration)
     given: tuple[str, ...] = ()
     density: GuideDensity = field(default_factory=GuideDensity)
+    autocast: torch.dtype | None = None
 
     def guide(self, block: Batch, s: int, latents: dict[str, Latent], fixed: Values) -> Trace:
         """The guide's trace with `s` samples of each datum.
@@ -98,12 +102,14 @@ class Sampler:
         values |= self.enumeration.values_for(fixed, n)
         options = {name: values[name] for name in self.density.latents} if which == "reverse" else {}
         samples = nullcontext() if self.plate_dim is None else pyro.plate(SAMPLES, s, dim=self.plate_dim)
-        with poutine.trace() as tracer, self._enumerated(which), samples, Replay(which, values, latents):
+        coarse = precision(self.autocast, block)
+        with poutine.trace() as tracer, self._enumerated(which), samples, Replay(which, values, latents), coarse:
             function(*block, **options)
         check_data_plate(tracer.trace, n, where=which)
         if is_validation_enabled():
             self.enumeration.check(tracer.trace, names=getattr(self.enumeration, which, ()))
         with naming_arguments(tracer.trace, block):
+            score_quickly(tracer.trace)
             tracer.trace.compute_log_prob()
         return tracer.trace
 
@@ -297,28 +303,30 @@ def choose_sampler(pair: nn.Module, probe: Batch, num_samples: int, given: Seque
         _check_chain(repeated, probe, latents, model_trace)
     if given:
         _check_given(repeated, probe)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), Allocations() as single:
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), validation(False), Allocations() as single:
         # Not the first run, which may make what is made once; the draws that follow are the same with and without it.
+        # Nor under validation, as most blocks are not.
         Sampler(pair).guide(probe, 1, {}, {})
         Sampler(pair).model(probe, 1, latents, {})
     most = _most_data(model_trace, guide_trace)
     if num_samples == 1:
         return replace(repeated, rows=min(most, _rows(single.bytes / n, 0.0, probe)))
     fixed = enumeration.values[-1]
-    with Allocations() as several:
+    with validation(False), Allocations() as several:
         latents, log_posterior = repeated.posterior(repeated.guide(probe, s, {}, fixed), s)
         expected = _total(repeated, probe, s, latents, log_posterior, fixed)
-    bytes_per_row = (several.bytes - single.bytes) / (n * (s - 1))
-    repeated = replace(repeated, rows=_rows(bytes_per_row, single.bytes - n * bytes_per_row, probe))
+    repeated = replace(repeated, rows=min(most, _rows(*_growth(single, several, n, s), probe)))
     plate = replace(repeated, plate_dim=-1 - _nesting(model_trace, guide_trace))
-    repeated = replace(repeated, rows=min(most, repeated.rows))
     try:
-        _, log_posterior = plate.posterior(plate.guide(probe, s, latents, fixed), s)
-        actual = _total(plate, probe, s, latents, log_posterior, fixed)
+        with validation(False), Allocations() as several:
+            _, log_posterior = plate.posterior(plate.guide(probe, s, latents, fixed), s)
+            actual = _total(plate, probe, s, latents, log_posterior, fixed)
     except Exception:  # whatever the user's code raises in a form that it was not written for
         return repeated
     same = actual.shape == expected.shape and torch.allclose(actual, expected, rtol=1e-4, atol=1e-3, equal_nan=True)
-    return plate if same else repeated
+    if not same:
+        return repeated
+    return replace(plate, rows=_rows(*_growth(single, several, n, s), probe))
 
 
 def _check_chain(sampler: Sampler, probe: Batch, latents: dict[str, Latent], plain: Trace) -> None:
@@ -401,6 +409,12 @@ def _most_data(*traces: Trace) -> int:
     """The most data that the plates take: a plate of N data with a subsample takes no more than N."""
     plates = [plate for trace in traces for site in sites(trace).values() for plate in site.plates]
     return min((plate.full_size or 0 for plate in plates if plate.full_size != plate.size), default=sys.maxsize)
+
+
+def _growth(single: Allocations, several: Allocations, n: int, s: int) -> tuple[float, float]:
+    """The bytes that each row takes, and those that do not grow with rows, from runs of n data, once and s times."""
+    bytes_per_row = (several.bytes - single.bytes) / (n * (s - 1))
+    return bytes_per_row, single.bytes - n * bytes_per_row
 
 
 def _rows(bytes_per_row: float, shared: float, probe: Batch) -> int:

@@ -12,7 +12,7 @@ from ppvae.distributions import ConditionalNormal, StandardNormal
 from ppvae.models import PPCA, VAE
 from ppvae.nn import MLP
 from ppvae.sampling.eval_mode import evaluating, validation
-from ppvae.sampling.importance import _parts, importance_draws
+from ppvae.sampling.importance import importance_draws
 from ppvae.sampling.sampler import PROBE_DATA, PROBE_SAMPLES, choose_sampler
 from tests.reference import REFERENCES, LinearGaussian, linear_gaussian, ppca
 
@@ -292,15 +292,6 @@ def test_arguments_may_be_none():
     torch.testing.assert_close(values(pair, x, y), joint[1].double())  # no latent: every weight is p(x, y)
     estimate = ppvae.log_marginal(pair, x, None, num_samples=2000)
     assert ((estimate.values - joint.logsumexp(0)) / estimate.std_error).abs().max() < 4
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 16, 17, 250, 256])
-def test_parts_of_the_samples_are_two_sizes_at_most_and_fit(size):
-    for total in [*range(1, 70), 101, 1000, 5000]:
-        parts = _parts(total, size)
-        assert sum(parts) == total
-        assert 0 < min(parts) <= max(parts) <= size
-        assert len(set(parts[1:])) <= 1  # one kind of graph
 
 
 # Errors.
