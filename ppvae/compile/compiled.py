@@ -48,11 +48,9 @@ FREQUENT = 200
 MAX_KINDS = 1000
 """How many kinds of arguments, and of values that were read of them, are counted."""
 
-OPERATIONS_A_CALL = 2000
-"""How long a graph is made for arguments that came once; one as long as two that came twice."""
-
 LONG = 2000
-"""Operations from which on a graph takes so long to compile that somebody wonders."""
+"""Operations from which on a graph takes so long to compile that somebody wonders. One of twice as many is made where its
+kind of arguments came four times, one of ten times as many at the hundredth: it is to repay what it costs."""
 
 MAX_RETRACES = 8
 """How often graphs are made anew because an attribute of a module changed."""
@@ -355,13 +353,14 @@ class Compiled:
         if not self._has_room(MAX_GRAPHS if known.calls < FREQUENT else MAX_FREQUENT_GRAPHS):
             self._tell(f"{what_is_new(args, self._graphs)} than are compiled")
             return None
-        if known.calls * OPERATIONS_A_CALL < self._longest:
+        enough = LONG * known.calls**0.5
+        if enough < self._longest:
             return None
         lifted = known.changing(args.numbers)
         try:
             traced = self._trace(args, lifted)
             self._longest = max(self._longest, traced.num_operations)
-            if known.calls * OPERATIONS_A_CALL < traced.num_operations:
+            if enough < traced.num_operations:
                 return None
             graph = self._compile(traced, args, lifted)
         except TooLongError as error:

@@ -167,7 +167,10 @@ def test_what_would_be_too_long_a_graph_runs_eagerly_after_one_warning(monkeypat
 
 
 def test_a_long_graph_is_made_for_what_comes_often(monkeypatch):
-    monkeypatch.setattr("ppvae.compile.compiled.OPERATIONS_A_CALL", 50)
+    """Of one that is twice as long as another, for what comes four times as often."""
     often, once = [(binary(),)] * 12, [(binary(n),) for n in (3, 4, 5, 6, 7)]
-    svi = assert_same(make_vae, Trace_ELBO, [*often, *once], steps=17)
-    assert compiled_graphs(svi) == 1
+    batches = [*often, *once]
+    (graph,) = assert_same(make_vae, Trace_ELBO, often, steps=3)._compiled._graphs
+    for rank, made in ((2.9, 1), (4.1, 0)):  # the first of 12 meets the parameters, and 11 is between 9 and 16
+        monkeypatch.setattr("ppvae.compile.compiled.LONG", graph.traced.num_operations / rank)
+        assert compiled_graphs(assert_same(make_vae, Trace_ELBO, batches, steps=17)) == made
