@@ -49,8 +49,8 @@ MAX_KINDS = 1000
 """How many kinds of arguments, and of values that were read of them, are counted."""
 
 LONG = 2000
-"""Operations from which on a graph takes so long to compile that somebody wonders. One of twice as many is made where its
-kind of arguments came four times, one of ten times as many at the hundredth: it is to repay what it costs."""
+"""Operations from which on a graph takes so long to compile that somebody wonders. One of twice as many is made where
+its kind of arguments came four times, one of ten times as many at the hundredth: it is to repay what it costs."""
 
 MAX_RETRACES = 8
 """How often graphs are made anew because an attribute of a module changed."""
