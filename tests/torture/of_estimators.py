@@ -46,7 +46,10 @@ def estimators() -> list[Function]:
     found = [
         of_pair("elbo", ppvae.elbo, {"num_samples": huge, **estimate}, num_samples=2),
         of_pair(
-            "log_marginal", ppvae.log_marginal, {"num_samples": huge, "method": v.CHOICES, **estimate}, num_samples=2
+            "log_marginal",
+            ppvae.log_marginal,
+            {"num_samples": huge, "method": v.CHOICES, "autocast": v.DTYPES, **estimate},
+            num_samples=2,
         ),
         of_pair(
             "posterior_predictive", evaluate.posterior_predictive, {"num_samples": huge, "seed": v.SEEDS}, num_samples=2
