@@ -19,7 +19,7 @@ def block_sizes(n: int, num_samples: int, *, rows: int) -> tuple[int, list[int]]
 
     Example:
         >>> block_sizes(64, 1000, rows=2000)
-        (16, [1, 111, 111, 111, 111, 111, 111, 111, 111, 111])
+        (16, [8, 124, 124, 124, 124, 124, 124, 124, 124])
     """
     size = _equal(n, max(1, rows // min(SAMPLE_BLOCK, num_samples)))
     return size, _parts(num_samples, max(1, rows // size))

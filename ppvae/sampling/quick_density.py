@@ -26,8 +26,8 @@ GROUP = 8
 def score_quickly(trace: Trace) -> None:
     """Fills in the log-probabilities of a trace for which there is a quick sum; `trace.compute_log_prob` adds the rest.
 
-    These are vectors and images of Bernoulli variables on a CPU, whoever made them. Where Pyro's validation is on they
-    are left to it.
+    These are vectors and images of Bernoulli variables on a CPU, whoever made them. Under Pyro's validation too, so
+    that the numbers do not depend on which blocks are validated; what it refuses is left to it.
 
     Args:
         trace: of a model or a guide.
@@ -69,10 +69,17 @@ def bernoulli_log_prob(logits: Tensor, x: Tensor, *, event_dim: int) -> Tensor:
 def _is_quick(fn: Any, x: Any) -> bool:
     if type(fn) is not dist.Independent or type(fn.base_dist) is not dist.Bernoulli or fn.event_dim < 1:
         return False
-    if checks_support(fn) or checks_support(fn.base_dist) or not isinstance(x, Tensor) or x.requires_grad:
+    if not isinstance(x, Tensor) or x.requires_grad:
         return False
     logits = fn.base_dist.logits
-    return logits.is_cpu and logits.dtype == x.dtype and logits.dtype in (torch.float32, torch.float64)
+    if not logits.is_cpu or logits.dtype != x.dtype or logits.dtype not in (torch.float32, torch.float64):
+        return False
+    return not (checks_support(fn) or checks_support(fn.base_dist)) or _is_valid(fn, x)
+
+
+def _is_valid(fn: Any, x: Tensor) -> bool:
+    """Whether Pyro's validation takes a value."""
+    return x.shape[-fn.event_dim :] == fn.event_shape and bool(fn.base_dist.support.check(x).all())
 
 
 class _LogProb(torch.autograd.Function):

@@ -164,7 +164,7 @@ def test_likelihood_with_skips(name, scale):
     pair.p_x_given_z = ConditionalNormal(net((2, 2, 1), (), D), scale=1.5)
     setattr(pair, PIECES[name][1][-1], torch.nn.ModuleList([Wide(2, scale), Wide(2, scale), Wide(1, 2.0)]))
     x = pair.sample(N)
-    estimate = ppvae.log_marginal(pair, x, num_samples=20000)
+    estimate = ppvae.log_marginal(pair, x, num_samples=60000)
     assert estimate.ess.min() > 100
     assert ((estimate.values - log_prob(pair, x)) / estimate.std_error).abs().max() < 4
     drawn = pair.sample(100_000)

@@ -59,7 +59,7 @@ def test_what_is_impossible_has_probability_zero_and_what_is_certain_costs_nothi
     [
         (lambda: dist.Bernoulli(logits=torch.randn(3, 4), validate_args=False).to_event(1), True),
         (lambda: dist.Bernoulli(torch.rand(3, 4), validate_args=False).to_event(1), True),
-        (lambda: dist.Bernoulli(logits=torch.randn(3, 4), validate_args=True).to_event(1), False),
+        (lambda: dist.Bernoulli(logits=torch.randn(3, 4), validate_args=True).to_event(1), True),
         (lambda: dist.Bernoulli(logits=torch.randn(3), validate_args=False), False),
         (lambda: dist.Bernoulli(logits=torch.randn(3, 4), validate_args=False).to_event(1).mask(False), False),
         (lambda: dist.Normal(torch.randn(3, 4), 1.0, validate_args=False).to_event(1), False),
@@ -82,6 +82,15 @@ def test_a_trace_is_scored_as_pyro_scores_it(make, quick):
     pyros.compute_log_prob()
     for key in ("unscaled_log_prob", "log_prob", "log_prob_sum"):
         torch.testing.assert_close(ours.nodes["x"][key], pyros.nodes["x"][key])
+
+
+@pytest.mark.parametrize("x", [torch.full((3, 4), 0.5), torch.full((3, 4), torch.nan)])
+def test_what_validation_refuses_is_left_to_it(x):
+    image = dist.Bernoulli(logits=torch.randn(3, 4), validate_args=True).to_event(1)
+    trace = pyro.poutine.trace(lambda: pyro.sample("x", image, obs=x)).get_trace()
+    score_quickly(trace)
+    with pytest.raises(ValueError, match="x"):
+        trace.compute_log_prob()
 
 
 class Images(nn.Module):
