@@ -24,6 +24,7 @@ from torch import Tensor
 from ppvae import plot, processes
 from ppvae.cli.flags import check_used, flag, in_flags
 from ppvae.cli.parsing import parse
+from ppvae.cli.pipes import outlives_its_reader
 from ppvae.cli.posterior_checks import PosteriorChecks, check_posterior
 from ppvae.cli.report import Report, both_bounds, by_class, describe, elbo_or_likelihood, first, strict_json, table
 from ppvae.cli.runs import Trained, restore
@@ -96,6 +97,7 @@ class Args:
     """Import and call the functions that a run of your own names in its config.json (fit's recipe)."""
 
 
+@outlives_its_reader
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     args = parse(Args, arguments, prog="ppvae evaluate", groups=GROUPS)
@@ -238,8 +240,8 @@ def evaluate_run(run: Trained, folder: Path, args: Args, method: Estimator) -> t
     state |= {} if run.labels is None else {"labels": run.labels}
 
     def write() -> None:
-        write_json(folder / f"evaluation{_suffix(args)}.json", strict_json(figures))
         save_state(folder / f"evaluation{_suffix(args)}.safetensors", state)
+        write_json(folder / f"evaluation{_suffix(args)}.json", strict_json(figures))  # last: it says that all is there
         _draw(estimate, folder / "figures", run.symbol, _suffix(args))
 
     processes.on_first(write)

@@ -20,6 +20,7 @@ from ppvae._validate import usable_device
 from ppvae.cli.flags import GROUPS, ExperimentArgs, flag, in_flags, to_json
 from ppvae.cli.images import ImageData, load_images
 from ppvae.cli.parsing import parse
+from ppvae.cli.pipes import outlives_its_reader
 from ppvae.cli.report import Report, report, strict_json, table
 from ppvae.compile import keep_freed_memory
 from ppvae.data import Batches, Binarize, Source
@@ -153,6 +154,7 @@ class Experiment:
     symbol: str = "log p(x)"
     measure: Callable[[Any, Any, Any], Report] = no_further_figures
 
+    @outlives_its_reader
     def main(self, argv: list[str] | None) -> int:
         """Runs the example from its command line: trains, prints the table, writes the run folder.
 

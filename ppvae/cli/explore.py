@@ -14,7 +14,7 @@ from ppvae.cli.flags import in_flags
 from ppvae.cli.report import first
 from ppvae.cli.runs import restore
 from ppvae.explorer.exploration import look_at
-from ppvae.explorer.explore import LIMIT, check_installed, checked_file, show
+from ppvae.explorer.explore import LIMIT, check_installed, check_port, checked_file, show
 from ppvae.pair import check_batch
 
 
@@ -49,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     args = tyro.cli(ExploreArgs, args=argv, prog="ppvae explore")
     try:
         check_count("limit", args.limit, at_least=2)
+        check_port(args.port)
         check_installed()
         file = None if args.export is None else checked_file(args.export)
         run = restore(args.run, device="cpu", data_root=args.data_root, trust=args.trust)

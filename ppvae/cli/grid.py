@@ -121,8 +121,7 @@ def read_request(name: str, arguments: type[ExperimentArgs], argv: list[str]) ->
     ranges = [flag(field) for field, of in axes.items() if isinstance(of, Range)]
     if ranges and trials is None:
         raise ValueError(f"{ranges[0]} has a range, which is for a search: give --trials too, or the values of a grid")
-    out = Path(own["out"][0]) if own.get("out") else Path("runs") / f"sweep-{name}"
-    return Request(tuple(fixed), axes, seeds or 1, trials, out)
+    return Request(tuple(fixed), axes, seeds or 1, trials, _folder(own, name))
 
 
 def check_settings(name: str, arguments: type[ExperimentArgs], settings: list[Setting]) -> None:
@@ -185,3 +184,11 @@ def _count(own: dict[str, list[str]], name: str) -> int | None:
         return None
     words = own[name]
     return check_count(flag(name), int(words[0]) if len(words) == 1 and words[0].isdigit() else " ".join(words))
+
+
+def _folder(own: dict[str, list[str]], name: str) -> Path:
+    """Where the sweep goes."""
+    words = own.get("out", [f"runs/sweep-{name}"])
+    if len(words) != 1:
+        raise ValueError(f"--out must be one folder, got {' '.join(words) or 'none'}")
+    return Path(words[0])

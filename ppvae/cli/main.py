@@ -24,10 +24,13 @@ from typing import Annotated
 
 import tyro
 
+from ppvae.cli.pipes import outlives_its_reader
+
 FEW = 200
 """Test data that a pair is looked over on."""
 
 
+@outlives_its_reader
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit status: 2 where there is none of that name."""
     command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]

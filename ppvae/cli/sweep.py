@@ -161,7 +161,8 @@ def evaluate(experiment: Experiment, setting: Setting, seed: int, folder: Path) 
     run, path = RunFolder(folder), folder / "evaluation.json"
     valid = valid_score(run)
     wanted = {"num_samples": args.num_samples, "limit": args.num_eval}
-    if not (path.is_file() and wanted.items() <= read_json(path).items()):
+    values_path = path.with_suffix(".safetensors")
+    if not (path.is_file() and values_path.is_file() and wanted.items() <= read_json(path).items()):
         device = "cuda" if args.cuda else "cpu"
         trained = restore(folder, device=device, data_root=None, download=True)
         labels = None if trained.labels is None else trained.labels[: args.num_eval]
@@ -173,7 +174,7 @@ def evaluate(experiment: Experiment, setting: Setting, seed: int, folder: Path) 
             if not isinstance(error.__cause__, PointMassError):
                 raise
             return Result(seed, valid, None, None, None)
-    values, k_hat = load_state(path.with_suffix(".safetensors")), read_json(path)["test"].get("k_hat", {})
+    values, k_hat = load_state(values_path), read_json(path)["test"].get("k_hat", {})
     return Result(seed, valid, values.get("elbo"), values["log_marginal"], k_hat.get(f"above_{PARETO_GOOD}"))
 
 

@@ -70,8 +70,7 @@ def explore(
     """
     check_pair(pair)
     check_count("limit", limit, at_least=2)
-    if check_count("port", port, at_least=0) > LAST_PORT:
-        raise ValueError(f"port must be at most {LAST_PORT}, got {port}")
+    check_port(port)
     if not isinstance(title, str):
         raise TypeError(f"title must be text, got {title!r}")
     check_flag("browser", browser)
@@ -93,6 +92,16 @@ def check_installed() -> None:
     """
     if find_spec("bokeh") is None:
         raise ImportError('the explorer needs Bokeh, which is not installed: pip install "ppvae[explore]"')
+
+
+def check_port(port: int) -> None:
+    """Checks that it can be the port of a server; 0 is any that is free.
+
+    Raises:
+        ValueError: where it is none.
+    """
+    if check_count("port", port, at_least=0) > LAST_PORT:
+        raise ValueError(f"port must be at most {LAST_PORT}, got {port}")
 
 
 def checked_file(export: str | os.PathLike[str]) -> Path:

@@ -57,6 +57,8 @@ def test_ranges_are_of_the_flags_kind():
         ("--lr 1e-4..1e-2", "--lr has a range, which is for a search: give --trials"),
         ("--trials 3 --lr 1e-2..1e-4", "--lr must have a range LOW..HIGH with LOW below HIGH, got 1e-2..1e-4"),
         ("--trials 3 --latent-dim 2..x", "--latent-dim must have a range LOW..HIGH of ints, got 2..x"),
+        ("--out", "--out must be one folder, got none"),
+        ("--out here there", "--out must be one folder, got here there"),
         ("--seeds 0", "--seeds must be a whole number >= 1, got 0"),
         ("--seeds 1 2", "--seeds must be a whole number >= 1, got '1 2'"),
         ("--trials many", "--trials must be a whole number >= 1, got 'many'"),

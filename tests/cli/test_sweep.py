@@ -74,6 +74,15 @@ def test_the_same_command_trains_and_evaluates_nothing_again(swept, trainings, m
     assert "*: the best by validation data, which alone may choose" in printed
 
 
+def test_an_evaluation_without_its_values_is_made_again(swept, tmp_path, trainings):
+    out = shutil.copytree(swept, tmp_path / "grid")
+    lost = out / "lr=1e-2" / "seed-1" / "evaluation.safetensors"
+    lost.unlink()
+    assert main([*GRID, "--out", str(out)]) == 0
+    assert trainings == []
+    assert torch.equal(values_of(out, "lr=1e-2"), values_of(swept, "lr=1e-2"))
+
+
 def test_a_sweep_that_was_stopped_ends_as_the_one_that_was_not(swept, tmp_path, trainings, monkeypatch, capsys):
     out = tmp_path / "stopped"
     train = Experiment.train

@@ -230,6 +230,7 @@ def test_the_command_writes_the_page_of_a_run(tmp_path, capsys):
     [
         (["nowhere"], "nowhere"),
         (["nowhere", "--limit", "1"], "--limit must be a whole number >= 2, got 1"),
+        (["nowhere", "--port", "99999"], "--port must be at most 65535, got 99999"),
         (["nowhere", "--export", "page.txt"], "export must be the name of an .html file, got 'page.txt'"),
         (["nowhere", "--export", "not/there.html"], "export must lie in a folder that is there"),
     ],
