@@ -272,7 +272,8 @@ class Compiled:
         """The graph of the call before, where nothing can have changed since but the values of tensors."""
         if self._last is None or (args := self._last[0].renewed(values)) is None:
             return None
-        return args, self._last[1]
+        graph = self._last[1]
+        return (args, graph) if graph.accepts(graph.ask(args)) else None
 
     def _chosen(self, values: tuple[Any, ...]) -> tuple[Arguments, Graph | None]:
         args = Arguments(values, self._names)
@@ -424,8 +425,11 @@ class Compiled:
             yield
 
     def _compile(self, first: Traced, args: Arguments, lifted: Sequence[int]) -> Graph:
+        before = Contents(self._modules)
         second = self._trace(args, lifted)
         check_same(first, second)  # what differs between two runs on the same arguments is no function of the tensors
+        if (name := before.counted()) is not None:  # a graph does not, and what reads it may do otherwise some day
+            raise UncompilableError(f"{name} of a module changes at every run; make it a buffer")
         inputs = second.lift_tensors()
         apart = [b for a, b in zip(first.lift_tensors(), inputs, strict=True) if a is b]
         self._num_operations += second.num_operations

@@ -61,6 +61,20 @@ class Contents:
         self._note()  # what changed is bookkeeping
         return None
 
+    def counted(self) -> str | None:
+        """The name of a number or a text that is another now, or a container that grew; None where there is none.
+
+        Tensors and other objects do not count: many pairs make them anew at every run.
+        """
+        for container, before in self._held:
+            values = _values(container)
+            if len(values) != len(before):
+                return "the length of a container"
+            for (name, a), b in zip(values.items(), before.values(), strict=True):
+                if isinstance(a, bool | int | float | str) and not (a is b or a == b or (a != a and b != b)):
+                    return f"the attribute {name!r}"
+        return None
+
     def _note(self) -> None:
         """Notes what all of it is now."""
         filled = [container for container in self._containers if len(container)]
@@ -122,6 +136,12 @@ def _is_of_the_user(kind: type) -> bool:
     """Whether a class is neither of the language nor of a library, so that its own attributes may be set."""
     package = kind.__module__.partition(".")[0]
     return package not in _LIBRARIES and package != "ppvae" and package not in sys.stdlib_module_names
+
+
+def has_code_of_the_user(objective: Any) -> bool:
+    """Whether an objective, or one that it is made of, is of a class that is no library's."""
+    parts = [objective, *getattr(objective, "__dict__", {}).values()]
+    return any(_is_of_the_user(type(part)) for part in parts)
 
 
 class _Attributes:

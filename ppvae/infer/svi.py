@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ppvae._internals import StoreContents, gradient_hooks_off
 from ppvae._validate import check_autocast
 from ppvae.compile.compiled import Compiled
-from ppvae.compile.guards import Contents, Same, check_no_buffers, fingerprint, modules_that_run
+from ppvae.compile.guards import Contents, Same, check_no_buffers, fingerprint, has_code_of_the_user, modules_that_run
 from ppvae.compile.policy import Compile, check_compile, repays
 from ppvae.compile.stored import check_computed
 from ppvae.compile.verification import Label
@@ -205,7 +205,8 @@ class SVI(pyro.infer.SVI):
             steady: nothing changes in it between steps but minibatches, the values of tensors, and learning rates: what
                 a compiled step takes for granted is not looked at every time.
         """
-        changes = not steady or bool(getattr(self.objective, "before", ()))  # objectives that take turns in a step
+        takes_turns = bool(getattr(self.objective, "before", ()))
+        changes = not steady or takes_turns or has_code_of_the_user(self.objective)  # which may count its steps
         with one_at_a_time(), nullcontext() if changes else self._compiled.steady():
             if not self._local:
                 with users_store():

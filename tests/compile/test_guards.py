@@ -69,8 +69,40 @@ class Selecting(Counting):
             pyro.sample("z", dist.Normal(self.loc + torch.unique(x).mean(), 1.0))
 
 
+class WarmingUp(Counting):
+    """A pair that counts its runs, and does otherwise after some."""
+
+    runs = 0
+
+    def model(self, x):
+        self.runs += 1
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0 if self.runs < 100 else 0.1), obs=x)
+
+
+class Recording(WarmingUp):
+    """A pair that does so by the length of a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def model(self, x):
+        self.seen.append(x.detach())
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0 if len(self.seen) < 100 else 0.1), obs=x)
+
+
 @pytest.mark.parametrize(
-    ("make", "reason"), [(Counting, "a state that is no tensor"), (Selecting, "depends on values of tensors")]
+    ("make", "reason"),
+    [
+        (Counting, "a state that is no tensor"),
+        (Selecting, "depends on values of tensors"),
+        (WarmingUp, "the attribute 'runs' of a module changes at every run; make it a buffer"),
+        (Recording, "the length of a container of a module changes at every run"),
+    ],
 )
 def test_what_cannot_be_traced_runs_eagerly_after_one_warning(make, reason):
     pair = make()

@@ -9,6 +9,7 @@ from pyro.infer import Trace_ELBO
 from ppvae.compile.arguments import Arguments
 from ppvae.compile.compiled import Compiled
 from ppvae.infer import SVI
+from ppvae.objectives import Objective
 from tests.compile.compiling import binary, compiled_graphs, make_vae
 
 PLAIN = (0.5, ([torch.zeros(2, 3)], {"mask": torch.ones(2, dtype=torch.bool), "label": None}), "mean", True, 3)
@@ -86,3 +87,37 @@ def test_what_changes_is_seen_where_it_ends():
         assert factor(x) == 2.0
         net.factor = 3.0
     assert factor(x) == 3.0
+
+
+def test_what_is_read_of_tensors_is_read_at_every_step():
+    """And a graph is made for what is read anew, inside too."""
+    level, x = torch.zeros(()), torch.ones(3)
+    layer = Compiled(lambda args: ([args[0] * (2.0 if level.item() < 3 else 5.0)], None), [])
+    with layer.steady():
+        for value in (0, 1, 4, 2, 5, 4, 0, 1, 4, 4, 2):
+            level.fill_(value)
+            assert layer((x,))[0][0][0] == (2.0 if value < 3 else 5.0)
+    assert layer.num_graphs == 2
+
+
+class Weighted(Objective):
+    """−ELBO, five times as much from a certain step on, which it counts itself."""
+
+    steps = 0
+
+    def differentiable_loss(self, model, guide, *args, **kwargs):
+        self.steps += 1
+        return Trace_ELBO().differentiable_loss(model, guide, *args, **kwargs) * (1.0 if self.steps < 30 else 5.0)
+
+
+@pytest.mark.filterwarnings("ignore:not compiled:UserWarning")
+def test_an_objective_that_counts_its_steps_goes_on_counting():
+    pair, objective = make_vae(), Weighted()
+    svi = SVI(pair.model, pair.guide, partial(torch.optim.SGD, lr=0.0), objective, compile=True)
+    before = []
+    with svi.running(steady=True):
+        while objective.steps < 45:
+            before.append(objective.steps)
+            assert len(before) < 50
+            loss = svi.update(binary(8)).loss
+    assert loss > 3 * 8 * 12 * 0.5
