@@ -129,10 +129,12 @@ class LocalParams(Messenger):
     Args:
         pair: the module whose `model` or `guide` runs inside.
         attach: whether new `pyro.param` values stay with the pair, or are forgotten with this object.
+        warns: of values that the user's store holds and the pair is to share: what Pyro's users know, and others not.
     """
 
-    def __init__(self, pair: nn.Module, *, attach: bool) -> None:
+    def __init__(self, pair: nn.Module, *, attach: bool, warns: bool = False) -> None:
         super().__init__()
+        self.warns = warns
         existing = pair._modules.get(HOME)
         self._of_pair = existing if isinstance(existing, PyroParams) else PyroParams()
         self.home = self._of_pair if attach else self._of_pair.scratch()
@@ -186,11 +188,6 @@ class LocalParams(Messenger):
             self._of_pair.set_unconstrained(name, parameter)  # from now on the module's value counts, not the file's
         self.keep(name, parameter)
         return parameter
-
-    @property
-    def attaches(self) -> bool:
-        """Whether new values stay with the pair."""
-        return self.home is self._of_pair
 
 
 class _Values(MutableMapping[str, Tensor]):
@@ -273,7 +270,7 @@ class _Values(MutableMapping[str, Tensor]):
         """Lets a new name of the pair that the user's store holds share its memory."""
         if name not in self.users.values or name in self._home or "$$$" in name:
             return
-        if self._local.attaches:
+        if self._local.warns:
             warnings.warn(
                 f"pyro.param {name!r} is in Pyro's parameter store: it is trained there, from its value, by every "
                 "pair that uses the name; pyro.clear_param_store() beforehand gives each pair its own",

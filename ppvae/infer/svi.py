@@ -131,7 +131,7 @@ class SVI(pyro.infer.SVI):
             self.objective = LossAndGrads(loss, loss_and_grads)
         self.compile = compile
         self.planned_steps: int | None = None
-        self.refuses_idle = False  # a first step that would change nothing, of which Pyro says no word
+        self.strict = False  # what `fit` says and Pyro does not: of an idle first step, of shared values
         self.agreed: Callable[[NonFiniteError | None], NonFiniteError | None] = lambda error: error  # of many processes
         self.autocast = autocast
         self.optim = optim
@@ -213,7 +213,7 @@ class SVI(pyro.infer.SVI):
                     yield
                 return
             try:
-                with module_local(), LocalParams(self._owners[0], attach=True):
+                with module_local(), LocalParams(self._owners[0], attach=True, warns=self.strict):
                     yield
             finally:
                 lend_params(self._owners[0], trained=True)
@@ -367,7 +367,7 @@ class SVI(pyro.infer.SVI):
         elif surrogate is None and weight is not None:
             for gradient in (p.grad for p in parameters if p.grad is not None):
                 gradient.mul_(weight)
-        if self.refuses_idle and not self._steps and all(parameter.grad is None for parameter in parameters):
+        if self.strict and not self._steps and all(parameter.grad is None for parameter in parameters):
             raise ValueError(reaches_nothing(self.objective, self.named_parameters()))
         # Pyro's statements name what a step trains; a module that announces none is trained whole.
         self.stepper.complete([p for p in parameters if id(p) in self._met_now or id(p) not in self._met])

@@ -44,6 +44,7 @@ from ppvae.objectives.reverse import trained_model
 from ppvae.objectives.schedule import Schedule
 from ppvae.objectives.step_terms import StepTerms
 from ppvae.pair import Batch, KLWeight, check_batch, device_of
+from ppvae.params import LocalParams
 from ppvae.rng import RandomState, forked_rng
 from ppvae.sampling.eval_mode import eval_mode, evaluating, modes_kept, validation
 from ppvae.storage import load_state, save_state
@@ -100,7 +101,8 @@ class Trainer:
         self.beta = torch.full((), 0.5, device=self.device)  # no KL weight that could be taken for none
         self.weighting: Any = nullcontext() if self.kl_weight is None else KLWeight(self.beta, self.kl_sites)
         self.steps_per_epoch = self.shards.steps_per_epoch()
-        with self.random.kept(), evaluating(self.pair, self.seed, attach=True), self.weighting:
+        params = LocalParams(self.pair, attach=True, warns=True)
+        with self.random.kept(), evaluating(self.pair, self.seed, params=params), self.weighting:
             found = {
                 name: check_fits(self.pair, data, name=name)
                 for name, data in (("train", self.train), ("valid", self.valid))
@@ -168,6 +170,7 @@ class Trainer:
             on_gradients=None if self.shards.world == 1 else processes.sum_gradients,
             owner=self.pair,
         )
+        self.svi.strict = True
         self.svi.agreed = self.svi.agreed if self.shards.world == 1 else agreed
 
     def resume(self) -> None:
@@ -186,7 +189,6 @@ class Trainer:
     def run(self, *, epochs: int, patience: int | None, progress: bool) -> Run:
         """Trains until `epochs` epochs are done, validation stops improving, a callback asks to stop, or Ctrl-C."""
         self.began = time.perf_counter() - self.progress.seconds
-        self.svi.refuses_idle = True
         self.svi.planned_steps = (self.steps_per_epoch or 0) * self.accumulate * epochs
         with (
             modes_kept(self.pair),
