@@ -193,7 +193,7 @@ def command_of(args: ExperimentArgs) -> list[str]:
     """The flags that lead to these arguments, as they are typed; those that say where it is written are left out.
 
     Example:
-        >>> command_of(ImageArgs(epochs=3, smoke=True, out=Path("/tmp/run")))
+        >>> command_of(ImageArgs(epochs=3, smoke=True, out=Path("runs/vae")))
         ['--epochs', '3', '--smoke']
     """
     words: list[str] = []
