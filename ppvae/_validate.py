@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import math
 import os
@@ -231,3 +232,17 @@ def check_autocast(dtype: Any) -> None:
     """
     if dtype not in (None, torch.bfloat16, torch.float16):
         raise ValueError(f"autocast must be torch.bfloat16, torch.float16 or None, got {dtype!r}")
+
+
+def optional_library(name: str, *others: str, what: str, extra: str) -> Any:
+    """A library that only an extra installs, where it and those that go with it are there.
+
+    Raises:
+        ImportError: where one is not, with the line that installs them.
+    """
+    try:
+        found, *_ = [importlib.import_module(of) for of in (name, *others)]
+    except ImportError as error:
+        names = " and ".join([", ".join([name, *others][:-1]), others[-1]]) if others else name
+        raise ImportError(f'{what} needs {names}: pip install "ppvae[{extra}]"') from error
+    return found

@@ -25,7 +25,7 @@ from pyro.distributions import Delta, TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 
-from ppvae._validate import check_number, check_path, naming_path
+from ppvae._validate import check_number, check_path, naming_path, optional_library
 from ppvae.storage import write_atomically
 
 ROWS = 7
@@ -96,7 +96,9 @@ def export_conditional(
     path = check_path("path", path)
     if path.suffix not in (".onnx", ".pt2"):
         raise ValueError(f"path must end in .onnx or .pt2, got {path.name!r}")
-    runtime = _onnx_library() if path.suffix == ".onnx" else None
+    runtime = None
+    if path.suffix == ".onnx":
+        runtime = optional_library("onnxruntime", "onnx", "onnxscript", what="ONNX", extra="onnx")
     traced = {name: _rows(value, max(2, len(value))) for name, value in inputs.items()}
     graph = _Parameters(conditional, site)
     with quietly(), torch.no_grad():
@@ -265,18 +267,3 @@ def _rows(value: Tensor, n: int) -> Tensor:
 
 def _shown(shape: tuple[int | str, ...]) -> str:
     return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
-
-
-def _onnx_library() -> Any:
-    """`onnxruntime`, where it and what writes ONNX are installed.
-
-    Raises:
-        ImportError: where one is not, with the line that installs them.
-    """
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ImportError('ONNX needs onnx, onnxscript and onnxruntime: pip install "ppvae[onnx]"') from error
-    return onnxruntime

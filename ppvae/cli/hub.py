@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
-from ppvae._validate import check_flag, check_path
+from ppvae._validate import check_flag, check_path, optional_library
 from ppvae.cli.card import model_card, without_paths
 from ppvae.cli.runs import OpenedRun, open_run
 from ppvae.infer import RunFolder
@@ -54,7 +53,7 @@ def push_to_hub(
         ValueError: where it is damaged, or `repo_id` is no name of a repository.
         OSError: where the hub refuses: nobody is logged in (`hf auth login`), or may not write there.
     """
-    hub = hub_library()
+    hub = optional_library("huggingface_hub", what="the hub", extra="hub")
     check_flag("private", private)
     contents = shared_files(folder, repo_id, license=license, tags=tags)
     api = hub.HfApi(library_name="ppvae")
@@ -97,7 +96,7 @@ def from_hub(
         ValueError: as `open_run`, and where `repo_id` is no name of a repository.
         OSError: where the hub has no such repository, or is not reached and the run is not in the cache.
     """
-    hub = hub_library()
+    hub = optional_library("huggingface_hub", what="the hub", extra="hub")
     check_flag("trust", trust)
     if folder is not None:
         RunFolder(check_path("folder", folder)).check_free()
@@ -126,16 +125,3 @@ def shared_files(
     found = sorted(path for pattern in FILES for path in run.path.glob(pattern) if path.is_file())
     contents = {path.relative_to(run.path).as_posix(): path.read_bytes() for path in found}
     return {**contents, "config.json": json_text(without_paths(config)).encode(), "README.md": card.encode()}
-
-
-def hub_library() -> Any:
-    """`huggingface_hub`, where it is installed.
-
-    Raises:
-        ImportError: where it is not, with the line that installs it.
-    """
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise ImportError('the hub needs huggingface_hub: pip install "ppvae[hub]"') from error
-    return huggingface_hub

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from ppvae._validate import optional_library
 from ppvae.cli.experiment import Experiment
 from ppvae.cli.flags import flag
 from ppvae.cli.grid import Range, Request, Setting, check_settings
@@ -25,7 +26,8 @@ SHOWN = 10
 
 def search(experiment: Experiment, request: Request) -> int:
     """Runs the trials that are left, prints the best of all, and evaluates that one on the test data."""
-    optuna = optuna_library()
+    optuna = optional_library("optuna", what="--trials", extra="sweep")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     if not request.axes:
         raise ValueError("--trials searches over flags with a range (--lr 1e-4..1e-2) or several values, got none")
     ends = [{field: _words(of.low) for field, of in request.axes.items() if isinstance(of, Range)}]
@@ -40,20 +42,6 @@ def search(experiment: Experiment, request: Request) -> int:
         study.sampler = optuna.samplers.TPESampler(seed=done)
         _run(optuna, study, experiment, request)
     return _report(study, states, experiment, request)
-
-
-def optuna_library() -> Any:
-    """`optuna`, where it is installed.
-
-    Raises:
-        ImportError: where it is not, with the line that installs it.
-    """
-    try:
-        import optuna
-    except ImportError as error:
-        raise ImportError('--trials needs optuna: pip install "ppvae[sweep]"') from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna
 
 
 def _study(optuna: Any, experiment: Experiment, request: Request) -> Any:

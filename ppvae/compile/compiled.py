@@ -180,10 +180,9 @@ class Compiled:
 
     def _compiled(self, values: tuple[Any, ...]) -> tuple[Graph, Sequence[Tensor], bool] | None:
         """A graph, what it gives, and whether that is finished; None where the computation is to run eagerly."""
-        args, graph = self._as_before(values) or self._chosen(values)
+        args, graph, answers = self._as_before(values) or self._chosen(values)
         if graph is None:
             return None
-        answers = graph.ask(args)
         if not graph.accepts(answers):  # what was compiled just now is of other values than were read before
             return None
         due = graph.is_due
@@ -268,18 +267,19 @@ class Compiled:
         others = {id(t): ("a tensor that a module holds", t) for t in Contents(self._modules).tensors()}
         return [(name, tensor) for name, tensor in (others | buffers).values() if not tensor.is_inference()]
 
-    def _as_before(self, values: tuple[Any, ...]) -> tuple[Arguments, Graph] | None:
+    def _as_before(self, values: tuple[Any, ...]) -> tuple[Arguments, Graph, Answers] | None:
         """The graph of the call before, where nothing can have changed since but the values of tensors."""
         if self._last is None or (args := self._last[0].renewed(values)) is None:
             return None
         graph = self._last[1]
-        return (args, graph) if graph.accepts(graph.ask(args)) else None
+        answers = graph.ask(args)
+        return (args, graph, answers) if graph.accepts(answers) else None
 
-    def _chosen(self, values: tuple[Any, ...]) -> tuple[Arguments, Graph | None]:
+    def _chosen(self, values: tuple[Any, ...]) -> tuple[Arguments, Graph | None, Answers]:
         args = Arguments(values, self._names)
         graph = self._graph(args)
         self._last = (args, graph) if self._is_steady and graph is not None else None
-        return args, graph
+        return args, graph, () if graph is None else graph.ask(args)
 
     def _graph(self, args: Arguments) -> Graph | None:
         """A graph that is right of these arguments; None where they are to be run eagerly."""
