@@ -12,6 +12,8 @@ torchrun --standalone --nproc-per-node 2 -m ppvae.examples.vae
 from __future__ import annotations
 
 import atexit
+import gc
+import importlib
 import io
 import os
 import pickle
@@ -377,6 +379,9 @@ def _start() -> bool:
         return False
     if os.environ.setdefault(JOINED, str(os.getpid())) != str(os.getpid()):
         return False  # what a process of the run has started is none of them
+    # Its functions take the processes as a default: imported later, as torch.compile does, it would keep them for good,
+    # and gloo's threads with them, which abort an interpreter that ends before they have let go of their tensors.
+    importlib.import_module("torch.distributed.nn.functional")
     on_gpus = 0 < int(os.environ["LOCAL_WORLD_SIZE"]) <= torch.cuda.device_count()
     if on_gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -392,5 +397,6 @@ def _start() -> bool:
 def _leave() -> None:
     """Ends the joined processes, of which nothing may be left when the interpreter goes."""
     _control[:] = [None, None]
+    gc.collect()  # an error that was caught has frames in which they are named
     if dist.is_initialized():
         dist.destroy_process_group()
