@@ -81,12 +81,12 @@ class PartOf(nn.Module):
         """The model of the pair, of whose observed site the elements that were seen count."""
         *others, seen = rest
         with _Seen(self.site, seen):
-            self.pair.model(torch.where(seen, x, self.fill), *others)
+            self.pair.model(x.masked_fill(~seen, self.fill), *others)
 
     def guide(self, x: Tensor, *rest: Any) -> None:
         """Z ~ c(z | x seen, which), or the guide of the pair, shown what was seen."""
         *others, seen = rest
-        shown = torch.where(seen, x, self.fill)
+        shown = x.masked_fill(~seen, self.fill)
         if self.encoder is None:
             self.pair.guide(shown, *others)
             return
@@ -109,7 +109,7 @@ class PartOf(nn.Module):
     def _given_part(self, x: Tensor, *rest: Any) -> None:
         """The model of the pair, its latent z ~ c(z | x seen, which)."""
         *others, seen = rest
-        with _Prior(self.latent, self.encoder(torch.where(seen, x, self.fill), seen)):
+        with _Prior(self.latent, self.encoder(x.masked_fill(~seen, self.fill), seen)):
             self.pair.model(x, *others)
 
     def _given_all(self, x: Tensor, *rest: Any) -> None:

@@ -45,7 +45,7 @@ class Imputation:
 
     def mean(self) -> Tensor:
         """The mean of each element over the draws, (n, *event): the best guess of a number in squared error."""
-        return self.draws.mean(0)
+        return self._numbers().mean(0)
 
     def coverage(self, truth: Tensor, level: float = 0.9) -> float:
         """Which share of the missing elements lies in the central interval of its draws: `level`, where all is right.
@@ -55,9 +55,13 @@ class Imputation:
             level: of the interval.
         """
         tail = (1 - level) / 2
-        low, high = (self.draws.quantile(q, 0) for q in (tail, 1 - tail))
+        low, high = (self._numbers().quantile(q, 0) for q in (tail, 1 - tail))
         counted = ~self.observed & truth.isfinite()
         return float(((truth >= low) & (truth <= high))[counted].double().mean())
+
+    def _numbers(self) -> Tensor:
+        """The draws as numbers that have means: a categorical site draws whole ones."""
+        return self.draws if self.draws.is_floating_point() else self.draws.double()
 
 
 @takes_data

@@ -123,11 +123,11 @@ def _components(density: LogDensity, part: PosteriorSampler, u: Tensor, keep: Te
     c, n = int(keep.sum(0).max()), len(part)
     loc, precision = u[:1].repeat(c, 1, 1), torch.ones_like(each.precision[:, :1]).repeat(c, n, 1)
     basis = torch.eye(*each.basis.shape[-2:], dtype=u.dtype, device=u.device).repeat(c, n, 1, 1)
-    log_share = torch.full_like(loc[..., 0], -math.inf)
+    log_share = mass.new_full((c, n), -math.inf)  # in the precision of the likelihood, which may be a higher one
     loc[slot, datum], basis[slot, datum] = each.loc[0], each.basis[0]
     precision[slot, datum] = each.precision[0] / WIDER**2
     log_share[slot, datum] = mass.nan_to_num(0.0, 0.0, 0.0)
-    return StudentMixture(loc, unit, basis, precision, _shares(log_share.softmax(0)))
+    return StudentMixture(loc, unit, basis, precision, _shares(log_share.softmax(0).to(u.dtype)))
 
 
 def _shares(share: Tensor) -> Tensor:

@@ -310,6 +310,25 @@ def test_blocks_of_data_are_each_right():
         check(estimate, reference.log_prob)
 
 
+@pytest.mark.parametrize("latent", [torch.float32, torch.float64])
+@pytest.mark.parametrize("observed", [torch.float32, torch.float64])
+def test_a_likelihood_of_another_precision_than_the_latents(latent, observed):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=latent), 1.0))
+            pyro.sample("x", dist.Normal(z.to(observed), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((0.4 * x).to(latent), 0.9))
+
+    x = torch.linspace(-2, 2, 5, dtype=observed)
+    exact = dist.Normal(0.0, math.sqrt(2)).log_prob(x.double())
+    for method in (Adaptive(), Annealed(num_chains=8, num_temperatures=20, start="adaptive")):
+        estimate = ppvae.log_marginal(ppvae.Pair(model, guide), x, method=method)
+        assert ((estimate.values - exact).abs() < 5 * estimate.std_error + 0.02).all()
+
+
 def test_options_and_what_is_refused():
     assert Adaptive.from_num_samples(7) == Adaptive(num_samples=7, tolerance=0.05)
     few = adaptive(ppca().pair, *ppca().data, num_samples=7)

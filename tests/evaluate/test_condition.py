@@ -2,6 +2,7 @@
 
 import math
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -158,6 +159,41 @@ def test_conditions_of_a_pair_pass_through():
     cvae = CVAE(StandardNormal(K), likelihood, ConditionalNormal(ConcatInputs((4, ()), MLP(5, (8,), (2, K)))))
     x, y, seen = torch.ones(N, 4), torch.rand(N), torch.arange(4).expand(N, 4) < 2
     assert condition(cvae, x, y, seen, num_samples=3, num_particles=100).completed.draws.shape == (3, N, 4)
+
+
+class Codes(nn.Module):
+    """Two kinds of words of three letters, and a guide that looks the letters up: whole numbers all the way."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6]])
+        self.lookup = nn.Embedding(3, 2)
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(torch.tensor([0.4, 0.6])), infer={"enumerate": "parallel"})
+            letters = dist.Categorical(self.table[z].unsqueeze(-2).expand(*z.shape, x.shape[-1], 3))
+            pyro.sample("x", letters.to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            logits = self.lookup(x).mean(-2)
+            pyro.sample("z", dist.Categorical(logits=logits), infer={"enumerate": "parallel"})
+
+
+def test_data_of_whole_numbers_stay_whole_numbers():
+    torch.manual_seed(0)
+    pair = Codes()
+    x = torch.randint(0, 3, (N, 4))
+    seen = torch.arange(4).expand(N, 4) < torch.tensor([[2], [3], [4], [2], [3], [1]])
+    found = condition(pair, x, seen, num_samples=7, num_particles=200)
+    prior = torch.tensor([0.4, 0.6]).log()
+    log_p = pair.table.log()[:, x]  # (2, n, 4)
+    whole, part = ((prior[:, None] + (log_p * of).sum(-1)).logsumexp(0) for of in (torch.ones_like(seen), seen))
+    assert torch.allclose(found.log_prob, (whole - part).double(), atol=1e-5)
+    assert found.completed.draws.dtype == x.dtype
+    assert found.completed.mean().shape == x.shape
+    assert 0 <= found.completed.coverage(x) <= 1
 
 
 def test_bad_input_is_named(pair):
