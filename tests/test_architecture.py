@@ -1,6 +1,7 @@
 """What DESIGN.md says of the layout, held by the source itself."""
 
 import ast
+import graphlib
 import importlib
 import pkgutil
 import subprocess
@@ -101,6 +102,16 @@ def test_imports_point_left():
     allowed = {path: may_import(path) for path in FILES}
     beyond = {name_of(p): set(parts_imported(p)) - parts for p, parts in allowed.items() if parts is not None}
     assert not {name: parts for name, parts in beyond.items() if parts}
+
+
+def test_no_two_files_need_each_other():
+    """Inside a part too, and where a function imports only when it is called."""
+    files = {".".join(path.relative_to(ROOT.parent).with_suffix("").parts): path for path in FILES}
+    needs = {}
+    for name, path in files.items():
+        found = {*modules_imported(path)}
+        needs[name] = (found | {module.rpartition(".")[0] for module in found}) & files.keys() - {name}
+    graphlib.TopologicalSorter(needs).prepare()  # CycleError names the files
 
 
 def test_every_part_of_the_order_is_there():

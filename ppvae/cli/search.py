@@ -15,7 +15,7 @@ from ppvae._validate import optional_library
 from ppvae.cli.experiment import Experiment
 from ppvae.cli.flags import flag
 from ppvae.cli.grid import Range, Request, Setting, check_settings
-from ppvae.cli.sweep import evaluate, folder_of, summarise, table, train, valid_score
+from ppvae.cli.sweep_runs import evaluate, folder_of, summarise, table, train, valid_score
 from ppvae.infer import RunFolder
 from ppvae.infer.run_folder import Row
 from ppvae.storage import write_json

@@ -8,9 +8,9 @@ from types import FrameType
 _LIBRARIES = ("torch", "pyro", "ppvae", "contextlib", "functools")
 
 
-def asked_by(depth: int = 1) -> tuple[str, str]:
+def asked_by() -> tuple[str, str]:
     """The module and the function that asked, past torch's own frames and the tracer's."""
-    frame: FrameType | None = sys._getframe(depth + 1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None and _module(frame).startswith(("torch.", "ppvae.compile.")):
         frame = frame.f_back
     return ("", "") if frame is None else (_module(frame), frame.f_code.co_name)

@@ -112,17 +112,15 @@ def padded_series(series: Iterable[Tensor]) -> Series:
     return Series(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths)
 
 
-def split_series(series: Series, *, num_valid: int, num_test: int | None = None) -> SeriesData:
+def split_series(series: Series, *, num_valid: int) -> SeriesData:
     """Series in three splits, by a fixed seed; each is padded to its own longest.
 
     Args:
         series: all of them.
-        num_valid: how many are for validation.
-        num_test: how many are for testing; by default as many.
+        num_valid: how many are for validation, and as many for testing.
     """
-    num_test = num_valid if num_test is None else num_test
     order = permutation(len(series.x), seed=0)
-    parts = order.split([len(order) - num_valid - num_test, num_valid, num_test])
+    parts = order.split([len(order) - 2 * num_valid, num_valid, num_valid])
     return SeriesData(*(Series(series.x[rows, : series.lengths[rows].max()], series.lengths[rows]) for rows in parts))
 
 

@@ -134,15 +134,14 @@ class Decoded:
     decoders: tuple[Decoder, ...]
 
 
-def decoders_of(posterior: PosteriorSampler, site: str | None = None) -> Decoded:
+def decoders_of(posterior: PosteriorSampler) -> Decoded:
     """Makes the decoders of a pair on its data.
 
     Args:
         posterior: the pair on its data.
-        site: the observed site that is decoded; by default the one that takes the first argument as it is.
 
     Raises:
-        ValueError: where no latent is continuous, or it is not clear which site is meant.
+        ValueError: where no latent is continuous, or no observed site takes the first argument.
 
     Example:
         >>> from ppvae.models import PPCA
@@ -155,7 +154,7 @@ def decoders_of(posterior: PosteriorSampler, site: str | None = None) -> Decoded
     """
     pair = posterior.sampler.pair
     found = once(posterior)
-    shown = _shown(posterior, found, site)
+    shown = _shown(posterior, found)
     latents, places = _latents(posterior, found)
     if not any(each.kind == "latent" for each in latents):
         raise ValueError(
@@ -175,15 +174,17 @@ def decoders_of(posterior: PosteriorSampler, site: str | None = None) -> Decoded
     return Decoded(x if bool(there.all()) else torch.where(there, x, torch.nan), tuple(decoders))
 
 
-def _shown(posterior: PosteriorSampler, found: Mapping[str, Site], site: str | None) -> str:
-    """The observed site that is decoded."""
-    if site is not None or len(posterior.observed) == 1:
-        meant = site or posterior.observed[0]
-    else:
-        meant = next((name for name in posterior.observed if same_values(found[name].value, posterior.data[0])), "")
-    if meant not in posterior.observed:
-        raise ValueError(f"site must be one of {list(posterior.observed)}, got {site!r}")
-    return meant
+def _shown(posterior: PosteriorSampler, found: Mapping[str, Site]) -> str:
+    """The observed site that is decoded: the only one, or the one that takes the first argument as it is."""
+    if len(posterior.observed) == 1:
+        return posterior.observed[0]
+    for name in posterior.observed:
+        if same_values(found[name].value, posterior.data[0]):
+            return name
+    raise ValueError(
+        "the explorer shows the observed site that takes the pair's first argument as it is, and none of "
+        f"{list(posterior.observed)} does"
+    )
 
 
 def _latents(posterior: PosteriorSampler, found: Mapping[str, Site]) -> tuple[list[Input], dict[str, int]]:

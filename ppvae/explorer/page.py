@@ -34,6 +34,8 @@ SLIDERS = 8
 """The most units that have a slider."""
 WIDEST_TABLE = 24
 """Numbers of a datum that are shown one by one."""
+FEW = 16
+"""Data at whose codes a graph is compared with the pair."""
 TOLERANCE = 1e-4
 """How far a graph may be from the pair, in units of the largest mean: float32 sums in another order."""
 
@@ -77,10 +79,10 @@ def graphs_of(exploration: Exploration) -> list[Graph]:
     return graphs
 
 
-def _check_graph(graph: Graph, view: View, few: int = 16) -> None:
+def _check_graph(graph: Graph, view: View) -> None:
     """Compares a graph with the pair, at the codes of a few data."""
     decoder = view.decoder
-    means = decoder.means({each.name: each.rows[:few] for each in decoder.inputs}).float()
+    means = decoder.means({each.name: each.rows[:FEW] for each in decoder.inputs}).float()
     for i, mean in enumerate(means):
         found = run(graph, {each.name: each.rows[i : i + 1] for each in decoder.inputs})[0]
         if not torch.allclose(found.float(), mean, rtol=TOLERANCE, atol=TOLERANCE * float(means.abs().max())):

@@ -143,14 +143,14 @@ def to_numpy(name: str, values: Array | float) -> np.ndarray[Any, Any]:
     return array
 
 
-def whole(name: str, value: Any, *, at_least: int = 1) -> int:
+def whole(name: str, value: Any) -> int:
     """Returns a count, checked to be one.
 
     Raises:
-        ValueError: If it is no whole number, or smaller.
+        ValueError: If it is no whole number, or below 1.
     """
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < at_least:
-        raise ValueError(f"{name}: got {value!r}, expected a whole number >= {at_least}")
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 1:
+        raise ValueError(f"{name}: got {value!r}, expected a whole number >= 1")
     return int(value)
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from ppvae.cli import sweep as module
+from ppvae.cli import sweep_runs as module
 from ppvae.cli.experiment import Experiment
 from ppvae.cli.main import main
 from ppvae.evaluate import compare

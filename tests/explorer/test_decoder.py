@@ -1,7 +1,10 @@
 """Decoders of any pair against the model's own conditionals: what moves, what follows, what stays."""
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from torch import nn
 
 from ppvae.explorer.decoder import decoders_of
 from ppvae.sampling.posterior_draws import posterior_sampler
@@ -47,6 +50,22 @@ def test_a_label_that_is_given_is_an_input():
     assert kinds(decoder)["y"] == "condition"
     assert decoder.inputs[-1].choices == tuple(range(CLASSES))
     torch.testing.assert_close(decoder.means(values), pair.decode(values["z"], values["y"]).mean.detach())
+
+
+def test_of_two_observed_sites_one_must_be_the_first_argument():
+    class Halves(nn.Module):
+        def model(self, x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                for i in range(2):
+                    pyro.sample(f"x{i}", dist.Normal(z, 1.0), obs=x[:, i])
+
+        def guide(self, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(x.mean(1), 1.0))
+
+    with pytest.raises(ValueError, match=r"first argument as it is, and none of \['x0', 'x1'\] does"):
+        decoders(Halves(), torch.randn(N, 2))
 
 
 def test_a_discrete_latent_is_one_to_choose():
