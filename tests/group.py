@@ -1,4 +1,7 @@
-"""Several gloo processes for tests: started once, given one function after another, each with a time limit."""
+"""Several gloo processes for tests: started once, given one function after another, each with a time limit.
+
+Processes are forked from one that has imported the package, which takes seconds, and has done nothing else.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,14 @@ LIMIT = 60
 """Seconds after which a process that has no answer fails, and a function that is not done."""
 
 
+FORKED = multiprocessing.get_context("forkserver")
+FORKED.set_forkserver_preload(["ppvae.infer", "ppvae.evaluate", "ppvae.models", "tests.group"])
+
+
 class Group:
     """As many processes as a function asks for; those that have ended are started anew."""
 
     def __init__(self):
-        self._context = multiprocessing.get_context("spawn")
         self._workers = {}
         self._files = tempfile.TemporaryDirectory()
         self._calls = 0
@@ -52,8 +58,8 @@ class Group:
     def _pipe(self, rank):
         process, pipe = self._workers.get(rank, (None, None))
         if process is None or not process.is_alive():
-            pipe, theirs = self._context.Pipe()
-            process = self._context.Process(target=_serve, args=(theirs,), daemon=True)
+            pipe, theirs = FORKED.Pipe()
+            process = FORKED.Process(target=_serve, args=(theirs,), daemon=True)
             process.start()
             self._workers[rank] = (process, pipe)
         return pipe

@@ -2,9 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 from functools import partial
 
 import pytest
@@ -18,6 +15,7 @@ from ppvae.data import Batches, Binarize
 from ppvae.infer import RunFolder
 from ppvae.objectives import Cosine, Linear
 from ppvae.storage import load_state
+from tests.group import FORKED
 from tests.infer.pairs import D, Published, Store, binary, same, small_vae, state
 
 N, BATCH = 28, 8  # four steps an epoch, the last one short
@@ -272,38 +270,28 @@ def test_workers_that_die_of_the_same_ctrl_c(tmp_path, stopped):
     assert resumed.history == train(Interrupted(small_vae()), Alive, tmp_path / "whole").history
 
 
-KILLED = textwrap.dedent(
-    """
-    import os, signal, sys
-    import torch
-    from tests.infer.test_resume import Interrupted, small_vae, dynamic, train
+def train_killed(folder, step, resume):
+    """Trains until a step at which the process is killed."""
+    torch.set_num_threads(1)
 
     class Killed(Interrupted):
         def guide(self, *batch):
             super().guide(*batch)
-            if self.count == int(sys.argv[2]) and torch.is_grad_enabled():
+            if self.count == step and torch.is_grad_enabled():
                 os.kill(os.getpid(), signal.SIGKILL)
 
     Killed.__name__ = "Interrupted"  # the same pair to whoever resumes it
-    train(Killed(small_vae(dropout=0.2)), dynamic, sys.argv[1])
-    """
-)
+    train(Killed(small_vae(dropout=0.2)), dynamic, folder, resume=resume)
 
 
 def test_killed_at_random_steps(tmp_path):
-    """Three kills of one run, then the end of it here."""
+    """Two kills of one run, then the end of it here."""
     steps = torch.randint(1, 8, (2,), generator=torch.Generator().manual_seed(0)).tolist()
-    script = KILLED
-    for step in steps:
-        done = subprocess.run(
-            [sys.executable, "-c", script, str(tmp_path / "run"), str(step)],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == -signal.SIGKILL, done.stderr
-        script = KILLED.replace("sys.argv[1])", "sys.argv[1], resume=True)")
+    for i, step in enumerate(steps):
+        process = FORKED.Process(target=train_killed, args=(tmp_path / "run", step, i > 0))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
     assert not list((tmp_path / "run").rglob("*.tmp"))
     resumed = train(Interrupted(small_vae(dropout=0.2)), dynamic, tmp_path / "run", resume=True)
     whole = train(Interrupted(small_vae(dropout=0.2)), dynamic, tmp_path / "whole")
