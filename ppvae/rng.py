@@ -99,3 +99,11 @@ class RandomState:
             yield
         finally:
             self.set(before)
+
+
+@contextmanager
+def kept_rng(device: torch.device) -> Iterator[None]:
+    """What is drawn inside leaves the generators of the CPU and of the device as they are."""
+    state = get_rng(device)
+    yield
+    set_rng(state, device)

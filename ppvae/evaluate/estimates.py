@@ -27,8 +27,8 @@ class Elbo(Result):
         std_error: standard error of `values` from the draws, (n,), nats; NaN for a single draw, or where a draw has
             weight zero (`values` is then −inf).
         num_samples: draws per datum.
-        share_outside: of the draws, how many lie outside the support of the prior, (n,), where the KL term is infinite
-            and no reconstruction exists (NaN); None is not known.
+        share_outside: of the draws, how many have weight zero, (n,): outside the support of the prior, where no
+            reconstruction exists (NaN), or of the likelihood; None is not known.
     """
 
     values: Tensor
@@ -198,8 +198,8 @@ def outside_in_words(share: Tensor) -> str:
     if not bool((share > 0).any()):
         return ""
     return (
-        f", of which {100 * float(share.mean()):.3g} % lie outside the support of the prior and have weight zero (of a "
-        f"datum at most {100 * float(share.max()):.3g} %)"
+        f", of which {100 * float(share.mean()):.3g} % lie outside the support of prior or likelihood and have "
+        f"weight zero (of a datum at most {100 * float(share.max()):.3g} %)"
     )
 
 

@@ -50,7 +50,7 @@ MOSTLY_OUTSIDE = 0.9
 
 
 class SupportWarning(UserWarning):
-    """Most draws of the guide have weight zero, because they lie outside the support of the prior."""
+    """Most draws of the guide have weight zero: outside the support of the prior, or the data impossible given them."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class ImportanceDiagnostics(Diagnostics):
         bound: the lower bound with K samples in place of all of them, (n,), nats, for K = 1, 2, 5, 10, 20, ... and
             `num_samples`, where it is `values`. Where it still rises at the end, so would `values` with more samples.
         num_samples: draws per datum.
-        share_outside: of the draws, how many lie outside the support of the prior and have weight zero, (n,); None is
-            not known.
+        share_outside: of the draws, how many have weight zero, outside the support of prior or likelihood, (n,); None
+            is not known.
         codes: discrete latents to which the guide gives one value for each datum. `values` are then a bound, no
             estimate: log p(x) sums over all values. There is no k̂, no effective size and no standard error (NaN).
     """
@@ -138,9 +138,9 @@ class ImportanceDiagnostics(Diagnostics):
         if not bool((share > MOSTLY_OUTSIDE).any()):
             return None
         return SupportWarning(
-            f"for {int((share > MOSTLY_OUTSIDE).sum())} of {len(share)} data most draws of the guide lie outside the "
-            f"support of the prior, up to {100 * float(share.max()):.3g} %: these have weight zero, and "
-            "few are left. Give the guide a distribution with the support of the prior"
+            f"for {int((share > MOSTLY_OUTSIDE).sum())} of {len(share)} data most draws of the guide have "
+            f"weight zero, up to {100 * float(share.max()):.3g} %, and few are left: they lie outside the support of "
+            "the prior, or the data outside that of the likelihood given them. Give the guide that of the posterior"
         )
 
 

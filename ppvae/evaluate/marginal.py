@@ -167,7 +167,7 @@ def log_marginal(
 
     Warns:
         ParetoWarning: where k̂ > 0.7, which makes the estimates of those data unreliable; it counts them.
-        SupportWarning: where most draws of a datum lie outside the support of the prior.
+        SupportWarning: where most draws of a datum have weight zero, outside the support of prior or likelihood.
 
     Example:
         >>> import torch, ppvae

@@ -26,7 +26,8 @@ from ppvae.inputs import takes_data
 from ppvae.processes import each_seeded
 from ppvae.result import Result
 from ppvae.sampling.posterior_draws import Latents, PosteriorSampler, posterior_sampler
-from ppvae.sampling.unconstrained import check_movable, to_support
+from ppvae.sampling.support import bounds_of, support_of
+from ppvae.sampling.unconstrained import check_movable, from_reals
 
 MAX_R_HAT, MIN_ESS = 1.05, 100
 """Beyond these the chains are no standard to judge a guide by."""
@@ -169,10 +170,10 @@ class _Energy:
             raise ValueError(f"NUTS needs a density of every latent, but a mask leaves out some of {masked}")
         again = once(posterior)
         for name in names:
-            bounds = zip(_bounds(sites[name].fn.support), _bounds(again[name].fn.support), strict=True)
+            bounds = zip(*(bounds_of(support_of(at[name].fn)) for at in (sites, again)), strict=True)
             if not all(torch.equal(a, b) for a, b in bounds):
                 raise ValueError(f"NUTS needs fixed supports, but that of {name!r} depends on other latents")
-        self.transforms: dict[str, Transform] = {z: to_support(z, sites[z].fn) for z in names}
+        self.transforms: dict[str, Transform] = {z: from_reals(z, sites[z].fn) for z in names}
         self.of = {z: posterior.sampler.value(sites[z], 1) for z in names}
 
     def start(self) -> dict[str, Tensor]:
@@ -195,13 +196,6 @@ class _Energy:
         likelihood, prior = self.posterior.log_joint(latents)
         volumes = [t.log_abs_det_jacobian(coordinates[z], t(coordinates[z])) for z, t in self.transforms.items()]
         return -sum((term.double().sum() for term in (*prior.values(), *volumes)), likelihood.double().sum())
-
-
-def _bounds(support: Any) -> list[Tensor]:
-    """The tensors that a support is made of: the ends of an interval."""
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    return [value for value in vars(support).values() if isinstance(value, Tensor)]
 
 
 def _run_chain(energy: _Energy, num_samples: int, warmup: int) -> tuple[dict[str, Tensor], int]:

@@ -26,10 +26,11 @@ from ppvae.objectives.joint import JointELBO
 from ppvae.objectives.kl import point_masses
 from ppvae.observed import OnlyDistributions, check_observed, taken_as_given
 from ppvae.pair import Batch, check_batch, check_data_plate, check_sites, device_of, take, unequal_masks
-from ppvae.rng import forked_rng
+from ppvae.rng import forked_rng, kept_rng
 from ppvae.sampling.eval_mode import modes_kept
 from ppvae.sampling.importance import importance_draws
-from ppvae.sampling.sampler import PROBE_DATA
+from ppvae.sampling.sampler import PROBE_DATA, PROBE_SAMPLES
+from ppvae.sampling.support import moved_by_latents
 from ppvae.traces import Site, leaf, same_scale, shown_scale, sites
 
 NORMALISED = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -301,6 +302,17 @@ def check_while_training(pair: nn.Module, batch: Batch) -> None:
         model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(*batch)
         guide_trace.compute_log_prob()
         model_trace.compute_log_prob()
+
+
+def moved_supports(pair: nn.Module, batch: Batch) -> tuple[str, ...]:
+    """The observed sites whose support depends on latents: a draw may move it past a datum at any step."""
+
+    def run() -> Trace:
+        guide_trace = poutine.trace(pair.guide).get_trace(*batch)
+        return poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(*batch)
+
+    with kept_rng(device_of(pair, batch)):
+        return moved_by_latents(run(), run, PROBE_SAMPLES)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from ppvae.infer.preflight import (
     check_summed,
     check_while_training,
     default_objective,
+    moved_supports,
     short_batch,
     warn_of_marks,
 )
@@ -111,6 +112,8 @@ class Trainer:
             self.points = {site for points in found.values() for site in points}
             first = next(self.train.epoch(0))
             batches = (first,) if self.train.weights is None else first
+            # Torch's formulas go on outside of a support, and so would training: its steps are validated, and eager.
+            self.moved = any(moved_supports(self.pair, batch) for batch in batches)
             self._choose_objective(batches)
             if isinstance(self.loss, Objective):
                 self.loss.set_data(*[part.num_data for part in self.train.sets or [self.train]])
@@ -163,7 +166,7 @@ class Trainer:
             self.pair.guide,
             self.optim,
             self.loss,
-            compile=self.compile,
+            compile=not self.moved and self.compile,
             autocast=self.autocast,
             clip_norm=self.clip_norm,
             param_groups=self.param_groups,
@@ -198,7 +201,7 @@ class Trainer:
         ):
             while (stopped := self._finished(epochs, patience)) is None:
                 bar.set_description(f"epoch {self.progress.epoch + 1}/{epochs}", refresh=False)
-                with isolated(), self._drawing(), self.svi.running(steady=self._is_steady), validation(False):
+                with isolated(), self._drawing(), self.svi.running(steady=self._is_steady), validation(self.moved):
                     if not self._epoch(stop, bar):
                         stopped = "interrupted"
                         break

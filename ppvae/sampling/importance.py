@@ -98,9 +98,9 @@ class Draws:
         return self._mean(torch.where(self.outside, torch.nan, self.log_likelihood))
 
     def share_outside(self) -> Tensor:
-        """Which draws have weight zero because they lie outside the support at every y: 0 or 1, (s, n)."""
-        outside = torch.zeros_like(self.log_likelihood) if self.outside is None else self.outside
-        return outside.double().amin(0)
+        """Which draws have weight zero because they lie outside the support, or the data do, at every y: (s, n)."""
+        impossible = self.log_likelihood == -torch.inf
+        return (impossible if self.outside is None else impossible | self.outside).double().amin(0)
 
     def kl(self) -> dict[str, Tensor]:
         """Log q − log p of each site, (s, n): its mean over s estimates KL(q ‖ p) of that site."""
@@ -264,8 +264,9 @@ class Drawer:
 
     def _form(self) -> Any:
         sampler = self._sampler
-        enumerated = (sampler.enumeration.num_values, sampler.density.summed.num_values)
-        return sampler.plate_dim, sampler.given, *(tuple(of.items()) for of in enumerated), self._batch_size
+        listed = (sampler.enumeration.num_values, sampler.density.summed.num_values)
+        form = (sampler.plate_dim, sampler.given, sampler.moved, self._batch_size)
+        return *form, *(tuple(of.items()) for of in listed)
 
     def _compute(self, args: tuple[Any, ...]) -> tuple[Sequence[Tensor], Any]:
         """A block's log-probabilities at one joint value of the enumerated sites, and the names of their sites."""

@@ -24,8 +24,8 @@ from ppvae.compile.allocator import Allocations
 from ppvae.failures import failing_on, naming_arguments
 from ppvae.late_params import warn_of_waiting
 from ppvae.observed import OnlyDistributions, check_observed
-from ppvae.pair import Batch, check_batch, check_data_plate, check_masks, check_sites, take, warn_of_factors
-from ppvae.rng import get_rng, set_rng
+from ppvae.pair import Batch, check_batch, check_data_plate, check_masks, check_sites, device_of, take, warn_of_factors
+from ppvae.rng import kept_rng
 from ppvae.sampling.agreement import depends_on_latents
 from ppvae.sampling.elimination import check_eliminated, depends_on_values, eliminated, side_by_side
 from ppvae.sampling.enumeration import Enumeration
@@ -33,6 +33,7 @@ from ppvae.sampling.eval_mode import precision, validation
 from ppvae.sampling.guide_density import GuideDensity
 from ppvae.sampling.latent import SAMPLES, Latent, Replay, Which, own_plates, reshaped
 from ppvae.sampling.quick_density import score_quickly
+from ppvae.sampling.support import moved_by_latents, score_within
 from ppvae.traces import Site, may_be_masked, site_of, sites
 
 PROBE_DATA, PROBE_SAMPLES = 5, 3
@@ -64,6 +65,7 @@ class Sampler:
         enumeration: the latents that are summed over and not drawn.
         given: the observed sites whose density is left out.
         density: what the density of the guide's draws takes.
+        moved: the observed sites whose support depends on latents; None where that is not known yet.
         autocast: dtype of products in the pair's code; None for its own. Densities are computed outside of that.
     """
 
@@ -73,6 +75,7 @@ class Sampler:
     enumeration: Enumeration = field(default_factory=Enumeration)
     given: tuple[str, ...] = ()
     density: GuideDensity = field(default_factory=GuideDensity)
+    moved: tuple[str, ...] | None = None
     autocast: torch.dtype | None = None
 
     def guide(self, block: Batch, s: int, latents: dict[str, Latent], fixed: Values) -> Trace:
@@ -109,6 +112,8 @@ class Sampler:
         if is_validation_enabled():
             self.enumeration.check(tracer.trace, names=getattr(self.enumeration, which, ()))
         with naming_arguments(tracer.trace, block):
+            if which == "model" and self.moved != ():
+                score_within(tracer.trace, self.moved)
             score_quickly(tracer.trace)
             tracer.trace.compute_log_prob()
         return tracer.trace
@@ -226,7 +231,7 @@ class Sampler:
         """
         nodes = trace.nodes if latents is None else {name: trace.nodes[name] for name in latents}
         bounded = [site_of(node) for node in nodes.values() if node.get("outside") is not None]
-        found = [site.is_outside() for site in bounded]
+        found = [site.is_outside() for site in bounded if site.is_drawn]
         draws = [self._any(outside, s) for outside in found if outside is not None]
         return torch.stack(draws).any(0) if draws else None
 
@@ -296,14 +301,20 @@ def choose_sampler(pair: nn.Module, probe: Batch, num_samples: int, given: Seque
     warn_of_factors(guide_trace)
     _check_other_size(repeated, probe, model_trace, guide_trace)
     enumeration = Enumeration.of(model_trace, guide_trace)
-    repeated = replace(repeated, enumeration=enumeration, given=tuple(given))
-    device = next(t.device for t in probe if t is not None)
+
+    def again() -> Trace:
+        return repeated.model(probe, 1, repeated.posterior(repeated.guide(probe, 1, {}, {}), 1)[0], {})
+
+    device = device_of(pair, probe)
+    with kept_rng(device):
+        moved = moved_by_latents(model_trace, again, PROBE_SAMPLES)
+    repeated = replace(repeated, enumeration=enumeration, given=tuple(given), moved=moved)
     repeated = replace(repeated, density=_guide_density(repeated, probe, model_trace, guide_trace))
     if enumeration.eliminates:
         _check_chain(repeated, probe, latents, model_trace)
     if given:
         _check_given(repeated, probe)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), validation(False), Allocations() as single:
+    with kept_rng(device), validation(False), Allocations() as single:
         # Not the first run, which may make what is made once; the draws that follow are the same with and without it.
         # Nor under validation, as most blocks are not.
         Sampler(pair).guide(probe, 1, {}, {})
@@ -353,10 +364,8 @@ def _guide_density(sampler: Sampler, probe: Batch, model_trace: Trace, guide_tra
     """What the density of the guide's draws takes; the draws that this needs leave the random numbers as they are."""
 
     def draw() -> dict[str, Tensor]:
-        device = next(t.device for t in probe if t is not None)
-        rng = get_rng(device)
-        traces = [sampler.guide(probe, 1, {}, sampler.enumeration.values[-1]) for _ in range(PROBE_SAMPLES)]
-        set_rng(rng, device)
+        with kept_rng(device_of(sampler.pair, probe)):
+            traces = [sampler.guide(probe, 1, {}, sampler.enumeration.values[-1]) for _ in range(PROBE_SAMPLES)]
         drawn = [sampler.posterior(trace, 1)[0] for trace in traces]
         return {name: torch.cat([latents[name].value for latents in drawn]) for name in drawn[0]}
 
@@ -372,11 +381,9 @@ def _check_other_size(sampler: Sampler, probe: Batch, *traces: Trace) -> None:
     probe, s = (take(probe, slice(0, n - 1)), 1) if n > 1 else (probe, 2)
     plates = [plate for trace in traces for site in sites(trace).values() for plate in site.plates]
     if any(plate.size == n and plate.dim != -1 for plate in plates):
-        device = next(t.device for t in probe if t is not None)
-        rng = get_rng(device)
-        latents, _ = sampler.posterior(sampler.guide(probe, s, {}, {}), s)
-        sampler.model(probe, s, latents, {})
-        set_rng(rng, device)
+        with kept_rng(device_of(sampler.pair, probe)):
+            latents, _ = sampler.posterior(sampler.guide(probe, s, {}, {}), s)
+            sampler.model(probe, s, latents, {})
 
 
 def _check_given(sampler: Sampler, probe: Batch) -> None:
@@ -419,7 +426,7 @@ def _growth(single: Allocations, several: Allocations, n: int, s: int) -> tuple[
 
 def _rows(bytes_per_row: float, shared: float, probe: Batch) -> int:
     """The most rows to run at once, given the bytes that each takes and those that do not grow with the rows."""
-    device = next(t.device.type for t in probe if t is not None)
+    device = next(t.device for t in probe if t is not None).type
     most = ROW_BLOCK.get(device, ROW_BLOCK["cuda"])
     wanted = max(CACHE.get(device, MEMORY_BUDGET), SHARED * shared)
     affordable = int(min(MEMORY_BUDGET, wanted) / max(1.0, bytes_per_row))

@@ -17,13 +17,14 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import Transform, biject_to, constraints
+from torch.distributions import Transform
 
 from ppvae._internals import mask_of_distribution
 from ppvae.pair import take
 from ppvae.sampling.latent import Latent
 from ppvae.sampling.posterior_draws import Latents, PosteriorSampler, num_samples
 from ppvae.sampling.sampler import PROBE_DATA, PROBE_SAMPLES, Sampler, Values
+from ppvae.sampling.support import to_support
 from ppvae.traces import Site, carries_more, sites
 
 Source = Literal["guide", "prior"]
@@ -49,8 +50,9 @@ class Unconstrained:
 
     Args:
         posterior: the pair on its data; what it sums over is no part of u.
-        proper: whether the elements of u that a mask leaves out are standard normal in every density and draw, so that
-            all densities integrate over u; else they count for nothing, as in the pair.
+        proper: whether all densities integrate over u: the elements that a mask leaves out are standard normal in every
+            density and draw, and angles lie within one turn; else the former count for nothing, as in the pair, and
+            the latter turn on.
 
     Attributes:
         posterior: the same.
@@ -95,7 +97,7 @@ class Unconstrained:
     def latents_at(self, part: PosteriorSampler, position: Tensor) -> Latents:
         """The latents at u, (s, n, k), without those that are summed over."""
         s = len(position)
-        with _Constrain(self._values(position), part.sampler.plate_dim):
+        with _Constrain(self._values(position), part.sampler.plate_dim, turn=self._proper):
             at = sites(part.sampler.model(part.data, s, {}, {}))
         return {name: part.sampler.value(at[name], s) for name in self.latents}
 
@@ -159,7 +161,7 @@ class Unconstrained:
         found = []
         for name in self.latents:
             check_movable(name, at[name].value)
-            transform = to_support(name, at[name].fn)
+            transform = from_reals(name, at[name].fn, turn=self._proper)
             in_reals = replace(at[name], value=transform.inv(at[name].value), fn=transform.domain)
             u = part.sampler.value(in_reals, s)
             shape, dim = u.value.shape, u.data_dim
@@ -185,7 +187,7 @@ class Unconstrained:
     ) -> tuple[Tensor, Tensor]:
         """Both densities at one joint value of what is summed over."""
         sampler, s = self._summing, len(position)
-        with _Constrain(self._values(position), sampler.plate_dim) as constrain:
+        with _Constrain(self._values(position), sampler.plate_dim, turn=self._proper) as constrain:
             trace = sampler.model(part.data, s, {}, fixed)
         at = sites(trace)
         part.check_sites(at)
@@ -220,15 +222,16 @@ def _log_guide(sampler: Sampler, part: PosteriorSampler, latents: Latents, fixed
 class _Constrain(Messenger):
     """Gives latent sites z = T(u), each with the support that it has there, and notes log |∂z/∂u|."""
 
-    def __init__(self, values: Latents, plate_dim: int | None) -> None:
+    def __init__(self, values: Latents, plate_dim: int | None, *, turn: bool) -> None:
         super().__init__()
+        self._turn = turn
         self._values = {n: u.folded() if plate_dim is None else u.plated(plate_dim) for n, u in values.items()}
         self.log_volume: dict[str, Tensor] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
         if not msg["is_observed"] and msg["name"] in self._values:
             name, fn, u = msg["name"], msg["fn"], self._values[msg["name"]]
-            transform = to_support(name, fn)
+            transform = from_reals(name, fn, turn=self._turn)
             msg["value"], msg["done"] = transform(u), True
             log_volume = transform.log_abs_det_jacobian(u, msg["value"])
             # Where a latent is masked its density counts for one, and so does the volume.
@@ -248,21 +251,19 @@ def check_movable(name: str, value: Tensor) -> None:
         )
 
 
-def to_support(name: str, fn: Any) -> Transform:
-    """The bijection from the reals onto the support of a latent site.
+def from_reals(name: str, fn: Any, *, turn: bool = False) -> Transform:
+    """The bijection from the reals onto the support of a latent site, see `to_support`.
 
     Raises:
         ValueError: naming the site, where its support is discrete or there is no such bijection.
     """
     try:
-        support = fn.support
-        support = getattr(support, "base_constraint", support) if _is_mixture(support) else support
-        if support.is_discrete:
+        if fn.support.is_discrete:
             raise ValueError(
                 f"the latent {name!r} is discrete ({type(fn).__name__}): annealing moves along gradients, which only "
                 "continuous latents have; latents that are marked for enumeration are summed over"
             )
-        return biject_to(support)
+        return to_support(fn, turn=turn)
     except (NotImplementedError, AttributeError) as error:
         raise ValueError(
             f"the support of the latent {name!r} ({type(fn).__name__}) is not known to torch.distributions.biject_to"
@@ -271,10 +272,6 @@ def to_support(name: str, fn: Any) -> Transform:
 
 def _sum(log_probs: Iterable[Tensor]) -> Tensor:
     return torch.stack(list(log_probs)).sum(0)
-
-
-def _is_mixture(support: Any) -> bool:
-    return isinstance(support, constraints.MixtureSameFamilyConstraint)  # that of its components
 
 
 def spread(draws: Tensor) -> Tensor:

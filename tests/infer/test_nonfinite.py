@@ -4,6 +4,7 @@ import pytest
 import torch
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
+from torch.distributions.transforms import AffineTransform, SigmoidTransform
 from torch.utils.data import DataLoader, TensorDataset
 
 import ppvae
@@ -14,6 +15,7 @@ from ppvae.infer.trainer import Trainer
 from tests.infer.pairs import same, state
 
 N, BATCH = 24, 4  # six steps an epoch
+THREE_SIGMOIDS = [SigmoidTransform(), AffineTransform(0.0, 3.0)]
 
 
 class Fragile(nn.Module):
@@ -192,3 +194,27 @@ def test_all_finite():
     assert all_finite([])
     for bad in (torch.nan, torch.inf, -torch.inf):
         assert not all_finite([*good, torch.tensor([0.0, bad])])
+
+
+class Threshold(nn.Module):
+    """x ~ Pareto(t, 2), whose formula goes on below the threshold t, where no x has a density, and grows with t."""
+
+    def __init__(self):
+        super().__init__()
+        self.loc = nn.Parameter(torch.tensor(-6.0))
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            t = pyro.sample("t", dist.Uniform(0.0, 3.0))
+            pyro.sample("x", dist.Pareto(t, 2.0), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("t", dist.TransformedDistribution(dist.Normal(self.loc + 0 * x, 0.5), THREE_SIGMOIDS))
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_latent_that_moves_the_support_past_the_data_stops_training(compile):
+    x = torch.linspace(0.5, 1.5, 8)
+    with pytest.raises(ValueError, match="log_prob at site 'x'"):
+        ppvae.fit(Threshold(), x, epochs=60, batch_size=8, lr=0.5, progress=False, compile=compile)
