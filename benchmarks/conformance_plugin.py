@@ -1,6 +1,7 @@
 """A pytest plugin that runs Pyro's tests with `ppvae.SVI` in place of `pyro.infer.SVI`; `conformance.py` starts it.
 
-One line of JSON a test is written: its name, what became of it, whether it built an SVI and whether one ran a graph.
+One line of JSON a test is written: its name, what became of it, whether it built an SVI, whether one ran a graph, and of
+one that was stopped the losses of its steps.
 """
 
 from __future__ import annotations
@@ -17,11 +18,21 @@ import pyro
 import pyro.infer
 import pytest
 import torch
+import torch._dynamo  # as the first step of an optimizer does, which is not to count
 
 import ppvae
 
+sys.path[:] = [folder for folder in sys.path if not (Path(folder) / "conftest.py").exists()]
+"""So that `conftest` is that of the checkout, which pytest puts at the end; ppvae is imported already."""
+
 built: list[Any] = []
 """The SVI objects of the test that runs."""
+
+losses: list[float] = []
+"""Those of its steps."""
+
+most_steps: list[int] = []
+"""How many it may take, where that is limited."""
 
 stopped: list[str] = []
 """The test that runs, where it took too long."""
@@ -32,6 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--svi", choices=("pyro", "eager", "compiled"), default="pyro")
     parser.addoption("--svi-report", type=Path, required=True)
     parser.addoption("--max-seconds", type=float, default=0.0)
+    parser.addoption("--max-steps", type=Path, required=True, help="a file of JSON: the steps of tests by their name")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -55,14 +67,27 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def noted(base: type, **options: Any) -> type:
-    """`base` with other defaults, whose objects are noted."""
+    """`base` with other defaults, whose objects and losses are noted."""
 
     class SVI(base):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **options, **kwargs)
             built.append(self)
 
+        def step(self, *args: Any, **kwargs: Any) -> Any:
+            if most_steps and len(losses) >= most_steps[0]:
+                stop(f"after {len(losses)} steps")
+            loss = super().step(*args, **kwargs)
+            losses.append(float(sum(loss) if isinstance(loss, tuple) else loss))
+            return loss
+
     return SVI
+
+
+def stop(when: str) -> None:
+    """Ends the test that runs."""
+    stopped.append(when)
+    pytest.fail(f"stopped {when}")
 
 
 class FromTheFirstStep(ppvae.SVI):
@@ -84,8 +109,10 @@ class FromTheFirstStep(ppvae.SVI):
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Seeds every test by its name: most of Pyro's take the numbers that the one before left."""
     pyro.set_rng_seed(crc32(item.nodeid.encode()))
-    built.clear()
-    stopped.clear()
+    for of_the_last in (built, losses, most_steps, stopped):
+        of_the_last.clear()
+    steps = json.loads(item.config.getoption("--max-steps").read_text())
+    most_steps.extend([steps[item.nodeid]] if item.nodeid in steps else [])
 
 
 @pytest.hookimpl(wrapper=True)
@@ -93,11 +120,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     """Stops a test that takes more of the processor's time than it may."""
     seconds = item.config.getoption("--max-seconds")
 
-    def stop(number: int, frame: Any) -> None:
-        stopped.append(item.nodeid)
-        pytest.fail(f"stopped after {seconds} seconds")
-
-    before = signal.signal(signal.SIGPROF, stop)
+    before = signal.signal(signal.SIGPROF, lambda number, frame: stop(f"after {seconds} seconds"))
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         return (yield)
@@ -115,6 +138,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         graphs = any(svi._compiled.num_graphs for svi in built if isinstance(svi, ppvae.SVI))
         row = {"test": item.nodeid, "outcome": outcome, "svi": bool(built), "graphs": graphs}
         row["seconds"] = round(report.duration, 2)
+        row["losses"] = losses if stopped else []
         row["error"] = str(report.longrepr).splitlines()[-1] if report.failed else ""
         with open(item.config.getoption("--svi-report"), "a") as file:
             file.write(json.dumps(row) + "\n")

@@ -1,9 +1,11 @@
 """Pyro's published examples, unmodified, with `pyro.infer.SVI` and with `ppvae.SVI`, eager and compiled.
 
 The examples come from a checkout of Pyro's repository (github.com/pyro-ppl/pyro), their data are generated. Each runs
-three times from one seed: "eager" and "compiled" are the largest relative difference of a step's loss from that of
-`pyro.infer.SVI`. Then the three take turns, and "times as fast" is the median ratio. "fit" and "likelihood" say whether
-`ppvae.fit` trains the pair, and whether `log_marginal` (of latents that all data share `log_evidence`) scores it.
+four times from one seed: "eager" and "compiled" are the largest relative difference of a step's loss from that of
+`pyro.infer.SVI`, and "nudged" is that of `pyro.infer.SVI` itself where its parameters are changed by a relative
+`--nudge` after the first step, so that it says what rounding can do. Then the others take turns, and "times as fast" is
+the median ratio. "fit" and "likelihood" say whether `ppvae.fit` trains the pair, and whether `log_marginal` (of latents
+that all data share `log_evidence`) scores it.
 
     python benchmarks/pyro_examples.py --pyro ../pyro vae scanvi
 """
@@ -52,6 +54,8 @@ class Args:
     """A checkout of Pyro's repository."""
     steps: int = 24
     """Steps from one seed whose losses are compared."""
+    nudge: float = 1e-7
+    """How much, relatively, parameters are changed in the column of that name."""
     rounds: int = 5
     """Turns of each contestant that are timed; 0 times nothing."""
     seconds: float = 1.0
@@ -85,6 +89,14 @@ class Contestant:
         """So many steps; their losses."""
         with self._alone():
             return [self._step() for _ in range(count)]
+
+    def nudge(self, relative: float) -> None:
+        """Changes every parameter of Pyro's store by so much, each number up or down at random."""
+        with self._alone():
+            generator = torch.Generator().manual_seed(self._seed)
+            for _, parameter in pyro.get_param_store().named_parameters():
+                signs = torch.randint(2, parameter.shape, generator=generator, dtype=parameter.dtype) * 2 - 1
+                parameter.data.mul_(1 + relative * signs)
 
     def milliseconds(self, seconds: float) -> float:
         """Of one pass through the minibatches, a step."""
@@ -131,10 +143,15 @@ def run(make: Make, args: Args) -> Row:
                 times[name].append(contestants[name].milliseconds(args.seconds))
                 continue
             del times[name]  # it failed, and takes no further turn
+    with noting(notes, "nudged"):
+        nudged = Contestant(make, args.pyro, "pyro", args.seed)
+        losses["nudged"] = nudged.steps(1)
+        nudged.nudge(args.nudge)
+        losses["nudged"] += nudged.steps(args.steps - 1)
     ours = ("eager", "compiled")
     notes += [contestant.example.differs for contestant in contestants.values() if contestant.example.differs]
     return Row(
-        {name: difference(losses.get(name), losses.get("pyro")) for name in ours},
+        {name: difference(losses.get(name), losses.get("pyro")) for name in (*ours, "nudged")},
         {name: ratio(times.get("pyro"), times.get(name)) for name in ours},
         "yes" if attempt(lambda: fit(make, args), "fit", notes) else "no",
         "yes" if attempt(lambda: score(make, args), "likelihood", notes) else "no",
@@ -215,8 +232,8 @@ def main(args: Args) -> None:
     if unknown := [name for name in args.names if name not in EXAMPLES]:
         raise SystemExit(f"no examples {unknown}: there are {', '.join(EXAMPLES)}")
     print(f"{args.steps} steps from one seed; {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print("| example | eager | compiled | times as fast, eager | compiled | fit | likelihood |")
-    print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
+    print("| example | eager | compiled | nudged | times as fast, eager | compiled | fit | likelihood |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
     noted = {}
     for name in args.names or EXAMPLES:
         row = run(EXAMPLES[name], args)

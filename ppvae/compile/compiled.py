@@ -18,7 +18,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -421,7 +421,8 @@ class Compiled:
     def _unchanged(self) -> Iterator[None]:
         """Whatever runs inside leaves no trace: not in the random state, nor in any tensor that modules hold."""
         tensors = [*Contents(self._modules).tensors(), *self._written()]
-        with self._bookkeeping(), baselines_kept(), state_unchanged(self._modules, self._parameters(), tensors):
+        vain = nullcontext() if self._finish is None else self._finish.in_vain()
+        with self._bookkeeping(), baselines_kept(), state_unchanged(self._modules, self._parameters(), tensors), vain:
             yield
 
     def _compile(self, first: Traced, args: Arguments, lifted: Sequence[int]) -> Graph:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -44,6 +45,9 @@ class Finish(Protocol):
 
     def differs(self, outputs: Sequence[Tensor], layout: Any, before: Sequence[Tensor]) -> str | None:
         """Does it from `before` on, what `written` held; the name of what a graph that did it left otherwise there."""
+
+    def in_vain(self) -> AbstractContextManager[None]:
+        """Context for runs of the computation that are to leave nothing behind; it raises where one would have to."""
 
 
 class Graph:

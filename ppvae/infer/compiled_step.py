@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,13 @@ import torch
 from torch import Tensor
 
 from ppvae._internals import has_gradient_hooks, put_gradient
+from ppvae.compile.arguments import UncompilableError
+from ppvae.compile.guards import fingerprint
 from ppvae.compile.verification import first_difference
 from ppvae.infer.optim import Held, Named, Stepper
+
+_SETTLED = {"max_plate_nesting"}
+"""What Pyro's ELBOs set on themselves, at their first run."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +31,13 @@ class StepFromOutputs:
         stepper: takes the step.
         named: gives the parameters, with the names that the optimizer goes by.
         parameters: gives the parameters.
+        objective: what is minimised.
     """
 
     stepper: Stepper
     named: Callable[[], Named]
     parameters: Callable[[], Sequence[Tensor]]
+    objective: Any
 
     def __call__(self, outputs: Sequence[Tensor], layout: Any) -> Sequence[Tensor]:
         """The terms, after the step."""
@@ -53,6 +61,26 @@ class StepFromOutputs:
             return layout
         inside.take(trained, outputs[len(names) :])
         return names, trained, inside
+
+    @contextmanager
+    def in_vain(self) -> Iterator[None]:
+        """Puts back what the objective sets on itself inside, and refuses it: no graph would set it at the next step.
+
+        Raises:
+            UncompilableError: naming the attribute.
+        """
+        attributes = getattr(self.objective, "__dict__", {})
+        before = dict(attributes)
+        seen = _seen(attributes)
+        try:
+            yield
+            if (now := _seen(attributes)) != seen:
+                name = next(name for name in seen | now if name not in now or seen.get(name) != now[name])
+                raise UncompilableError(f"the objective sets its attribute {name!r} at every run")
+        finally:
+            settled = {name: value for name, value in attributes.items() if name in _SETTLED}
+            attributes.clear()
+            attributes.update(before | settled)
 
     def written(self) -> list[Tensor]:
         """The tensors that the step inside a graph writes to."""
@@ -97,3 +125,8 @@ class StepFromOutputs:
 def _put_back(what: Sequence[tuple[str, Tensor, Tensor]], values: Sequence[Tensor]) -> None:
     for (_, _, tensor), value in zip(what, values, strict=True):
         tensor.copy_(value)
+
+
+def _seen(attributes: dict[str, Any]) -> dict[str, Any]:
+    """What attributes are, to compare."""
+    return {name: fingerprint(value) for name, value in attributes.items() if name not in _SETTLED}

@@ -150,7 +150,7 @@ class SVI(pyro.infer.SVI):
             self._modules,
             parameters=self.parameters,
             guarded=self._guarded,
-            finish=StepFromOutputs(self.stepper, self.names_of_step, self.parameters),
+            finish=StepFromOutputs(self.stepper, self.names_of_step, self.parameters, self.objective),
             names=("weight", "args", "kwargs"),
             labels=self._labels,
             autocast=autocast is not None,

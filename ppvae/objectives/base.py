@@ -5,10 +5,10 @@ A step knows the traces behind its loss, and reads nothing from the device.
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -266,26 +266,33 @@ def _evaluated(
         return Evaluation(loss.detach(), loss)
     if isinstance(objective, Objective):
         return objective.evaluate(model, guide, args, kwargs)
-    traces: Traces = []
-    recording, particles = _recording(objective, traces), objective.num_particles
-    if getattr(type(recording), "differentiable_loss", None) is Trace_ELBO.differentiable_loss:
-        return Evaluation(*_trace_elbo(recording, model, guide, args, kwargs), traces, particles)
+    recording, particles = _recording(objective), objective.num_particles
+    own = _is_of_the_user(objective, "loss_and_grads" if torch.is_grad_enabled() else "loss")
+    if not own and getattr(type(recording), "differentiable_loss", None) is Trace_ELBO.differentiable_loss:
+        return Evaluation(*_trace_elbo(recording, model, guide, args, kwargs), recording.traces, particles)
     if not torch.is_grad_enabled():
-        return _gradient_added(recording.loss(model, guide, *args, **kwargs), traces, particles)
-    if hasattr(recording, "differentiable_loss"):
-        loss = _differentiable_loss(recording, traces, model, guide, args, kwargs)
-        return Evaluation(loss.detach(), loss, traces, particles)
-    return _gradient_added(recording.loss_and_grads(model, guide, *args, **kwargs), traces, particles)
+        return _gradient_added(recording.loss(model, guide, *args, **kwargs), recording.traces, particles)
+    if not own and hasattr(recording, "differentiable_loss"):
+        loss = _differentiable_loss(recording, model, guide, args, kwargs)
+        return Evaluation(loss.detach(), loss, recording.traces, particles)
+    return _gradient_added(recording.loss_and_grads(model, guide, *args, **kwargs), recording.traces, particles)
 
 
-def _differentiable_loss(recording: Any, traces: Traces, model: Any, guide: Any, args: Any, kwargs: Any) -> Tensor:
+def _is_of_the_user(objective: ELBO, name: str) -> bool:
+    """Whether the user's own class has this method, which Pyro's SVI calls, and no `differentiable_loss` beside it."""
+    defined = next(vars(kind) for kind in type(objective).__mro__ if {name, "differentiable_loss"} & vars(kind).keys())
+    library = getattr(defined.get(name), "__module__", "pyro").split(".")[0] == "pyro"
+    return "differentiable_loss" not in defined and not library
+
+
+def _differentiable_loss(recording: Any, model: Any, guide: Any, args: Any, kwargs: Any) -> Tensor:
     """The loss of an ELBO of Pyro's; also one without a gradient, which `TraceEnum_ELBO` refuses and a step takes."""
     try:
         return torch.as_tensor(recording.differentiable_loss(model, guide, *args, **kwargs))
     except ValueError as error:
         if not refuses_constant(error):
             raise
-        recording._get_traces = lambda *_: iter(traces)  # those that it was computed from
+        recording.replays = True  # the traces that it was computed from
         return torch.as_tensor(recording.loss(model, guide, *args, **kwargs))
 
 
@@ -313,24 +320,35 @@ def _as_tensor(loss: Any) -> Tensor:
     return loss.detach() if isinstance(loss, Tensor) else torch.tensor(loss, dtype=torch.float64)
 
 
-def _recording(objective: ELBO, traces: Traces) -> Any:
-    """A shallow copy of a Pyro ELBO that also keeps the (model, guide) traces which it computes from.
+def _recording(objective: ELBO) -> Any:
+    """A Pyro ELBO of the same attributes that also keeps the (model, guide) traces which it computes from.
 
-    The copy of a `Jit…_ELBO` is the ELBO that it compiles: torch.jit hides the traces, and is deprecated.
+    What its methods set is set on the objective. Of a `Jit…_ELBO` it is the ELBO that is compiled there: torch.jit
+    hides the traces, and is deprecated.
     """
-    recording: Any = copy.copy(objective)
-    if isinstance(objective, _COMPILED):
-        recording.__class__ = type(objective).__base__
-
-    def get_traces(*args: Any) -> Iterator[tuple[Trace, Trace]]:
-        for model_trace, guide_trace in traces_of(objective, *args):  # which may note a plate nesting on itself
-            # Some ELBOs take no gradient where they see no parameter, and a module announces none.
-            model_trace.add_node("_trained_by_ppvae", type="param", name="_trained_by_ppvae", value=None)
-            traces.append((model_trace, guide_trace))
-            yield model_trace, guide_trace
-
-    recording._get_traces = get_traces
+    kind = type(objective)
+    recording_kind = _recording_kind(kind.__base__ if kind in _COMPILED else kind)
+    recording = recording_kind.__new__(recording_kind)
+    recording.__dict__, recording.traces, recording.replays = vars(objective), [], False
     return recording
+
+
+@cache
+def _recording_kind(elbo: Any) -> Any:
+    class Recording(elbo):
+        __slots__ = ("replays", "traces")  # beside the attributes, which are the objective's
+
+        def _get_traces(self, *args: Any) -> Iterator[tuple[Trace, Trace]]:
+            if self.replays:
+                yield from self.traces
+                return
+            for model_trace, guide_trace in super()._get_traces(*args):
+                # Some ELBOs take no gradient where they see no parameter, and a module announces none.
+                model_trace.add_node("_trained_by_ppvae", type="param", name="_trained_by_ppvae", value=None)
+                self.traces.append((model_trace, guide_trace))
+                yield model_trace, guide_trace
+
+    return Recording
 
 
 class _ItemsStay(torch.overrides.TorchFunctionMode):
