@@ -56,7 +56,7 @@ class Args:
     modes: tuple[Mode, ...] = ("eager", "compiled")
     """How our SVI runs."""
     max_seconds: float = 0.0
-    """Tests that take more of the processor's time unpatched are stopped and compared by their losses; 0 for no limit."""
+    """Tests that take more of the processor's time are stopped and compared by their losses; 0 for no limit."""
     out: Path = Path("runs/conformance")
     """Where what became of each file is kept; a file that is there does not run again."""
 

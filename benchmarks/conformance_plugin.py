@@ -1,7 +1,7 @@
 """A pytest plugin that runs Pyro's tests with `ppvae.SVI` in place of `pyro.infer.SVI`; `conformance.py` starts it.
 
-One line of JSON a test is written: its name, what became of it, whether it built an SVI, whether one ran a graph, and of
-one that was stopped the losses of its steps.
+One line of JSON a test is written: its name, what became of it, whether it built an SVI, whether one ran a graph, and
+the losses of its steps where it was stopped.
 """
 
 from __future__ import annotations

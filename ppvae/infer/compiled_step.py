@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
+from pyro.infer import ELBO
 from torch import Tensor
 
 from ppvae._internals import has_gradient_hooks, put_gradient
 from ppvae.compile.arguments import UncompilableError
-from ppvae.compile.guards import fingerprint
+from ppvae.compile.guards import Same, fingerprint
 from ppvae.compile.verification import first_difference
 from ppvae.infer.optim import Held, Named, Stepper
 
@@ -69,18 +71,18 @@ class StepFromOutputs:
         Raises:
             UncompilableError: naming the attribute.
         """
-        attributes = getattr(self.objective, "__dict__", {})
-        before = dict(attributes)
-        seen = _seen(attributes)
+        held = [(vars(part), dict(vars(part)), _seen(part)) for part in _made_of(self.objective)]
         try:
             yield
-            if (now := _seen(attributes)) != seen:
-                name = next(name for name in seen | now if name not in now or seen.get(name) != now[name])
-                raise UncompilableError(f"the objective sets its attribute {name!r} at every run")
+            for now, (_, _, seen) in zip(map(_seen, _made_of(self.objective)), held, strict=True):
+                if now != seen:
+                    name = next(name for name in seen | now if name not in now or seen.get(name) != now[name])
+                    raise UncompilableError(f"the objective sets its attribute {name!r} at every run")
         finally:
-            settled = {name: value for name, value in attributes.items() if name in _SETTLED}
-            attributes.clear()
-            attributes.update(before | settled)
+            for attributes, before, _ in held:
+                settled = {name: value for name, value in attributes.items() if name in _SETTLED}
+                attributes.clear()
+                attributes.update(before | settled)
 
     def written(self) -> list[Tensor]:
         """The tensors that the step inside a graph writes to."""
@@ -127,6 +129,21 @@ def _put_back(what: Sequence[tuple[str, Tensor, Tensor]], values: Sequence[Tenso
         tensor.copy_(value)
 
 
-def _seen(attributes: dict[str, Any]) -> dict[str, Any]:
-    """What attributes are, to compare."""
-    return {name: fingerprint(value) for name, value in attributes.items() if name not in _SETTLED}
+def _made_of(objective: Any) -> list[Any]:
+    """An objective and, after it, the ELBOs that it is made of."""
+    parts = [objective] if hasattr(objective, "__dict__") else []
+    for part in parts:
+        held = chain(*(value if isinstance(value, tuple | list) else [value] for value in vars(part).values()))
+        parts += [value for value in held if isinstance(value, ELBO) and not any(value is other for other in parts)]
+    return parts
+
+
+def _seen(part: Any) -> dict[str, Any]:
+    """What its attributes are, to compare; of ELBOs among them, which they are."""
+    return {name: _seen_of(value) for name, value in vars(part).items() if name not in _SETTLED}
+
+
+def _seen_of(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return tuple(map(_seen_of, value))
+    return Same(value) if isinstance(value, ELBO) else fingerprint(value)

@@ -84,7 +84,22 @@ def test_what_an_elbo_sets_is_set_on_it():
     assert found[STEPS - 1] == pytest.approx(float(elbo.last.detach()))
 
 
-@pytest.mark.parametrize("kind", [WarmUp, OurWarmUp])
+class Around(Objective):
+    """An objective that is made of another."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = (WarmUp(),)
+
+    @property
+    def steps(self):
+        return self.parts[0].steps
+
+    def differentiable_loss(self, *args):
+        return self.parts[0].differentiable_loss(*args)
+
+
+@pytest.mark.parametrize("kind", [WarmUp, OurWarmUp, Around])
 def test_a_graph_that_would_not_count_is_not_compiled(kind):
     eager, compiled = kind(), kind()
     expected = losses(SVI, eager, compile=False)
