@@ -30,7 +30,7 @@ def mean_of(distribution: TorchDistribution) -> Tensor:
             return distribution.mean
         except NotImplementedError as error:
             raise NotImplementedError(
-                f"p(x|z) is a {type(distribution).__name__}, whose mean E[x|z] is not known: take draws of "
+                f"p(x|z) is a {type(base).__name__}, whose mean E[x|z] is not known: take draws of "
                 "decode(z).sample(), or sample(num_samples)"
             ) from error
     levels = torch.arange(base.probs.shape[-1], device=base.probs.device, dtype=base.probs.dtype)

@@ -14,7 +14,7 @@ from typing import Any
 from ppvae import models
 from ppvae.cli.experiment import Experiment
 from ppvae.cli.flags import ExperimentArgs, command_of
-from ppvae.cli.report import Report, table
+from ppvae.cli.report import Report, from_json, table
 from ppvae.cli.runs import experiment_of
 from ppvae.evaluate.psis import PARETO_GOOD
 from ppvae.infer import RunFolder
@@ -71,10 +71,10 @@ def without_paths(config: dict[str, Any]) -> dict[str, Any]:
 
 def evaluations(run: RunFolder) -> dict[str, Report]:
     """What `python -m ppvae.evaluate` found, by file; where it was never run, the final table of an example."""
-    found = {path.name: read_json(path) for path in sorted(run.path.glob("evaluation*.json"))}
+    found = {path.name: from_json(read_json(path)) for path in sorted(run.path.glob("evaluation*.json"))}
     if found:
         return found
-    metrics = run.read_metrics()
+    metrics = from_json(run.read_metrics())
     return {"metrics.json": metrics} if "test" in metrics else {}
 
 

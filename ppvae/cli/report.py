@@ -160,6 +160,15 @@ def strict_json(figures: Any) -> Any:
     return None if isinstance(figures, float) and not math.isfinite(figures) else figures
 
 
+def from_json(figures: Any) -> Any:
+    """Figures as they were before `strict_json`, as far as that can be said: NaN in the place of null."""
+    if isinstance(figures, dict):
+        return {key: from_json(value) for key, value in figures.items()}
+    if isinstance(figures, list):
+        return [from_json(value) for value in figures]
+    return math.nan if figures is None else figures
+
+
 def table(figures: Report) -> str:
     """The report as text: a row a quantity, nats and bits per dimension of one datum; what is known of the weights."""
     lines = [f"{'':<8}{'':<22}{'nats':>10} ± {'s.e.':<8}{'bits/dim':>10}"]

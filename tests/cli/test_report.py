@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import ppvae
-from ppvae.cli.report import by_class, describe, report, strict_json, table
+from ppvae.cli.report import by_class, describe, from_json, report, strict_json, table
 from tests.reference import REFERENCES, linear_gaussian, ppca
 
 
@@ -145,9 +145,11 @@ def test_json_has_no_nan():
     figures = {"a": math.nan, "b": [1.5, -math.inf, {"c": (math.inf, 2)}], "d": "nan", "e": True, "f": None}
     assert strict_json(figures) == {"a": None, "b": [1.5, None, {"c": [None, 2]}], "d": "nan", "e": True, "f": None}
     reference = ppca(guide="exact")
-    figures = strict_json(report(reference.pair, {"test": reference.data}, num_samples=200, limit=1))
+    found = report(reference.pair, {"test": reference.data}, num_samples=200, limit=1) | {"num_dims": math.nan}
+    figures = strict_json(found)
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
     assert figures["test"]["elbo"]["std_error"] is None
+    assert table(from_json(figures)) == table(found).replace("-inf", "nan")  # as a card shows a file that was written
 
 
 def test_bounds_that_cross_by_noise_are_no_inequality():
