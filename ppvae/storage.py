@@ -6,6 +6,7 @@ Every file holds a digest of its contents: a flipped bit, or a part that is miss
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -42,6 +43,8 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], Any])
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise OSError(errno.EINVAL, "it is no file but a device or a pipe, whose place a file would take")
         temporary.touch(exist_ok=False)
         mode = temporary.stat().st_mode
         write(temporary)

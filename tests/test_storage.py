@@ -1,3 +1,4 @@
+import os
 import pickle
 
 import pytest
@@ -167,3 +168,12 @@ def test_declared_parameters_come_to_a_fresh_pair(tmp_path):
     assert same(state(pair), state(fresh))
     x = torch.tensor([0.3, -2.0])
     assert torch.equal(ppvae.elbo(pair, x, num_samples=3).values, ppvae.elbo(fresh, x, num_samples=3).values)
+
+
+def test_a_file_takes_the_place_of_no_device_or_pipe(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(OSError, match="cannot write: it is no file but a device or a pipe"):
+        write_json(pipe, {"a": 1})
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
