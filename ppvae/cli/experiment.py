@@ -212,26 +212,46 @@ class Experiment:
         except (ValueError, RuntimeError, KeyboardInterrupt) as error:  # none of these is why the run has failed
             print(f"no table of the last finished epoch: {error}", file=sys.stderr)
 
+    def check(self, args: ExperimentArgs) -> None:
+        """Makes all that a run of these flags needs before its first step, and trains nothing.
+
+        Raises:
+            ValueError: naming the flag with a value that some part of the run refuses.
+            OSError: where there are no data.
+        """
+        try:
+            args = args.resolved()
+            device = usable_device("cuda" if args.cuda else "cpu")
+            data = self.load(args)
+            self._options(self.build(args, data), args, data, device)
+        except ValueError as error:
+            raise ValueError(in_flags(str(error), args)) from error
+
     def train(self, pair: nn.Module, args: Any, data: ExperimentData, *, device: torch.device, out: Path) -> Run:
         """Trains the pair on its data."""
-        assert args.epochs is not None
-        held_out = data.valid[0]
-        valid = self.arguments(args, *data.valid) if held_out is not None and len(held_out) else None
         return fit(
-            self.trained(args, pair),
-            self.batches(args, data, device),
-            valid,
-            loss=self.objective(args),
-            param_groups=self.param_groups(args),
-            patience=args.patience,
-            kl_weight=warmup_of(args, getattr(pair, "beta", 1.0)),
-            kl_sites=self.kl_sites(args) if args.warmup else None,
             out=out,
             resume=args.resume,
             config={"module": f"ppvae.examples.{self.name}", "args": to_json(args), **fingerprint_of(data)},
             callbacks=[*([TensorBoard(out)] if args.tensorboard else []), *self.callbacks(args, data, out)],
-            **fit_options(args, device, args.epochs),
+            **self._options(pair, args, data, device),
         )
+
+    def _options(self, pair: nn.Module, args: Any, data: ExperimentData, device: torch.device) -> dict[str, Any]:
+        """What `fit` is given, but for what says where the run is written."""
+        assert args.epochs is not None
+        held_out = data.valid[0]
+        return {
+            "pair": self.trained(args, pair),
+            "train": self.batches(args, data, device),
+            "valid": self.arguments(args, *data.valid) if held_out is not None and len(held_out) else None,
+            "loss": self.objective(args),
+            "param_groups": self.param_groups(args),
+            "patience": args.patience,
+            "kl_weight": warmup_of(args, getattr(pair, "beta", 1.0)),
+            "kl_sites": self.kl_sites(args) if args.warmup else None,
+            **fit_options(args, device, args.epochs),
+        }
 
     def finish(self, pair: nn.Module, args: Any, data: ExperimentData, run: Run) -> None:
         """Fits what is fitted after training; prints the table of the pair; writes its metrics and figures."""

@@ -97,6 +97,8 @@ class ExperimentArgs:
             check_number(flag(name), getattr(self, name), at_least=0)
         if self.warmup_shape != "linear" and not self.warmup:
             raise ValueError(f"--warmup-shape {self.warmup_shape} needs --warmup")
+        if self.patience is not None:
+            check_count("--patience", self.patience)
         if self.patience is not None and self.num_valid == 0:
             raise ValueError("--patience needs validation data, and --num-valid is 0")
         if self.warmup_from and not (self.warmup and self.warmup_shape == "linear"):

@@ -11,6 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import tyro
 
 from ppvae._validate import check_count
+from ppvae.cli.experiment import Experiment
 from ppvae.cli.flags import ExperimentArgs, flag
 
 OF_THE_SWEEP = ("seeds", "trials", "out")
@@ -124,16 +125,17 @@ def read_request(name: str, arguments: type[ExperimentArgs], argv: list[str]) ->
     return Request(tuple(fixed), axes, seeds or 1, trials, _folder(own, name))
 
 
-def check_settings(name: str, arguments: type[ExperimentArgs], settings: list[Setting]) -> None:
-    """Reads the flags of every setting as its runs will, so that what is wrong is said before anything is trained.
+def check_settings(experiment: Experiment, settings: list[Setting]) -> None:
+    """Makes of every setting what its runs begin with, so that what is wrong is said before anything is trained.
 
     Raises:
-        ValueError: naming the setting whose flags do not go together.
+        ValueError: naming the setting and the flag that its model, its data or its objective refuses.
+        OSError: where there are no data.
     """
     for setting in settings:
-        args = tyro.cli(arguments, args=setting.words, prog=f"ppvae sweep {name}")
+        args = tyro.cli(experiment.args, args=setting.words, prog=f"ppvae sweep {experiment.name}")
         try:
-            args.resolved()
+            experiment.check(args)
         except ValueError as error:
             raise ValueError(f"{setting.name}: {error}") from error
 

@@ -30,10 +30,11 @@ def search(experiment: Experiment, request: Request) -> int:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if not request.axes:
         raise ValueError("--trials searches over flags with a range (--lr 1e-4..1e-2) or several values, got none")
-    ends = [{field: _words(of.low) for field, of in request.axes.items() if isinstance(of, Range)}]
-    ends += [{field: _words(of.high) for field, of in request.axes.items() if isinstance(of, Range)}]
-    firsts = {field: of[0] for field, of in request.axes.items() if not isinstance(of, Range)}
-    check_settings(experiment.name, experiment.args, [request.setting({**firsts, **end}) for end in ends])
+    # of each flag its ends, or all of its values, beside the first of the others
+    ends = {f: [_words(of.low), _words(of.high)] if isinstance(of, Range) else of for f, of in request.axes.items()}
+    firsts = {field: of[0] for field, of in ends.items()}
+    each = [firsts, *({**firsts, field: value} for field, of in ends.items() for value in of[1:])]
+    check_settings(experiment, [request.setting(chosen) for chosen in each])
     assert request.trials is not None
     study = _study(optuna, experiment, request)
     states = optuna.trial.TrialState

@@ -10,11 +10,12 @@ import sys
 from importlib import import_module
 
 from ppvae.cli.experiment import Experiment
-from ppvae.cli.grid import Request, check_settings, read_request
+from ppvae.cli.grid import Request, Setting, check_settings, read_request
 from ppvae.cli.main import models
 from ppvae.cli.report import strict_json
 from ppvae.cli.search import search
 from ppvae.cli.sweep_runs import Result, evaluate, folder_of, summarise, table, train
+from ppvae.infer import RunFolder
 from ppvae.storage import write_json
 
 HELP = """usage: ppvae sweep MODEL [--seeds N] [--trials N] [--out DIR] [flags of ppvae train MODEL]
@@ -54,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
 def sweep(experiment: Experiment, request: Request) -> int:
     """Trains and evaluates every run of a grid, one seed after another, and prints the table."""
     settings = request.settings()
-    check_settings(experiment.name, experiment.args, settings)
+    check_settings(experiment, [s for s in settings if not _started(request, s)])
     runs = [(setting, seed) for seed in range(request.seeds) for setting in settings]
     results: dict[str, list[Result]] = {setting.name: [] for setting in settings}
     for number, (setting, seed) in enumerate(runs, 1):
@@ -67,3 +68,8 @@ def sweep(experiment: Experiment, request: Request) -> int:
     write_json(request.out / "sweep.json", strict_json({"symbol": experiment.symbol, "settings": rows}))
     print(f"\n{table(rows, experiment.symbol)}\nwritten to {request.out}/sweep.json")
     return 0 if all(results.values()) else 1
+
+
+def _started(request: Request, setting: Setting) -> bool:
+    """Whether a run of the setting has taken a step, so that nothing refuses its flags."""
+    return any(RunFolder(folder_of(request, setting, seed)).last.is_file() for seed in range(request.seeds))

@@ -21,7 +21,7 @@ import csv
 import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -307,3 +307,27 @@ class Run(Result):
         from ppvae import plot
 
         return plot.training_curves(self.history)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        license: str | None = None,
+        tags: Sequence[str] = (),
+        private: bool = False,
+        message: str = "A run of ppvae",
+    ) -> str:
+        """Uploads the run's folder to the Hugging Face Hub: `ppvae.push_to_hub`, whose arguments these are.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            ValueError: where the run was written nowhere: `fit(..., out=...)` writes it.
+            ImportError, FileNotFoundError, OSError: as `ppvae.push_to_hub`.
+        """
+        from ppvae import push_to_hub
+
+        if self.folder is None:
+            raise ValueError("a run must lie in a folder to be pushed, and this one lies in none: fit(..., out=FOLDER)")
+        return push_to_hub(self.folder, repo_id, license=license, tags=tags, private=private, message=message)

@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from ppvae.cli.experiment import Experiment
 from ppvae.cli.grid import Range, check_settings, read_request
+from ppvae.cli.main import main
 from ppvae.examples.beta_vae import EXPERIMENT as BETA_VAE
+from ppvae.examples.vae import EXPERIMENT as VAE
 from ppvae.examples.vae import Args
 
 
@@ -72,7 +75,40 @@ def test_what_is_wrong_is_named(line, message):
 def test_flags_that_do_not_go_together_are_met_before_training(capsys):
     request = read_request("beta_vae", BETA_VAE.args, ["--objective", "beta", "capacity", "--beta", "3"])
     with pytest.raises(ValueError, match="objective=capacity: --beta goes with --objective beta, got capacity"):
-        check_settings("beta_vae", BETA_VAE.args, request.settings())
+        check_settings(BETA_VAE, request.settings())
     with pytest.raises(SystemExit):
-        check_settings("vae", Args, read("--lr small large").settings())
+        check_settings(VAE, read("--lr small large").settings())
     assert "lr" in capsys.readouterr().err
+
+
+REFUSED = [
+    ("vae", "--beta 1 -4", "beta=-4: --beta must be a finite number >= 0"),  # by the model
+    ("beta_vae", "--objective constrained --max-kl 6 -2", "max_kl=-2: --max-kl must be"),  # by the objective
+    ("vae", "--batch-size 16 0", "batch_size=0: --batch-size must be"),  # by the minibatches
+    ("vae", "--num-valid 10 5000", "num_valid=5000: --num-valid=5000 leaves nothing"),  # by the data
+    ("vamp", "--num-components 5 9999", "num_components=9999: --num-components 9999 is more than"),  # by both
+    ("vae", "--patience 3 0", "patience=0: --patience must be"),  # by the training
+    ("wae", "--weight 1 -1", "weight=-1: --weight must be"),
+    ("flow_vae", "--num-flows 2 0", "num_flows=0: --num-flows must be"),
+    ("beta_vae", "--beta 1 0 --warmup 2 --warmup-from 1", "beta=0: --warmup-from 1 does not go with --beta 0"),
+]
+
+
+@pytest.mark.parametrize(("model", "flags", "message"), REFUSED)
+def test_what_only_a_run_would_refuse_is_refused_before_the_first(model, flags, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Experiment, "main", lambda *_: pytest.fail("a run has begun"))
+    out = tmp_path / "sweep"
+    assert main(["sweep", model, *flags.split(), "--smoke", "--out", str(out)]) == 2
+    assert f"error: {message}" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_search_tries_both_ends_and_every_choice_first(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("optuna", reason="pip install 'ppvae[sweep]'")
+    monkeypatch.setattr(Experiment, "main", lambda *_: pytest.fail("a run has begun"))
+    for flags in ("--beta -4..4", "--lr 1e-4..1e-2 --batch-size 16 0"):
+        search = ["sweep", "vae", "--trials", "2", *flags.split(), "--smoke", "--out", str(tmp_path / "search")]
+        assert main(search) == 2
+    error = capsys.readouterr().err
+    assert "beta=-4.0: --beta must be" in error
+    assert "batch_size=0: --batch-size must be" in error

@@ -1,5 +1,6 @@
 """Runs that go to a hub and come back, against a server of this machine that speaks its endpoints."""
 
+import inspect
 import json
 import sys
 from functools import partial
@@ -11,7 +12,7 @@ import ppvae
 from ppvae.cli.card import model_card
 from ppvae.cli.hub import FILES
 from ppvae.cli.main import main
-from ppvae.infer import Recipe, RunFolder
+from ppvae.infer import Recipe, Run, RunFolder
 from ppvae.models import PPCA
 
 D = 6
@@ -78,6 +79,25 @@ def test_only_results_leave_the_machine_and_no_paths_of_it(hub, example):
     assert "figures/samples.png" in files
     assert not [name for name, content in files.items() if str(example.parent).encode() in content]
     assert {"model.safetensors", "config.json"} <= set(FILES)
+
+
+def test_what_fit_returns_pushes_its_folder(hub, tmp_path):
+    x = torch.randn(20, D, generator=torch.Generator().manual_seed(0))
+    run, free = (ppvae.fit(PPCA(D, 2), x, epochs=1, out=out, progress=False) for out in (tmp_path / "mine", None))
+    url = run.push_to_hub("me/run", license="mit", tags=["small"], private=True, message="As it came")
+    assert url.startswith(f"{hub.url}/me/run/commit/")
+    assert "me/run" in hub.private
+    card = hub.repositories["me/run"]["README.md"].decode()
+    assert 'license: "mit"' in card
+    assert "small" in card
+    with pytest.raises(ValueError, match="lies in none"):
+        free.push_to_hub("me/free")
+
+
+def test_method_and_function_take_the_same_options():
+    of_run, of_all = (inspect.signature(f).parameters for f in (Run.push_to_hub, ppvae.push_to_hub))
+    own = {name: of for name, of in of_run.items() if name != "self"}
+    assert own == {name: of for name, of in of_all.items() if name != "folder"}
 
 
 def test_a_folder_that_is_pulled_is_a_run_folder(hub, example, tmp_path, capsys):
