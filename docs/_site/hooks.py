@@ -62,8 +62,12 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turns the formulas into MathML, and keeps a number and its error on one line."""
+    """Turns the formulas into MathML, and keeps a number, its error and its unit on one line, and so each flag."""
     html = re.sub(r"(?<=\d) ± (?=\d)", "\u00a0±\u00a0", html)
+    html = re.sub(r"(?<=\d) (?=%)", "\u00a0", html)
+    html = re.sub(
+        r"<code>[^<]*</code>", lambda m: re.sub(r"--\w[\w-]*", r'<span class="flag">\g<0></span>', m[0]), html
+    )
     html = re.sub(
         r'<span class="arithmatex">\\\((.*?)\\\)</span>', lambda m: _formula(m[1], "inline"), html, flags=re.S
     )
@@ -72,10 +76,17 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
     )
 
 
+def _flags_whole(code: re.Match[str]) -> str:
+    """Code in which no flag is broken after a hyphen."""
+    return re.sub(r"--\w[\w-]*", r'<span class="flag">\g<0></span>', code[0])
+
+
 def _on_site(path: str, page: Page) -> str | None:
     """The page that a file of the repository has become, seen from `page`; None for what is as it was."""
     if path.startswith("examples/") and path.endswith(".py"):
         target = path.removesuffix(".py") + ".md"
+    elif path.startswith("ppvae/") and (package := path.split("/")[1].removesuffix(".py")) in PACKAGES:
+        target = f"reference/{package}.md"
     elif path in PAGES:
         target = PAGES[path]
     elif path == "README.md":

@@ -133,7 +133,9 @@ def draw(pair: PartOf, args: Args, data: ImageData, run: Run) -> None:
     x, seen, rest = pixels(data, x), seen.cpu(), pixels(data, means)
     columns = torch.cat([torch.where(seen, x, 0.5).unsqueeze(0), torch.where(seen, x, rest)])
     figures = {
-        "completions": plot.by_condition(columns.movedim(0, 1), labels=["seen", *["drawn"] * NUM_DRAWN], x=x),
+        "completions": plot.by_condition(
+            columns.movedim(0, 1), labels=["seen", *map(str, range(1, NUM_DRAWN + 1))], x=x
+        ),
         "training": plot.training_curves(run.history),
     }
     for name, figure in figures.items():

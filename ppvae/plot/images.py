@@ -220,9 +220,11 @@ def traversal(images: Array, values: Array, *, units: Sequence[int] | None = Non
 def by_condition(images: Array, *, labels: Sequence[str], x: Array | None = None) -> Figure:
     """Draws what each latent point looks like under each condition: rows share z, columns share y.
 
+    Many points under few conditions are drawn the other way around, wide in place of tall, with the names at the left.
+
     Args:
         images: Decoded images of shape (r, c, h, w), (r, c, 1, h, w) or (r, c, 3, h, w), clipped to [0, 1].
-        labels: The c names of the conditions, one below each column.
+        labels: The c names of the conditions, one for each column.
         x: The datum that each row's z came from, of shape (r, h, w), (r, 1, h, w) or (r, 3, h, w), drawn as a
             first column; None where z was drawn from the prior.
 
@@ -249,6 +251,9 @@ def by_condition(images: Array, *, labels: Sequence[str], x: Array | None = None
         if data.shape[0] != grid.shape[0] or data.shape[1:3] != grid.shape[2:4]:
             raise ValueError(f"x: got {len(data)} images of {data.shape[1:3]}, expected one for each row of images")
         grid, names = np.concatenate([data[:, None], grid], 1), ["x", *names]
+    if 2 * grid.shape[1] <= len(grid):
+        grid = grid.swapaxes(0, 1)
+        return _draw(_tile(grid, gap=_gap(grid)), scale=_scale(grid), rows=(_centres(grid, axis=0), names))
     columns = _centres(grid, axis=1), names
     return _draw(_tile(grid, gap=_gap(grid)), scale=_scale(grid), columns=columns)
 
@@ -327,7 +332,9 @@ def _text_width(texts: Sequence[str]) -> float:
     """Returns the width in inches of the widest of some labels, zero if there are none."""
     from matplotlib.textpath import TextPath
 
-    widths = (TextPath((0, 0), text, size=TEXT_SIZE).get_extents().width for text in set(texts))
+    # of nothing but blanks there is no path
+    written = {text for text in texts if text.strip()}
+    widths = (TextPath((0, 0), text, size=TEXT_SIZE).get_extents().width for text in written)
     return max(widths, default=0.0) / 72
 
 

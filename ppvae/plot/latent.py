@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from string import ascii_lowercase
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,7 +37,8 @@ def latent_scatter(
 ) -> Figure:
     """Draws latent points, coloured by class; beyond two dimensions, their first two principal components.
 
-    Classes have colours, and their names where most of their points lie: in print without colours too.
+    Classes have colours, and their names where most of their points lie: in print without colours too. Where a name has
+    more than two characters, which would hide the points, a letter stands for each, and the legend says for which.
 
     t-SNE (van der Maaten & Hinton 2008) keeps neighbours together: it shows groups that a plane hides, and neither
     their distances nor their sizes. It starts at the principal components, so that the same points give the same
@@ -71,7 +73,7 @@ def latent_scatter(
     classes, index = _classes(labels, len(points))
     if names is not None and len(names) != len(classes):
         raise ValueError(f"names: got {len(names)} names, expected one for each of the {len(classes)} classes")
-    palette = _palette(len(classes))
+    palette, (marks, entries) = _palette(len(classes)), _marks(names or [str(label) for label in classes])
     # A fixed shuffle of the drawing order: data sorted by class would hide the first classes under the last.
     order = np.random.default_rng(0).permutation(len(points))
     dot = float(np.clip(5000 / len(points), 0.8, 8.0))  # points², so that the ink stays about the same
@@ -90,9 +92,9 @@ def latent_scatter(
             if i:  # its coordinates mean nothing
                 axes.set(xticks=[], yticks=[])
             if labels is not None:
-                _name_classes(axes, panel, names or classes, index)
+                _name_classes(axes, panel, marks, index)
         if labels is not None:
-            _legend(axes, names or classes, palette)
+            _legend(axes, entries, palette)
     return figure
 
 
@@ -218,12 +220,22 @@ def _active_units(z: _NDArray, active: Array | None) -> tuple[_NDArray, _NDArray
     return z[:, used], np.flatnonzero(used)
 
 
-def _name_classes(axes: Axes, points: _NDArray, classes: _NDArray | Sequence[str], index: _NDArray) -> None:
-    """Writes the name of each class where its points are densest, in black on a rim of white."""
+def _marks(names: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """Returns what stands for each class among its points, nothing where there are too many, and its legend's entry."""
+    if len(names) > len(PALETTE):
+        return (), names
+    if max(map(len, names)) <= 2:
+        return names, names
+    letters = ascii_lowercase[: len(names)]
+    return letters, [f"{letter}  {name}" for letter, name in zip(letters, names, strict=True)]
+
+
+def _name_classes(axes: Axes, points: _NDArray, marks: Sequence[str], index: _NDArray) -> None:
+    """Writes the mark of each class where its points are densest, in black on a rim of white."""
     from matplotlib.patheffects import withStroke
 
-    for i, name in enumerate(classes if len(classes) <= len(PALETTE) else ()):
-        text = axes.text(*_densest(points[index == i]), str(name), ha="center", va="center", weight="bold")
+    for i, mark in enumerate(marks):
+        text = axes.text(*_densest(points[index == i]), mark, ha="center", va="center", weight="bold")
         text.set_path_effects([withStroke(linewidth=1.5, foreground="white")])
 
 
@@ -271,13 +283,13 @@ def _palette(num_classes: int) -> _NDArray:
     return colormaps["viridis"](np.linspace(0, 1, num_classes))[:, :3]
 
 
-def _legend(axes: Axes, classes: Iterable[object], palette: _NDArray) -> None:
+def _legend(axes: Axes, entries: Sequence[str], palette: _NDArray) -> None:
     """Puts one dot per class to the right of the axes, twenty to a column."""
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], linestyle="", marker="o", markersize=4, markeredgewidth=0, color=colour, label=str(label))
-        for label, colour in zip(classes, palette, strict=True)
+        Line2D([], [], linestyle="", marker="o", markersize=4, markeredgewidth=0, color=colour, label=entry)
+        for entry, colour in zip(entries, palette, strict=True)
     ]
     axes.legend(
         handles=handles,

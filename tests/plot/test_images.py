@@ -170,6 +170,16 @@ def test_by_condition_puts_the_datum_before_its_row():
     assert texts(figure.axes[0].get_yticklabels()) == []
 
 
+def test_many_points_under_few_conditions_lie_wide():
+    images, x = random_images(8, 2, 1, 5, 5), random_images(8, 1, 5, 5)
+    wide = plot.by_condition(images, labels=["z1", "z2"], x=x).axes[0]
+    assert [label.get_text() for label in wide.get_yticklabels()] == ["x", "z1", "z2"]
+    assert list(wide.get_xticks()) == []
+    rows = torch.stack([x, images[:, 0], images[:, 1]], 1)
+    same = plot.by_condition(rows.transpose(0, 1), labels=[""] * 8).axes[0]
+    np.testing.assert_array_equal(wide.images[0].get_array(), same.images[0].get_array())
+
+
 def test_by_condition_without_data_and_in_colour():
     images = random_images(2, 3, 3, 8, 8)
     figure = plot.by_condition(images, labels=("cat", "dog", "horse"))

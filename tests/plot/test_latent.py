@@ -92,9 +92,19 @@ def test_labels_colour_the_points_and_name_the_classes_outside_the_axes():
 
 def test_classes_have_the_names_that_are_given_in_their_order():
     z, labels = random_points(6, 2), torch.tensor([7, 1, 1, 7, 1, 7])
-    assert legend_of(plot.latent_scatter(z, labels, names=["one", "seven"])) == ["one", "seven"]
+    assert legend_of(plot.latent_scatter(z, labels, names=["1", "7."])) == ["1", "7."]
     with pytest.raises(ValueError, match="names: got 3 names, expected one for each of the 2 classes"):
         plot.latent_scatter(z, labels, names=["one", "seven", "nine"])
+
+
+def test_long_names_hide_no_points():
+    z, labels = random_points(6, 2), torch.tensor([7, 1, 1, 7, 1, 7])
+    figure = plot.latent_scatter(z, labels, names=["one", "seven"])
+    assert legend_of(figure) == ["a  one", "b  seven"]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["a", "b"]
+    figure.draw_without_rendering()
+    height = figure.axes[0].get_window_extent().height
+    assert max(text.get_window_extent().width for text in figure.axes[0].texts) < height / 20
 
 
 def test_more_than_ten_classes_have_a_colour_each():
