@@ -61,7 +61,7 @@ def ppc(observed: Array | float, replicated: Array, *, name: str = "T(x)") -> Fi
 def sbc_ecdf(ranks: Array, low: Array, high: Array, *, names: Sequence[str] | None = None) -> Figure:
     """Draws the distribution functions of ranks less that of uniform ones, within their simultaneous band.
 
-    A curve that leaves the band is coloured and named, with dots where it is outside. A hump upwards on the left and
+    A curve that leaves the band is coloured and named, with a dot where it is furthest from uniform outside of it. A hump upwards on the left and
     downwards on the right means a guide that is too narrow, the reverse one that is too wide; a curve above zero one
     that lies too high.
 
@@ -97,17 +97,17 @@ def sbc_ecdf(ranks: Array, low: Array, high: Array, *, names: Sequence[str] | No
     outside = beyond.any(axis=1)
     x = np.arange(k) / (k - 1)
     with house_style():
-        figure = Picture(figsize=(3.0, 2.2), dpi=DPI, layout="constrained")
+        figure = Picture(figsize=(3.6, 2.2), dpi=DPI, layout="constrained")
         axes = figure.add_subplot()
         axes.fill_between(x, lower - uniform, upper - uniform, step="mid", color=_PALE, alpha=0.35, linewidth=0)
         axes.axhline(0, color=_GREY, linewidth=0.6)
         for curve in curves[~outside]:
             axes.step(x, curve - uniform, where="mid", color=_GREY, linewidth=0.7)
         for i, place in enumerate(np.flatnonzero(outside)):
-            axes.step(x, curves[place] - uniform, where="mid", label=labels[place], linewidth=1.2, **line_style(i))
-            out = beyond[place]
-            dots: dict[str, Any] = {"color": PALETTE[i % len(PALETTE)], "markersize": 2.5, "zorder": 3}
-            axes.plot(x[out], (curves[place] - uniform)[out], "o", **dots)
+            excess = curves[place] - uniform
+            axes.step(x, excess, where="mid", label=labels[place], linewidth=0.9, **line_style(i))
+            furthest = np.where(beyond[place], np.abs(excess), -1).argmax()
+            axes.plot(x[furthest], excess[furthest], "o", color=PALETTE[i % len(PALETTE)], markersize=3, zorder=3)
         axes.set(xlabel=f"rank / {k - 1}", ylabel="ECDF − uniform")
         plain_axes(axes)
         if outside.any():
