@@ -61,9 +61,9 @@ def ppc(observed: Array | float, replicated: Array, *, name: str = "T(x)") -> Fi
 def sbc_ecdf(ranks: Array, low: Array, high: Array, *, names: Sequence[str] | None = None) -> Figure:
     """Draws the distribution functions of ranks less that of uniform ones, within their simultaneous band.
 
-    A curve that leaves the band is coloured and named, with a dot where it is furthest from uniform outside of it. A hump upwards on the left and
-    downwards on the right means a guide that is too narrow, the reverse one that is too wide; a curve above zero one
-    that lies too high.
+    A curve that leaves the band is coloured and named, with a dot where it is furthest from uniform outside of it. A
+    hump upwards on the left and downwards on the right means a guide that is too narrow, the reverse one that is too
+    wide; a curve above zero one that lies too high.
 
     Args:
         ranks: Integers from 0 to l, of shape (n,) or, for several dimensions, (n, k).
