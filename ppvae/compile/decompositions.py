@@ -3,7 +3,9 @@
 Inductor's patterns that fuse a sum into a matrix product do not look at `alpha`: of `m.add(a @ b, alpha=0.1)` torch
 2.14.1 makes `addmm(m, a, b)`. So no sum in a traced graph has an `alpha`, no product an `alpha` or a `beta`: each is
 written as products and sums of its own. `lerp` is one of them, since Inductor would itself make a sum with an `alpha`
-of it. What processors compute slowly is spelt by what they compute quickly (`elementary`).
+of it. What processors compute slowly is spelt by what they compute quickly (`elementary`). A bias is added after its
+product, in one pass with what comes next: torch's `addmm` on a CPU writes it to every row first, and the product reads
+that back.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppvae.compile.elementary import ELEMENTARY
+from ppvae.compile.elementary import ELEMENTARY, is_exact_on_cpu
 
 Number = bool | int | float
 """A factor of an operation."""
@@ -60,6 +62,12 @@ def _add_product(product: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., A
     return added
 
 
+def _add_bias(m: Tensor, a: Tensor, b: Tensor, *, beta: Number = 1, alpha: Number = 1) -> Any:
+    if m.dim() > 1 or not is_exact_on_cpu(m) or (beta, alpha) != (1, 1):
+        return _add_product(torch.mm)(m, a, b, beta=beta, alpha=alpha)
+    return (torch.mm(a, b).unsqueeze(0) + m).squeeze(0)  # of a sum without the third dim Inductor makes `addmm` again
+
+
 def _lerp(start: Tensor, end: Tensor, weight: Tensor | Number) -> Tensor:
     if isinstance(weight, Tensor):
         return torch.where(weight.abs() < 0.5, start + weight * (end - start), end - (end - start) * (1 - weight))
@@ -78,7 +86,6 @@ def _in_place(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _table() -> dict[Any, Callable[..., Any]]:
     products: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-        "addmm": torch.mm,
         "addmv": torch.mv,
         "baddbmm": torch.bmm,
         "addbmm": lambda a, b: torch.bmm(a, b).sum(0),
@@ -87,6 +94,7 @@ def _table() -> dict[Any, Callable[..., Any]]:
     sums: dict[str, Callable[..., Any]] = {"add": _add, "sub": _sub, "lerp": _lerp}
     forms = {(name, kind): function for name, function in sums.items() for kind in ("Tensor", "Scalar")}
     forms |= {(name, "default"): _add_product(product) for name, product in products.items()}
+    forms["addmm", "default"] = _add_bias
     table: dict[Any, Callable[..., Any]] = {aten.rsub.Tensor: _rsub, aten.rsub.Scalar: _rsub}
     for (name, kind), function in forms.items():
         table[getattr(getattr(aten, name), kind)] = function

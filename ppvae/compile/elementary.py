@@ -46,23 +46,24 @@ def softplus(x: Tensor) -> Tensor:
     return x.clamp_min(0) + _corrected(1 + e, e)
 
 
-def _slow(x: Tensor) -> bool:
+def is_exact_on_cpu(x: Tensor) -> bool:
+    """Whether these are numbers of single or double precision on a CPU."""
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
 
 
 def _quickly(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Any]:
-    return lambda x: function(x) if _slow(x) else NotImplemented
+    return lambda x: function(x) if is_exact_on_cpu(x) else NotImplemented
 
 
 def _softplus(x: Tensor, beta: float = 1, threshold: float = 20) -> Any:
-    if not _slow(x):
+    if not is_exact_on_cpu(x):
         return NotImplemented
     return torch.where(x * beta > threshold, x, softplus(x * beta) / beta)
 
 
 def _log_sigmoid(x: Tensor) -> Any:
     """With what its gradient takes on a CPU."""
-    if not _slow(x):
+    if not is_exact_on_cpu(x):
         return NotImplemented
     e = (-x.abs()).exp()
     return x.clamp_max(0) - _corrected(1 + e, e), e
@@ -75,7 +76,7 @@ def _binary_cross_entropy(
     pos_weight: Tensor | None = None,
     reduction: int = 1,
 ) -> Any:
-    if not _slow(logits) or not _slow(target) or pos_weight is not None:
+    if not is_exact_on_cpu(logits) or not is_exact_on_cpu(target) or pos_weight is not None:
         return NotImplemented
     loss = softplus(logits) - target * logits
     loss = loss if weight is None else loss * weight

@@ -21,6 +21,8 @@ from ppvae._internals import checks_support
 
 GROUP = 8
 """The most factors of one product."""
+LANES = 16
+"""Numbers of a processor's vector, at most: products of so many at a time leave no rest."""
 
 
 def score_quickly(trace: Trace) -> None:
@@ -103,5 +105,6 @@ class _LogProb(torch.autograd.Function):
 
 
 def _group(d: int) -> int:
-    """The largest divisor of d up to `GROUP`."""
-    return max(g for g in range(1, GROUP + 1) if d % g == 0)
+    """The largest divisor of d up to `GROUP`: of those that leave whole vectors of the processor, where there are any."""
+    divisors = [g for g in range(1, GROUP + 1) if d % g == 0]
+    return max([g for g in divisors if d // g % LANES == 0] or divisors)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from pyro.infer import Trace_ELBO
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppvae.compile.arguments import Arguments
 from ppvae.compile.decompositions import FACTORS
@@ -73,16 +74,50 @@ def check(module, expected, *args):
         assert "lerp" not in str(node.target)
 
 
-def test_a_plain_layer_is_left_as_it_is():
-    module = graph_of(lambda x: torch.nn.functional.linear(x, B.T, M[0]), A)
-    assert [node.target for node in module.graph.nodes if "addmm" in str(node.target)] == [torch.ops.aten.addmm.default]
+def layer(x):
+    return torch.nn.functional.linear(x, B.T.to(x.dtype), M[0].to(x.dtype)).relu()
+
+
+def test_a_product_with_a_matrix_and_one_in_half_precision_are_left_as_they_are():
+    for module in (graph_of(lambda m: torch.addmm(m, A, B), M), graph_of(layer, A.bfloat16())):
+        assert torch.ops.aten.addmm.default in {node.target for node in module.graph.nodes}
+
+
+class Operations(TorchDispatchMode):
+    """Which operations run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.inductor
+def test_a_bias_is_added_with_what_comes_after_the_product():
+    """By torch's `addmm` it is written to every row first, and read back."""
+
+    def step(args):
+        x = args[0].detach().requires_grad_()
+        y = layer(layer(x) @ B.T)
+        return [y.detach(), *torch.autograd.grad(y.sum(), x)], None
+
+    traced = trace(step, Arguments((A,)))
+    inputs = [A, *traced.lift_tensors()]
+    compiled = compile_graph(traced.module, inputs)
+    with Operations() as ran:
+        found = compiled(*inputs)
+    assert {"aten::mm.out"} <= ran.names and not [name for name in ran.names if "addmm" in name]
+    torch.testing.assert_close(found, step((A,))[0])
 
 
 @pytest.mark.parametrize("operation", FACTORS, ids=str)
 def test_what_has_no_factor_is_left_to_the_operation_itself(operation):
     if "lerp" not in str(operation):
         arguments = [a for a in operation._schema.arguments if a.name not in ("alpha", "beta")]
-        tensors = [M if isinstance(a.type, torch.TensorType) else 2.0 for a in arguments]
+        tensors = [M if isinstance(a.type, torch.TensorType) else 2.0 for a in arguments]  # no bias, which has one dim
         assert FACTORS[operation](*tensors) is NotImplemented
 
 

@@ -9,7 +9,7 @@ from torch import nn
 import ppvae
 from ppvae import Pair
 from ppvae.compile import Compiled
-from ppvae.sampling.quick_density import bernoulli_log_prob, score_quickly
+from ppvae.sampling.quick_density import _group, bernoulli_log_prob, score_quickly
 
 
 def exact(logits, x, event_dim):
@@ -21,7 +21,7 @@ def draws(*shape):
     return torch.randn(*shape) * torch.logspace(-2, 1.5, shape[-1]), torch.bernoulli(torch.rand(shape[1:]))
 
 
-@pytest.mark.parametrize("event", [(784,), (787,), (1,), (6,), (1, 28, 28), (3, 5)])
+@pytest.mark.parametrize("event", [(784,), (787,), (1,), (6,), (48,), (1, 28, 28), (3, 5)])
 def test_it_is_the_density_and_its_gradient(event):
     logits, x = draws(5, 3, *event)
     logits.requires_grad_()
@@ -32,6 +32,11 @@ def test_it_is_the_density_and_its_gradient(event):
     torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=2 * d * torch.finfo(torch.float32).eps)
     (ours,), (torchs,) = (torch.autograd.grad(of.sum(), logits) for of in (found, expected))
     torch.testing.assert_close(ours, torchs, rtol=0, atol=3e-7)
+
+
+@pytest.mark.parametrize(("d", "group"), [(784, 7), (4096, 8), (48, 3), (16, 1), (40, 8), (787, 1)])
+def test_products_leave_whole_vectors_where_they_can(d, group):
+    assert _group(d) == group
 
 
 def test_it_takes_intensities_and_one_row_of_logits_for_all_data():
