@@ -88,6 +88,8 @@ def quality_in_words(figures: Report) -> str:
         f"{figures['symbol']} = {mean:.3f} ± {error:.3f} nats per datum, mean ± standard error over "
         f"{test['num_data']} test data; {_method(figures)}"
     )
+    if "autocast" in figures:
+        sentence += f", matrix products in {figures['autocast']}"
     if "k_hat" in test:
         bad = test["k_hat"][f"above_{PARETO_GOOD}"]
         sentence += f"; k̂ > {PARETO_GOOD} for {bad} of them ({100 * bad / test['num_data']:.1f} %)"

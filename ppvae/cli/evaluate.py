@@ -3,7 +3,7 @@
 Rebuilds the pair and the data of each run from its `config.json`, loads its weights, and prints the table of the test
 set with its diagnostics; of several runs also the differences to the first. Into each run folder it writes
 `evaluation.json`, `evaluation.safetensors` (the values per datum, for `ppvae.evaluate.compare`) and figures; of a
-method that was asked for by its name `evaluation-annealed.json` and so on.
+method that was asked for by its name `evaluation-annealed.json` and so on, with `--autocast` one of its dtype.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ DEFAULT = "auto"
 """The method whose files have no name of their own."""
 
 GROUPS = {
-    "likelihood": ("runs", "method", "num_samples", "num_temperatures", "start", "bidirectional"),
+    "likelihood": ("runs", "method", "num_samples", "num_temperatures", "start", "bidirectional", "autocast"),
     "checks": ("posterior", "samples", "by_class"),
     "run": ("limit", "json", "seed", "cuda", "data_root", "download", "trust"),
 }
@@ -74,6 +74,9 @@ class Args:
     """Where annealed chains start."""
     bidirectional: bool = False
     """With annealed, also bound log p(x) from both sides, on as many data drawn from the model itself."""
+    autocast: Literal["bfloat16", "float16"] | None = None
+    """Matrix products and convolutions of log p(x) in this dtype; the table says by how much that moved it. All else
+    that is printed keeps its own."""
     limit: int | None = None
     """Evaluate only the first data of the test set."""
     posterior: bool = False
@@ -139,7 +142,7 @@ def _run(args: Args) -> int:
 
 def _judge_samples(args: Args) -> int:
     """Compares samples of each run with its test data, and prints what was found or its JSON."""
-    for name in ("method", "num_samples", "posterior", "by_class"):
+    for name in ("method", "num_samples", "autocast", "posterior", "by_class"):
         if getattr(args, name) != getattr(Args, name):
             raise ValueError(f"--samples stands in place of log p(x): {flag(name)} does not go with it")
     found = {name: check_samples(run, Path(name), seed=args.seed) for name, run in _restored(args).items()}
@@ -200,15 +203,22 @@ def _annealed(args: Args) -> Annealed:
 
 
 def _suffix(args: Args) -> str:
-    """What file names end with, so that one method's do not overwrite another's."""
-    return "" if args.method == DEFAULT else f"-{args.method}"
+    """What file names end with, so that one method's, or one precision's, do not overwrite another's."""
+    return "".join(f"-{name}" for name in (args.method, args.autocast) if name not in (DEFAULT, None))
 
 
 def evaluate_run(run: Trained, folder: Path, args: Args, method: Estimator) -> tuple[Report, LogMarginal]:
     """Evaluates one run and writes what it found into its folder."""
     try:
         with warnings.catch_warnings(action="ignore", category=ParetoWarning):  # the table counts these data
-            estimate = log_marginal(run.pair, *run.test, method=method, seed=args.seed, progress=sys.stderr.isatty())
+            estimate = log_marginal(
+                run.pair,
+                *run.test,
+                method=method,
+                seed=args.seed,
+                progress=sys.stderr.isatty(),
+                autocast=args.autocast and getattr(torch, args.autocast),
+            )
     except PointMassError as error:
         raise ValueError(
             f"{folder}: the encoder is deterministic and has no density, by which log p(x) could be estimated here: "
@@ -218,6 +228,7 @@ def evaluate_run(run: Trained, folder: Path, args: Args, method: Estimator) -> t
     num_draws = min(int(settings["num_samples"]), ELBO_SAMPLES) if of_guide else ELBO_SAMPLES
     terms = elbo_or_likelihood(run.pair, run.test, num_samples=num_draws, seed=args.seed)
     figures: Report = {"method": args.method, "seed": args.seed, "limit": args.limit, "symbol": run.symbol, **settings}
+    figures |= {} if args.autocast is None else {"autocast": args.autocast}
     figures |= {"num_dims": estimate.num_dims, "test": describe(terms, estimate)}
     if isinstance(terms, ExpectedLogLikelihood):
         if args.by_class or args.posterior:
@@ -238,6 +249,7 @@ def evaluate_run(run: Trained, folder: Path, args: Args, method: Estimator) -> t
     name = "reconstruction" if isinstance(terms, ExpectedLogLikelihood) else "elbo"
     state = {"log_marginal": estimate.values, **of_datum, name: terms.values}
     state |= {} if run.labels is None else {"labels": run.labels}
+    state |= {} if estimate.rounding is None else {"rounding": estimate.rounding}
 
     def write() -> None:
         save_state(folder / f"evaluation{_suffix(args)}.safetensors", state)

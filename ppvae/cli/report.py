@@ -21,7 +21,7 @@ Report = dict[str, Any]
 """JSON-ready: `num_dims`, and for each split its `num_data` and quantities as {"mean", "std_error"} in nats; of log
 p(x) also `ess` and its diagnostics, such as `k_hat` and `bound`."""
 
-KNOWN = {"num_data", "ess", "acceptance", "bound", "k_hat", "by_class", "methods"}
+KNOWN = {"num_data", "ess", "acceptance", "bound", "k_hat", "by_class", "methods", "rounding"}
 """What the table has words of its own for."""
 
 
@@ -96,8 +96,8 @@ def describe(terms: Elbo | ExpectedLogLikelihood, estimate: LogMarginal | None =
         estimate: their log p(x), where it is known.
 
     Returns:
-        `num_data`, the quantities by name; with `estimate` also `log_marginal`, its `ess` ("median", "min"), and the
-        figures of its diagnostics.
+        `num_data`, the quantities by name; with `estimate` also `log_marginal`, its `ess` ("median", "min"), the
+        figures of its diagnostics, and of `autocast` its `rounding` ("num_data", "average", and "max" in size; nats).
     """
     if isinstance(terms, ExpectedLogLikelihood):
         quantities = {"reconstruction": terms.values}
@@ -109,6 +109,12 @@ def describe(terms: Elbo | ExpectedLogLikelihood, estimate: LogMarginal | None =
         quantities["log_marginal"] = estimate.values
         figures["ess"] = {"median": float(estimate.ess.median()), "min": float(estimate.ess.min())}
         figures |= estimate.diagnostics.figures()
+        if (moved := estimate.rounding) is not None:
+            figures["rounding"] = {
+                "num_data": len(moved),
+                "average": float(moved.mean()),
+                "max": float(moved.abs().max()),
+            }
     return figures | {name: mean_over_data(values) for name, values in quantities.items()}
 
 
@@ -243,6 +249,12 @@ def _diagnostics(split: Report, figures: Report) -> list[str]:
         bad = k_hat[f"above_{PARETO_GOOD}"]
         advice = ": their log p(x) may be far too low" if bad else ""
         lines.append(f"k̂, median {k_hat['median']:.2f}, > {PARETO_GOOD} for {bad} of {split['num_data']} data{advice}")
+    if "rounding" in split:
+        moved = split["rounding"]
+        lines.append(
+            f"{figures['autocast']} moved log p(x) of the first {moved['num_data']} data by "
+            f"{moved['average']:+.3f} nats on average, at most {moved['max']:.3f}"
+        )
     others = {key: value for key, value in split.items() if key not in KNOWN and not _is_quantity(value)}
     return [*lines, *(f"{key}: {_in_words(value)}" for key, value in others.items())]
 

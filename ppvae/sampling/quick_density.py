@@ -105,6 +105,6 @@ class _LogProb(torch.autograd.Function):
 
 
 def _group(d: int) -> int:
-    """The largest divisor of d up to `GROUP`: of those that leave whole vectors of the processor, where there are any."""
+    """The largest divisor of d up to `GROUP`: of those that leave whole vectors, where there are any."""
     divisors = [g for g in range(1, GROUP + 1) if d % g == 0]
     return max([g for g in divisors if d // g % LANES == 0] or divisors)

@@ -86,6 +86,21 @@ def test_annealed(runs, capsys):
     assert (Path(runs["a"]) / "figures" / "log_prob-annealed.png").is_file()
 
 
+def test_half_precision_says_what_it_did(runs, capsys):
+    assert main([runs["a"], "--num-samples", "5", "--limit", "10"]) == 0
+    flags = ["--method", "importance", "--num-samples", "20", "--limit", "40", "--autocast", "bfloat16"]
+    assert main([runs["a"], *flags]) == 0
+    printed = capsys.readouterr().out
+    name = "evaluation-importance-bfloat16"
+    figures, found = figures_of(runs["a"], name), load_state(Path(runs["a"]) / f"{name}.safetensors")
+    moved = figures["test"]["rounding"]
+    assert (figures["autocast"], moved["num_data"], found["rounding"].shape) == ("bfloat16", 32, (32,))
+    assert moved["average"] == pytest.approx(float(found["rounding"].mean()))
+    assert 0 < moved["max"] == pytest.approx(float(found["rounding"].abs().max()))
+    assert f"bfloat16 moved log p(x) of the first 32 data by {moved['average']:+.3f} nats on average" in printed
+    assert {"autocast", "rounding"} & {*figures_of(runs["a"]), *figures_of(runs["a"])["test"]} == set()
+
+
 def test_a_method_of_ones_own_has_files_of_its_own(runs, capsys, monkeypatch):
     monkeypatch.setitem(METHODS, "own", Importance)
     assert main([runs["b"], "--method", "own", "--num-samples", "100", "--limit", "10"]) == 0
@@ -231,6 +246,7 @@ def test_restore_gives_the_labels_of_the_test_images(runs):
         (["a"], ["--limit", "-5"], "limit must be a whole number >= 1, got -5"),
         (["a"], ["--bidirectional"], "--bidirectional goes with --method annealed"),
         (["a"], ["--samples", "--posterior"], "--samples stands in place of log p(x): --posterior does not go with it"),
+        (["a"], ["--samples", "--autocast", "bfloat16"], "--autocast does not go with it"),
         (["a"], ["--samples", "--limit", "5"], "at least 20 samples and data to compare, got 5 and 5"),
     ],
 )
