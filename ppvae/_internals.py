@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from threading import get_ident
 from typing import Any
 from unittest import mock
@@ -326,6 +326,7 @@ def scalar_read() -> Any:
     return torch.ops.aten._local_scalar_dense.default
 
 
+@cache
 def packed_functions() -> tuple[Any, ...]:
     """The functions of torch that read integers inside (lengths, batch sizes, places), past every dispatch mode."""
     recurrent = (torch._VF.gru, torch._VF.lstm, torch._VF.rnn_tanh, torch._VF.rnn_relu)
@@ -334,6 +335,7 @@ def packed_functions() -> tuple[Any, ...]:
     return (*recurrent, *packing, torch.tensor_split, Tensor.tensor_split, *losses)
 
 
+@cache
 def from_data() -> tuple[Any, ...]:
     """The functions that make tensors of lists, which may hold tensors: these are read past every dispatch mode."""
     sparse = (torch.sparse_coo_tensor, torch.sparse_csr_tensor)
@@ -393,6 +395,13 @@ def undescribed() -> Iterator[None]:
 
     with mock.patch.object(proxy_tensor, "extract_val", none_here):
         yield
+
+
+def code_written_late() -> AbstractContextManager[None]:
+    """Lets a traced graph have no Python code until it first runs as it is: one that is compiled needs none."""
+    from torch.fx._lazy_graph_module import _use_lazy_graph_module
+
+    return _use_lazy_graph_module(True)
 
 
 def inductor_compile(module: GraphModule, inputs: Sequence[Tensor], options: dict[str, Any]) -> Callable[..., Any]:

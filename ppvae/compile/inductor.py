@@ -33,7 +33,7 @@ def compile_graph(module: GraphModule, inputs: Sequence[Tensor]) -> Callable[...
     """
     if all(tensor.is_cpu for tensor in inputs):
         keep_freed_memory()
-    spare = GraphModule(nn.Module(), copy.deepcopy(module.graph))
+    spare = copy.deepcopy(module.graph)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`?torch._prims_common.check", FutureWarning)  # torch about itself
         warnings.filterwarnings("ignore", "`?torch.jit.script_method", DeprecationWarning)  # and 2.11 about itself
@@ -41,10 +41,10 @@ def compile_graph(module: GraphModule, inputs: Sequence[Tensor]) -> Callable[...
         warnings.filterwarnings("ignore", "\\s*Online softmax is disabled", UserWarning)  # slower, and right
         try:
             with trusting_the_compiler():
-                return inductor_compile(spare, inputs, OPTIONS)
+                return inductor_compile(module, inputs, OPTIONS)
         except Exception:  # a C++ compiler that is older than the CPU: Inductor then finds out what it can do
             forget_instruction_sets()
-            return inductor_compile(module, inputs, OPTIONS)
+            return inductor_compile(GraphModule(nn.Module(), spare), inputs, OPTIONS)
 
 
 @cache

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ppvae._internals import argument_names, returns_view, undescribed, written_arguments
+from ppvae._internals import argument_names, code_written_late, returns_view, undescribed, written_arguments
 from ppvae.compile.arguments import Arguments, UncompilableError
 from ppvae.compile.decompositions import DECOMPOSITIONS
 from ppvae.compile.reads import Answer, Read, Reads
@@ -167,7 +167,7 @@ def trace(
         layout.append(what)
         return [*outputs, *(read.tensor for read in reads.found)]
 
-    with pyro.validation_enabled(False), undescribed():
+    with pyro.validation_enabled(False), undescribed(), code_written_late():
         # New aliases: a tensor that is given twice, or that the pair refers to as well, is an argument of its own.
         module = make_fx(traced, decomposition_table=DECOMPOSITIONS)(
             *(t if t.requires_grad else t.detach() for t in args.tensors)
