@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,11 @@ MODULE_NAMES_OF_TORCH = {"_buffers", "_modules", "_parameters"}
 HEAVY = ["arviz", "bokeh", "torchvision", "sklearn", "matplotlib", "tyro", "tensorboard"]
 
 
+@cache
+def parsed(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def name_of(path):
     return path.relative_to(ROOT.parent).as_posix()
 
@@ -69,7 +75,7 @@ def name_of(path):
 def modules_imported(path):
     """The dotted names that a file imports, anywhere in it."""
     package = path.relative_to(ROOT.parent).parent.parts
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -120,7 +126,7 @@ def test_every_part_of_the_order_is_there():
 
 def test_private_names_of_others_stand_in_one_file():
     """Attributes and imports with a leading underscore, of what is neither ours nor the object's own."""
-    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+    trees = {path: parsed(path) for path in FILES}
     ours = {name for tree in trees.values() for name in defined(tree)} | MODULE_NAMES_OF_TORCH
     found = []
     for path, tree in trees.items():

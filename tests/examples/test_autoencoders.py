@@ -29,6 +29,7 @@ RUNS = {
 }
 
 
+@pytest.mark.usefixtures("figures_drawn_once")
 @pytest.mark.parametrize("name", RUNS)
 def test_run_folder_is_complete(name, tmp_path, capsys):
     module, flags = RUNS[name]
@@ -47,6 +48,7 @@ def test_run_folder_is_complete(name, tmp_path, capsys):
     assert "reconstruction" in metrics["train"]
 
 
+@pytest.mark.usefixtures("figures_undrawn")
 def test_the_weights_of_the_run_are_those_with_the_fitted_prior(tmp_path, capsys):
     out = tmp_path / "run"
     flags = [*SMALL, "--num-components", "2", "--out", str(out)]

@@ -15,25 +15,38 @@ SCRIPTS = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 OF_YOUR_OWN = [path for path in SCRIPTS if path.stem.startswith("your_own_")]
 
 
-LONG = {"inpainting", "your_own_sequences", "users_and_items", "your_own_counts"}
+LONG = {
+    "discrete_latents",
+    "inpainting",
+    "is_the_posterior_right",
+    "users_and_items",
+    "your_own_counts",
+    "your_own_sequences",
+}
+"""What takes more than a few seconds, and is run once, compiled, among the slow tests."""
 
 
 def by_name(scripts):
     return pytest.mark.parametrize("script", scripts, ids=lambda path: path.stem)
 
 
-def run_by_name(scripts):
-    marked = [pytest.param(path, marks=pytest.mark.slow if path.stem in LONG else ()) for path in scripts]
-    return by_name(marked)
-
-
-@pytest.mark.usefixtures("with_and_without_inductor")
-@run_by_name(SCRIPTS)
-def test_script_runs(script, capsys):
+def check_run(script, capsys):
     # A script may train in Pyro's store, and give an estimator a name.
     with pyro.get_param_store().scope(), patch.dict(METHODS):
         runpy.run_path(str(script), run_name="__main__")
     assert "log p(x) = " in capsys.readouterr().out
+
+
+@by_name([path for path in SCRIPTS if path.stem not in LONG])
+def test_script_runs(script, capsys):
+    check_run(script, capsys)
+
+
+@pytest.mark.inductor
+@pytest.mark.slow
+@by_name(SCRIPTS)
+def test_script_runs_compiled(script, capsys):
+    check_run(script, capsys)
 
 
 @by_name(OF_YOUR_OWN)
