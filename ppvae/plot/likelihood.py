@@ -65,7 +65,7 @@ def log_prob_histogram(values: Array, *, xlabel: str = "log p(x), nats") -> Figu
         xlabel: What the values are.
 
     Returns:
-        A figure with one axes; the legend names the mean.
+        A figure with one axes; its title is the mean.
 
     Raises:
         ValueError: If the shape is not (n,) with n at least 1, or a value is not finite.
@@ -81,9 +81,9 @@ def log_prob_histogram(values: Array, *, xlabel: str = "log p(x), nats") -> Figu
         figure, axes = _one_axes()
         axes.hist(array, bins=_bins(array), color=PALETTE[0])
         mean = float(array.mean(dtype=np.float64))
-        axes.axvline(mean, color=PALETTE[1], linewidth=1.0, label=f"mean {mean:.2f}".replace("-", "−"))
+        axes.axvline(mean, color=PALETTE[1], linewidth=1.0)
         axes.set(xlabel=xlabel, ylabel="data")
-        axes.legend(handlelength=1.0)
+        axes.set_title(f"mean {mean:.2f}".replace("-", "−"), color=PALETTE[1])  # above the bars, as the line is
         plain_axes(axes)
     return figure
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 _NDArray = np.ndarray[Any, Any]
 _ACROSS = 4
 _BINS = 24
+_NAMED, _TICKS = 14, 10
+_ABREAST = 26
+"""Characters that have room side by side below a panel."""
 
 
 def columns_beside_data(
@@ -28,8 +31,8 @@ def columns_beside_data(
         data: Of each column the values that are there, (n_j,).
         samples: Of each column draws of the model, (s,).
         names: Of the columns.
-        levels: Labels of the levels of each column, whose values are their numbers; none for numbers. Beyond eight
-            they are numbered.
+        levels: Labels of the levels of each column, whose values are their numbers; none for numbers. Beyond
+            fourteen they are numbered.
 
     Returns:
         A figure with a panel for each column, four in a row; samples are bars, data a line.
@@ -163,19 +166,26 @@ def _values(name: str, values: Array) -> _NDArray:
 
 
 def _draw_column(axes: Axes, data: _NDArray, samples: _NDArray, levels: Sequence[str]) -> None:
-    """Draws one column: bars of the samples, a line of the data."""
+    """Draws one column: bars of the samples, a line of the data, or dots of its levels."""
     if levels:
         numbers = np.arange(len(levels))
         shares = [np.array([(values == k).mean() for k in numbers]) for values in (samples, data)]
         axes.bar(numbers, shares[0], width=0.8, color=PALETTE[4], label="model")
         axes.plot(numbers, shares[1], color=PALETTE[0], marker="o", markersize=3, linestyle="none", label="data")
-        few = len(levels) <= 8
-        axes.set_xticks(numbers if few else [], [_short(level) for level in levels] if few else [])
+        named = len(levels) <= _NAMED
+        shown = numbers if named else numbers[:: math.ceil(len(levels) / _TICKS)]
+        texts = [_short(level) if named else f"{k}" for k, level in zip(shown, np.take(levels, shown), strict=True)]
+        axes.set_xticks(shown, texts, rotation=90 if sum(len(text) + 1 for text in texts) > _ABREAST else 0)
         axes.set_ylim(0, None)
         return
     low, high = np.quantile(np.concatenate([data, samples]), [0.001, 0.999])
     low, high = min(low, data.min()), max(high, data.max())
-    edges = np.linspace(low, high if high > low else low + 1, _BINS + 1)
+    if all((values == values.round()).all() for values in (data, samples)):
+        # of whole numbers each bar has as many: the others would be a comb that is neither's
+        width = math.ceil((high - low + 1) / _BINS)
+        edges = np.arange(math.floor(low), high + width + 1, width) - 0.5
+    else:
+        edges = np.linspace(low, high if high > low else low + 1, _BINS + 1)
     axes.hist(samples, edges.tolist(), density=True, color=PALETTE[4], label="model")
     axes.hist(data, edges.tolist(), density=True, color=PALETTE[0], histtype="step", linewidth=1.0, label="data")
 

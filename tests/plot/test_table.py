@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,33 @@ def test_columns_show_shares_of_levels_and_densities_of_numbers():
     assert numbers.get_title() == "size"
     bars = numbers.patches[:-1]
     assert sum(bar.get_height() * bar.get_width() for bar in bars) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("high", [1, 7, 23, 100])
+def test_bars_of_counts_hold_as_many_numbers_each(high):
+    counts = torch.arange(high + 1.0)  # each number once: level, where no bar holds more numbers than another
+    (axes,) = plot.columns_beside_data([counts], [counts], ["count"], [()]).axes
+    *bars, _ = axes.patches  # and the outline of the data
+    heights = [bar.get_height() for bar in bars[:-1]]  # the last may reach beyond the largest number
+    assert len(bars) <= 25
+    assert heights == pytest.approx([heights[0]] * len(heights))
+
+
+def test_many_levels_are_numbered():
+    levels = [f"level {k}" for k in range(25)]
+    (axes,) = plot.columns_beside_data([torch.arange(25.0)], [torch.arange(25.0)], ["kind"], [levels]).axes
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["0", "3", "6", "9", "12", "15", "18", "21", "24"]
+
+
+def test_names_of_levels_stand_apart():
+    levels = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    for names in (levels, levels[:3], ["a long name"] * 4):
+        codes = torch.arange(len(names))
+        figure = plot.columns_beside_data([codes] * 4, [codes] * 4, ["kind"] * 4, [names] * 4)
+        figure.draw_without_rendering()
+        boxes = [text.get_window_extent() for text in figure.axes[0].get_xticklabels()]
+        assert len(boxes) == len(names)
+        assert not any(a.overlaps(b) for a, b in pairwise(boxes))
 
 
 def test_intervals_that_miss_are_counted():
