@@ -55,7 +55,8 @@ class _Image(constraints.Constraint):
 
     def from_reals(self) -> Transform:
         """The bijection from the reals onto it."""
-        return ComposeTransform([biject_to(self.base), *self.transforms])
+        base = self.base.from_reals() if isinstance(self.base, _Image) else biject_to(self.base)
+        return ComposeTransform([base, *self.transforms])
 
 
 def within_support(fn: Any, value: Tensor) -> tuple[Tensor, Tensor | None]:

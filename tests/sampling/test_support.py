@@ -51,10 +51,16 @@ def test_a_support_that_latents_move_past_the_data_gives_weight_zero(name, metho
         assert (ppvae.elbo(both, x, num_samples=100).values == -math.inf).all()
 
 
-def test_a_prior_that_is_shifted_by_a_latent_ends_where_it_begins():
+def shifted_twice(t):
+    half = dist.TransformedDistribution(dist.Exponential(torch.full_like(t, 6.0)), [AffineTransform(t / 4, 1.0)])
+    return dist.TransformedDistribution(half, [AffineTransform(t / 2, 2.0)])
+
+
+@pytest.mark.parametrize("prior", [shifted, shifted_twice])
+def test_a_prior_that_is_shifted_by_a_latent_ends_where_it_begins(prior):
     def model(x):
         t = pyro.sample("t", dist.Exponential(1.0))
-        pyro.sample("x", dist.Normal(pyro.sample("u", shifted(t)), 1.0), obs=x)
+        pyro.sample("x", dist.Normal(pyro.sample("u", prior(t)), 1.0), obs=x)
 
     def guide(x):
         pyro.sample("t", dist.Exponential(1.0 + 0 * x))
