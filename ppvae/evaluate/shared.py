@@ -26,7 +26,8 @@ from ppvae.params import LocalParams
 from ppvae.rng import get_rng, set_rng
 from ppvae.sampling.eval_mode import evaluating, naming_nonfinite, validation
 from ppvae.sampling.guide_density import GuideDensity
-from ppvae.sampling.sampler import PROBE_DATA, ROW_BLOCK, Sampler
+from ppvae.sampling.sampler import PROBE_DATA, PROBE_SAMPLES, ROW_BLOCK, Sampler
+from ppvae.sampling.support import moved_by_latents, score_within, within_support
 from ppvae.traces import Site, same_values, sites
 
 Draws = dict[str, dict[str, Tensor]]
@@ -47,6 +48,7 @@ class SharedPosterior:
         observed: names of the sites that it observes, without `pyro.factor` and terms of training alone.
         plate: name of the data plate; None where nothing that is observed lies in one.
         size: the most data that the model scores at once.
+        moved: the observed sites whose support depends on latents.
     """
 
     pair: nn.Module
@@ -55,6 +57,7 @@ class SharedPosterior:
     observed: tuple[str, ...]
     plate: str | None
     size: int
+    moved: tuple[str, ...]
 
     def __len__(self) -> int:
         """How many data, n."""
@@ -72,7 +75,7 @@ class SharedPosterior:
     def model(self, block: Batch, drawn: Trace, *, anew: bool = False) -> dict[str, Site]:
         """The model's sites on some data at a draw; with `anew` what it observes is drawn too."""
         model = poutine.replay(self.pair.model, trace=drawn)
-        return sites(_scored(poutine.uncondition(model) if anew else model, block))
+        return sites(_scored(poutine.uncondition(model) if anew else model, block, self.moved))
 
     def log_joint(self, drawn: Trace) -> Tensor:
         """Log p of all data and of the latents at a draw, 0-d, nats; −inf where the prior does not allow it."""
@@ -181,9 +184,16 @@ def shared_posterior(
         plate = next((name for site in seen for name in sorted(plates & _plates(site))), None)
         latents = tuple(name for name, site in of_model.items() if site.is_drawn)
         observed = tuple(site.name for site in seen if not site.is_factor)
+
+        def again() -> Trace:
+            drawn = poutine.trace(pair.guide).get_trace(*data)
+            return poutine.trace(poutine.replay(pair.model, trace=drawn)).get_trace(*data)
+
+        moved = moved_by_latents(model_trace, again, PROBE_SAMPLES)
+        _scored(poutine.replay(pair.model, trace=guide_trace), data, moved)  # validates all others
         set_rng(rng, device)  # the draws are the same whether or not the pair had made what it makes at first use
         with validation(False):
-            yield SharedPosterior(pair, data, latents, observed, plate, size if plate else n)
+            yield SharedPosterior(pair, data, latents, observed, plate, size if plate else n, moved)
 
 
 def shares_latents(pair: Any, data: Batch) -> bool:
@@ -200,10 +210,12 @@ def shares_latents(pair: Any, data: Batch) -> bool:
     return bool(latents) and not any(plates & _plates(site) for site in latents)
 
 
-def _scored(function: Any, data: Batch) -> Trace:
-    """A run with its log-probabilities."""
+def _scored(function: Any, data: Batch, moved: tuple[str, ...] | None = ()) -> Trace:
+    """A run with its log-probabilities, −inf where a support that latents move is not around the data."""
     trace = poutine.trace(function).get_trace(*data)
     with naming_arguments(trace, data):
+        if moved != ():
+            score_within(trace, moved)
         trace.compute_log_prob()
     return trace
 
@@ -217,7 +229,7 @@ def _looked_at(pair: Any, data: Batch) -> tuple[Trace, Trace, set[str]]:
         what, also = (f"{few} of the {n} data, all of which it takes", [ValueError]) if size < n else ("data", [])
         with failing_on(part, pair, what, (*FAILURES, *also)):
             guide_trace = _scored(pair.guide, part)
-            model_trace = _scored(poutine.replay(pair.model, trace=guide_trace), part)
+            model_trace = _scored(poutine.replay(pair.model, trace=guide_trace), part, None)
         frames = [plate for trace in (model_trace, guide_trace) for s in sites(trace).values() for plate in s.plates]
         found.append((size, model_trace, guide_trace, {p.name for p in frames if p.dim == -1 and p.size == size}))
     _, model_trace, guide_trace, _ = max(found, key=lambda run: run[0])
@@ -285,7 +297,8 @@ def _check_guide(pair: nn.Module, data: Batch, of_model: dict[str, Site], of_gui
 
 def _allowed(site: Site) -> bool:
     """Whether a draw lies in the support of its prior."""
-    return bool(site.fn.support.check(site.value).all())
+    outside = within_support(site.fn, site.value)[1]
+    return outside is None or not bool(outside.any())
 
 
 def _plates(site: Site) -> set[str]:

@@ -74,7 +74,7 @@ def within_support(fn: Any, value: Tensor) -> tuple[Tensor, Tensor | None]:
     if support is None:
         return value, None
     inside = _contains(support, value)
-    place = inside.reshape(*inside.shape, *[1] * support.event_dim)
+    place = inside.reshape((*inside.shape, *[1] * support.event_dim))
     point = _point(support, value)
     allowed = value if point is None else torch.where(place, value, point)
     if allowed.shape != value.shape:  # of other plates than the prior's, which is an error elsewhere

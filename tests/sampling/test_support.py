@@ -10,7 +10,7 @@ import torch
 from torch.distributions.transforms import AffineTransform
 
 import ppvae
-from ppvae.evaluate import Adaptive, Annealed, Importance, ParetoWarning, log_marginal
+from ppvae.evaluate import Adaptive, Annealed, Importance, ParetoWarning, log_evidence, log_marginal
 from tests.sampling.test_weights import X, near, pair
 
 
@@ -123,3 +123,20 @@ def test_angles_have_one_turn():
     for method in (Importance(5000), Adaptive(tolerance=0.01), Annealed(num_chains=100, num_temperatures=20)):
         estimate = log_marginal(pair(model, guide), x, method=method, compile=False)
         assert ((estimate.values - exact).abs() < 5 * estimate.std_error).all(), method
+
+
+@pytest.mark.parametrize("num_samples", [2, 3000])
+def test_a_latent_that_all_data_share_moves_their_support(num_samples):
+    def model(x):
+        t = pyro.sample("t", dist.Uniform(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Pareto(t, 2.0), obs=x)
+
+    def guide(x):
+        pyro.sample("t", dist.Uniform(0.0, 0.7))
+
+    x = torch.tensor([0.5, 1.0, 2.0, 0.7])
+    t = torch.linspace(1e-6, 0.5, 100_001, dtype=torch.float64)
+    exact = torch.trapezoid((2 * t**2 / x.double()[:, None] ** 3).prod(0), t).log()
+    found = log_evidence(ppvae.Pair(model, guide), x, num_samples=num_samples)
+    assert num_samples == 2 or abs(found.value - exact) < 5 * found.std_error
