@@ -128,7 +128,12 @@ def show(text: str) -> None:
 
 
 def gather(value: T) -> list[T]:
-    """What every process has given, in the order of their numbers; tensors are to lie on the CPU."""
+    """What every process has given as its `value`, in the order of their numbers; tensors are to lie on the CPU.
+
+    Example:
+        >>> gather(3)  # of one process
+        [3]
+    """
     if (group := _decisions()) is None:
         return [value]
     found: list[Any] = [None] * dist.get_world_size()
@@ -138,7 +143,12 @@ def gather(value: T) -> list[T]:
 
 
 def total(*counts: int) -> tuple[int, ...]:
-    """Of each count, that of all processes together."""
+    """The sum over all processes of each of the `counts`.
+
+    Example:
+        >>> total(2, 5)  # of one process
+        (2, 5)
+    """
     if (group := _decisions()) is None:
         return counts
     told = torch.tensor(counts, dtype=torch.int64)
@@ -148,7 +158,12 @@ def total(*counts: int) -> tuple[int, ...]:
 
 
 def any_of(*flags: bool) -> tuple[bool, ...]:
-    """Of each flag, whether a process has set it."""
+    """Whether some process has set it, for each of the `flags`.
+
+    Example:
+        >>> any_of(True, False)
+        (True, False)
+    """
     return tuple(map(bool, total(*flags)))
 
 
@@ -177,6 +192,10 @@ def in_turn(function: Callable[[], T]) -> T:
 def check_same(name: str, value: str) -> None:
     """Checks that a text is the same in every process.
 
+    Args:
+        name: what it is of, for the message.
+        value: the text.
+
     Raises:
         ValueError: naming what is not, and a process where it is another.
     """
@@ -191,6 +210,9 @@ def check_same(name: str, value: str) -> None:
 @torch.no_grad()
 def share(named: Sequence[tuple[str, Tensor]]) -> None:
     """Gives tensors of every process the values that they have in the first.
+
+    Args:
+        named: the tensors with their names, in one order everywhere; written in place.
 
     Raises:
         ValueError: where names or shapes are not the same in every process.
@@ -294,6 +316,11 @@ def each_seeded(items: Sequence[Item], compute: Callable[[Item], T], *, device: 
     """The same of a computation that draws from the global generators: of several items each has seeds of its own.
 
     These are drawn here, so that they are the same in every process, and an item's draws whoever computes it.
+
+    Args:
+        items: the same in every process.
+        compute: a function of one of them.
+        device: whose generators it draws from, beside the CPU's.
     """
     if len(items) == 1:
         return [compute(items[0])]

@@ -3,7 +3,9 @@
 import ast
 import graphlib
 import importlib
+import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 from functools import cache
@@ -60,6 +62,8 @@ MAY_NOT_IMPORT = {
 """What a part does without though it stands before it: training and evaluation know no model, and figures no pair."""
 MODULE_NAMES_OF_TORCH = {"_buffers", "_modules", "_parameters"}
 """What every `nn.Module` holds; a module of ours reads its own."""
+UNSAID = {"args", "kwargs", "validate_args"}
+"""Arguments that are Pyro's, or whatever a function takes."""
 HEAVY = ["arviz", "bokeh", "torchvision", "sklearn", "matplotlib", "tyro", "tensorboard"]
 
 
@@ -185,6 +189,21 @@ def test_public_names_exist_and_are_documented():
                 assert value.__doc__, f"{module.__name__}.{name}"
                 count += 1
     assert count > 40
+
+
+def test_public_names_say_what_each_argument_is():
+    """Before their example, which uses some and explains none."""
+    silent = {}
+    for module in public_modules():
+        for name in module.__all__:
+            value = getattr(module, name)
+            called = inspect.isfunction(value) or (inspect.isclass(value) and not issubclass(value, Exception))
+            if called and value.__module__.startswith("ppvae."):
+                said = value.__doc__.split("Example:")[0]
+                asked = [each for each in inspect.signature(value).parameters if each not in UNSAID]
+                if missing := [each for each in asked if not re.search(rf"\b{each}\b", said)]:
+                    silent[f"{value.__module__}.{name}"] = missing
+    assert not silent
 
 
 def test_files_fit_in_a_sitting():

@@ -98,6 +98,9 @@ def load_chorales(root: str | os.PathLike[str] = "data", *, steps_per_quarter: i
 def padded_series(series: Iterable[Tensor]) -> Series:
     """Series (t, d) of several lengths as one tensor, in their order.
 
+    Args:
+        series: tensors (t, d), each of its own t ≥ 1.
+
     Raises:
         ValueError: where there is none, or one has no step.
 

@@ -51,6 +51,12 @@ class OneHotConcrete(dist.RelaxedOneHotCategorical):
     Args:
         temperature: τ > 0, a 0-d tensor.
         logits: ℓ, shape (*batch, c).
+        probs: π = softmax(ℓ), in the place of `logits`.
+
+    Example:
+        >>> s = OneHotConcrete(torch.tensor(0.1), logits=torch.zeros(5, 3)).rsample()
+        >>> torch.allclose(s.sum(-1), torch.ones(5))
+        True
     """
 
     def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
@@ -84,6 +90,12 @@ class BinaryConcrete(dist.RelaxedBernoulli):
     Args:
         temperature: τ > 0, a 0-d tensor.
         logits: ℓ, shape (*batch).
+        probs: sigmoid(ℓ), in the place of `logits`.
+
+    Example:
+        >>> s = BinaryConcrete(torch.tensor(0.1), logits=torch.zeros(3)).rsample()
+        >>> bool(((s >= 0) & (s <= 1)).all())
+        True
     """
 
     def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008

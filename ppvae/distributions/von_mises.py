@@ -21,6 +21,10 @@ class VonMises(dist.VonMises):
 
     The difference κ cos(x − μ) − log I₀(κ) of the usual form is off by 1e-3 nats in float32 at κ = 1e4.
 
+    Args:
+        loc: μ in radians, shape (*batch).
+        concentration: κ > 0, shape (*batch).
+
     Example:
         >>> VonMises(torch.tensor(0.0), torch.tensor(1e6)).log_prob(torch.tensor(0.001))
         tensor(5.4888)

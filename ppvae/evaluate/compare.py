@@ -56,6 +56,10 @@ def compare(estimates: Mapping[str, LogMarginal | Tensor]) -> Comparison:
 def comparison_table(comparison: Comparison, symbol: str = "log p(x)") -> str:
     """The comparison as text: a row a model, nats per datum.
 
+    Args:
+        comparison: what `compare` gives.
+        symbol: what the values are called at the head of their column.
+
     Example:
         >>> import torch
         >>> rows = compare({"a": torch.tensor([-90.0, -110.0]), "b": torch.tensor([-88.0, -109.0])})

@@ -209,7 +209,14 @@ def compare_features(generated: Tensor, real: Tensor, *, description: str = "fea
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """The Fréchet distance of two sets of features, (m, d) and (n, d): between the normals with their moments.
+    """The Fréchet distance of two sets of features: between the normals with their moments.
+
+    Args:
+        a: features of samples, (m, d), m ≥ 2.
+        b: features of data, (n, d), n ≥ 2.
+
+    Raises:
+        ValueError: where there are fewer, or their d differ.
 
     Example:
         >>> x = torch.randn(50, 4)
@@ -221,7 +228,20 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
 
 def kernel_distance(a: Tensor, b: Tensor) -> float:
-    """The kernel distance KID of two sets of features, (m, d) and (n, d): unbiased, and so at times negative."""
+    """The kernel distance KID of two sets of features: unbiased, and so at times negative.
+
+    Args:
+        a: features of samples, (m, d), m ≥ 2.
+        b: features of data, (n, d), n ≥ 2.
+
+    Raises:
+        ValueError: where there are fewer, or their d differ.
+
+    Example:
+        >>> x = torch.randn(500, 4)
+        >>> kernel_distance(x[:250], x[250:] + 2.0) > 10 * abs(kernel_distance(x[:250], x[250:]))
+        True
+    """
     a, b = _check_both(a, b, at_least=2)
     return _KernelOfGroups(a, b)(torch.ones(GROUPS, dtype=torch.float64))
 

@@ -42,6 +42,12 @@ def num_observed(pair: nn.Module, data: Batch, given: Sequence[str], params: Loc
     observes nothing, but scores the data by `pyro.factor`. NaN where some are numbers, with a density in their unit,
     and others levels or counts, with a probability: bits of the two do not add up to bits per dimension.
 
+    Args:
+        pair: any model/guide pair.
+        data: its arguments for n data.
+        given: observed sites that are not scored.
+        params: where the values of its `pyro.param` live; by default the pair's own.
+
     Example:
         >>> import torch
         >>> from ppvae.models import PPCA

@@ -119,6 +119,13 @@ class Stages:
     The defaults are the learning rate of Burda et al. 2016 (arXiv 1509.00519): stages of 3^i epochs with start ·
     10^(−i/7), i = 0 … 7, in all 3280.
 
+    Args:
+        epochs: of all stages together; the last one goes on.
+        start: the value in the first stage.
+        num_stages: how many there are, at least 2.
+        growth: how many times as long as the one before each is.
+        fall: `start` divided by the value in the last stage.
+
     Example:
         >>> lr = Stages(epochs=3280, start=1e-3)
         >>> lr(0.5), lr(3279.5)
