@@ -302,19 +302,6 @@ def module_local() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def local_params(pair: nn.Module, *, attach: bool = True) -> Iterator[None]:
-    """Runs Pyro code so that its parameters live on `pair`; restores every Pyro setting on leaving.
-
-    Args:
-        pair: the module whose `model` and `guide` run inside.
-        attach: whether new `pyro.param` values stay with the pair afterwards (training) or are forgotten
-            (evaluating a pair that was never trained must not pin its initial values).
-    """
-    with module_local(), LocalParams(pair, attach=attach):
-        yield
-
-
 def lend_params(pair: nn.Module, *, trained: bool) -> None:
     """Lends the `pyro.param` values of a pair to Pyro's store, for Pyro's own tools.
 

@@ -9,6 +9,7 @@ statements, an autoguide, and code that does not broadcast over an outer plate, 
 
 import math
 from collections.abc import Callable
+from contextlib import contextmanager
 
 import pyro
 import pyro.distributions as dist
@@ -20,6 +21,7 @@ from torch.distributions import constraints
 
 import ppvae
 from ppvae.models import PPCA
+from ppvae.params import LocalParams, module_local
 from tests.exact import N, Reference, gaussian, quadrature
 from tests.reference_latents import beta_bernoulli, factor_analysis, gamma_poisson, hierarchy, masked_series, mixture
 
@@ -257,3 +259,10 @@ REFERENCES: dict[str, Callable[[], Reference]] = {
         published_style_vae,
     )
 }
+
+
+@contextmanager
+def local_params(pair, *, attach=True):
+    """Runs Pyro code as training does, or with `attach=False` as evaluation does: its parameters live on `pair`."""
+    with module_local(), LocalParams(pair, attach=attach):
+        yield

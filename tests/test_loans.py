@@ -17,6 +17,7 @@ from torch.distributions import constraints
 
 import ppvae
 from ppvae.infer import SVI
+from tests.reference import local_params
 
 X = torch.linspace(2.0, 4.0, 9)
 
@@ -167,7 +168,7 @@ def test_a_value_of_the_user_is_shared_and_stays_the_user_s():
 def test_training_inside_of_another_pair_s_run_lends_nothing():
     outer, inner = train(Located()), Located(start=5.0)
     before = stored()
-    with ppvae.params.local_params(outer):
+    with local_params(outer):
         train(inner)
     assert stored() == before == own(outer)
 

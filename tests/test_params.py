@@ -13,8 +13,8 @@ from torch.distributions import constraints
 
 import ppvae
 from ppvae.infer import SVI
-from ppvae.params import LocalParams, PyroParams, local_params, module_local
-from tests.reference import REFERENCES
+from ppvae.params import LocalParams, PyroParams, module_local
+from tests.reference import REFERENCES, local_params
 
 ADAM = partial(torch.optim.Adam, lr=1e-2)
 X = torch.linspace(-2, 2, 7)

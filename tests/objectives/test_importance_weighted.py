@@ -15,10 +15,17 @@ from torch import nn
 import ppvae
 from ppvae.infer import SVI
 from ppvae.objectives import CIWAE, IWAE, MIWAE, PIWAE, JointELBO, Linear
-from ppvae.params import local_params
 from tests.infer.pairs import Published, binary, same, small_vae, state
 from tests.objectives.test_importance_weighted_gradients import Flow
-from tests.reference import REFERENCES, Concatenating, LinearGaussian, linear_gaussian, masked_series, ppca
+from tests.reference import (
+    REFERENCES,
+    Concatenating,
+    LinearGaussian,
+    linear_gaussian,
+    local_params,
+    masked_series,
+    ppca,
+)
 from tests.reference_latents import MaskedSeries
 
 

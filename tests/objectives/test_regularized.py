@@ -13,12 +13,11 @@ from torch import nn
 
 import ppvae
 from ppvae.objectives import BalancedELBO, CapacityELBO, ConstrainedELBO, FreeBitsELBO, beta_from_norm
-from ppvae.params import local_params
 from tests.infer.pairs import TwoLatents, binary, small_vae
 from tests.objectives.test_importance_weighted import gradients, series
 from tests.objectives.test_importance_weighted_gradients import Chain
 from tests.objectives.test_importance_weighted_scales import Subsampled
-from tests.reference import REFERENCES
+from tests.reference import REFERENCES, local_params
 
 OBJECTIVES = {
     "capacity": partial(CapacityELBO, 0.7, gamma=5.0),

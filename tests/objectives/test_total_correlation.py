@@ -16,14 +16,13 @@ from ppvae.data import Batches, JointBatches, Source
 from ppvae.infer import SVI
 from ppvae.objectives import JointELBO, Linear, TotalCorrelationELBO
 from ppvae.objectives.total_correlation import log_aggregated, log_weights
-from ppvae.params import local_params
 from ppvae.traces import sites
 from tests.compile.test_compiled import assert_same, compiled_graphs
 from tests.infer.pairs import Published, TwoLatents, binary, same, small_vae, state
 from tests.infer.test_resume import Interrupted
 from tests.objectives.test_importance_weighted import gradients
 from tests.objectives.test_regularized import Transformed, Weighted, evaluate
-from tests.reference import REFERENCES
+from tests.reference import REFERENCES, local_params
 
 PARTS = ("mutual_information", "total_correlation", "dimensions_kl")
 

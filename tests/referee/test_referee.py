@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 import ppvae
 from ppvae.objectives import CIWAE, IWAE, MIWAE, PIWAE, BalancedELBO, FreeBitsELBO
-from ppvae.params import local_params
 from tests.referee.case import Case
 from tests.referee.cases import draw
 from tests.referee.gaussians import Gaussian
+from tests.reference import local_params
 
 PAIRS = int(os.environ.get("PPVAE_REFEREE", "300"))
 
