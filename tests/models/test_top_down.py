@@ -96,8 +96,8 @@ def grid_log_prob(pair, x):
     z1 = loc + scale * e  # (component, grid, grid, 1)
     logits = pair.p_x_given_z.net(*([z1, z2] if pair.skip else [z1]))
     log_weight = weight.unsqueeze(-1) + weight - math.log(len(z2))
-    terms = [log_weight + dist.Bernoulli(logits=logits).log_prob(each).sum(-1) for each in x]
-    return torch.stack([term.flatten().logsumexp(0) for term in terms])
+    of_zeros = log_weight - torch.nn.functional.softplus(logits).sum(-1)
+    return torch.stack([(of_zeros + logits @ each).flatten().logsumexp(0) for each in x])
 
 
 @pytest.mark.parametrize("skip", [False, pytest.param(True, marks=pytest.mark.slow)])
