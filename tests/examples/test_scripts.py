@@ -21,9 +21,11 @@ LONG = {
     "is_the_posterior_right",
     "users_and_items",
     "your_own_counts",
+    "your_own_pictures",
     "your_own_sequences",
+    "your_own_table",
 }
-"""What takes more than a few seconds, and is run once, compiled, among the slow tests."""
+"""What takes five seconds or more, and is run once, compiled, among the slow tests."""
 
 
 def by_name(scripts):
