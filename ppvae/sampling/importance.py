@@ -26,7 +26,7 @@ from ppvae.compile.verification import Label
 from ppvae.pair import Batch, blocks, check_batch, check_data, check_pair, device_of, take
 from ppvae.params import LocalParams
 from ppvae.processes import dealt, world
-from ppvae.rng import get_rng, set_rng
+from ppvae.rng import forked_rng, get_rng, set_rng
 from ppvae.sampling.agreement import Agreement, check_alike
 from ppvae.sampling.block_sizes import block_sizes
 from ppvae.sampling.eval_mode import evaluating, naming_nonfinite, validation
@@ -191,6 +191,9 @@ class _Found:
 
 Layout = tuple[list[str], list[str], int, list[str], list[str]]
 """Names of the sites of log p and log q, whether draws may lie outside, and names of what is compared."""
+
+TOGETHER = 8
+"""Blocks that are drawn each time that the pair is put into eval mode, which takes time of its own."""
 
 _KEPT = "_ppvae_drawer"
 """The attribute of a pair that keeps its compiled graphs for the next estimate."""
@@ -413,14 +416,20 @@ def importance_draws(
     def of_block(place: tuple[int, int], seeds: Sequence[int]) -> Iterator[Draws]:
         block = take(data, slice(*place), device)
         agreement = Agreement(place[0])
-        for i, (s, block_seed) in enumerate(zip(samples, seeds, strict=True)):
+
+        def drawn(i: int) -> Draws:
+            eagerly = i == 0 or not (compiles_last if place[1] == n else compiles)
             # Validation costs time: a datum's first samples are enough to find a value off the support.
-            with evaluating(pair, block_seed, device=device, params=params), validation(i == 0), naming_nonfinite(data):
-                eagerly = i == 0 or not (compiles_last if place[1] == n else compiles)
-                draws = draw(block, s, agreement, eagerly=eagerly)
+            with forked_rng(device, seeds[i]), validation(i == 0):
+                draws = draw(block, samples[i], agreement, eagerly=eagerly)
                 if given and num_samples == 1:  # one draw alone does not show what depends on it
                     draw(block, 1, agreement, eagerly=True)
-            yield draws
+            return draws
+
+        for first, last in blocks(len(samples), TOGETHER):
+            with evaluating(pair, seed, device=device, params=params), naming_nonfinite(data):
+                found = [drawn(i) for i in range(first, last)]
+            yield from found
         agreement.check()
 
     seeded = ((place, [int(torch.randint(2**62, (), generator=generator)) for _ in samples]) for place in data_blocks)
