@@ -381,6 +381,17 @@ def is_traced() -> bool:
 
 
 @contextmanager
+def onednn_off() -> Iterator[None]:
+    """Context in which operations on a CPU are torch's own, and not oneDNN's."""
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
+
+
+@contextmanager
 def undescribed() -> Iterator[None]:
     """Spares a tracer in this thread a picture of each tensor: for each it makes a mode, which looks at the stack.
 

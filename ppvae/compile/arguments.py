@@ -103,7 +103,7 @@ class Arguments:
                     f"{self.name(place)} is a {type(leaf).__name__}, whose elements may change: make it a tensor"
                 )
             else:
-                yield (Same(leaf) if is_plain_object(leaf) else type(leaf)), fingerprint(leaf)
+                yield (Same(leaf) if is_plain_object(leaf) else type(leaf)), fingerprint(leaf, modules=True)
 
 
 def _alike(value: Any, other: Any, leaves: list[Any]) -> bool:

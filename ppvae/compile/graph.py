@@ -250,7 +250,7 @@ def what_is_new(args: Arguments, graphs: Sequence[Graph]) -> str:
     if place is None:
         return "what surrounds the computation takes more forms"
     if place not in args.numbers:
-        return f"{args.name(place)} comes in more kinds (shapes, keys, absent values)"
+        return f"{args.name(place)} comes in more kinds (shapes, keys, absent values, attributes)"
     lines = sorted({line for graph in graphs for line in graph.traced.tape.readers.values()})
     return f"{args.name(place)} takes more values{f', which are read at {lines[0]},' if lines else ''}"
 

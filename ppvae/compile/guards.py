@@ -93,8 +93,14 @@ _OF_A_MODULE = frozenset(vars(nn.Module()))
 _BOOKKEEPING = {"_pyro_name", "_pyro_context"}
 """What Pyro sets on a module as it runs; what begins with _ppvae is ours."""
 
+MAX_OBJECTS = 10_000
+"""How many objects an argument, a handler or an objective may hold."""
+
 _LIBRARIES = {"torch", "pyro", "builtins"}
 """Whose objects are taken as they are."""
+
+_MACHINERY = sys.stdlib_module_names - {"types", "argparse", "collections"}
+"""Packages of the language whose objects hold their own doings (loggers, threads), and not what somebody put there."""
 
 
 def _containers(modules: list[nn.Module]) -> tuple[list[Any], list[Any]]:
@@ -127,14 +133,18 @@ def is_plain_object(value: Any) -> bool:
     """Whether this is an object of somebody's own class, whose attributes may be set."""
     return (
         not isinstance(value, nn.Module | Tensor | type)
-        and type(value).__module__.partition(".")[0] not in _LIBRARIES
+        and _package(type(value)) not in _LIBRARIES
         and (hasattr(value, "__dict__") or hasattr(value, "__slots__"))
     )
 
 
+def _package(kind: type) -> str:
+    return kind.__module__.partition(".")[0]
+
+
 def _is_of_the_user(kind: type) -> bool:
     """Whether a class is neither of the language nor of a library, so that its own attributes may be set."""
-    package = kind.__module__.partition(".")[0]
+    package = _package(kind)
     return package not in _LIBRARIES and package != "ppvae" and package not in sys.stdlib_module_names
 
 
@@ -171,25 +181,46 @@ def _values(container: Any) -> dict[Any, Any]:
     }
 
 
-def fingerprint(holder: Any, depth: int = 3) -> Any:
-    """Something hashable that differs where `holder`, a handler or an objective, would act otherwise.
+def fingerprint(holder: Any, seen: dict[int, int] | None = None, *, modules: bool = False) -> Any:
+    """Something hashable that differs where `holder`, an argument, a handler or an objective, would act otherwise.
 
-    Numbers and strings by value, containers by their contents, objects of somebody's own class also by their
-    attributes, anything else (tensors, functions) by identity.
+    Numbers and strings by value and type, containers by their contents, objects of somebody's own class also by their
+    attributes and by those of the class, anything else (tensors, functions) by identity.
+
+    Args:
+        holder: what is looked at, with all that it holds, however deep.
+        seen: the objects that were met on the way, by their order.
+        modules: whether modules are objects too, and are not guarded themselves.
+
+    Raises:
+        ValueError: where it holds more objects than can be looked at at every call.
     """
-    if holder is None or isinstance(holder, bool | int | float | str | torch.dtype):
-        return holder
+    if holder is None or isinstance(holder, bool | int | float | str):
+        return type(holder), holder
     if isinstance(holder, LocalParams):
         return LocalParams  # ours: it answers from the modules, which are guarded themselves
-    if isinstance(holder, dict) and depth:
-        return tuple((name, fingerprint(value, depth - 1)) for name, value in holder.items())
-    if isinstance(holder, list | tuple | set) and depth:
-        return tuple(fingerprint(value, depth - 1) for value in holder)
-    if isinstance(holder, Messenger | ELBO) and depth:
-        return (type(holder), fingerprint(vars(holder), depth - 1))
-    if is_plain_object(holder) and depth:
-        return (Same(holder), fingerprint(getattr(holder, "__dict__", {}), depth - 1))
-    return Same(holder)
+    is_of_pyro = isinstance(holder, Messenger | ELBO)
+    is_module = modules and isinstance(holder, nn.Module)
+    is_object = is_of_pyro or is_module or (is_plain_object(holder) and _package(type(holder)) not in _MACHINERY)
+    if not (is_object or isinstance(holder, dict | list | tuple | set | frozenset | deque | partial)):
+        return Same(holder)
+    seen = {} if seen is None else seen
+    if id(holder) in seen:
+        return seen[id(holder)]
+    if len(seen) == MAX_OBJECTS:
+        raise ValueError(f"more than {MAX_OBJECTS} objects are held by an argument, an objective or a handler")
+    seen[id(holder)] = len(seen)
+    look = partial(fingerprint, seen=seen, modules=modules)
+    if is_object:
+        own = [look(vars(holder))] if hasattr(holder, "__dict__") else []
+        classes = [_Attributes(holder, kind) for kind in type(holder).__mro__ if _is_of_the_user(kind)]
+        own += [tuple(map(look, attributes)) for attributes in classes]
+        return (type(holder) if is_of_pyro else Same(holder), *own)
+    if isinstance(holder, partial):
+        return Same(holder.func), look(holder.args), look(holder.keywords)
+    if isinstance(holder, dict):
+        return tuple((name, look(value)) for name, value in _values(holder).items())
+    return type(holder), *map(look, holder)
 
 
 @dataclass(frozen=True, eq=False)

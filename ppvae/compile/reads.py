@@ -21,6 +21,7 @@ from ppvae._internals import (
     from_data,
     index_writes,
     modes_off,
+    onednn_off,
     packed_functions,
     scalar_read,
     version_of,
@@ -107,6 +108,9 @@ class _Functions(TorchFunctionMode):
                 return args[0].to(dtype=kwargs.get("dtype"), device=kwargs.get("device"), copy=True)
         for tensor in _read_inside(func, args, kwargs):
             self._reads.note(tensor)
+        if func == torch.lstm:  # no graph can hold the backward pass of oneDNN's: it is written down by its parts
+            with onednn_off():
+                return func(*args, **kwargs)
         return func(*args, **kwargs)
 
 

@@ -1,9 +1,10 @@
-"""The step of torch's own optimizers as operations on tensors: what a compiled graph holds after the gradient.
+"""The step of an optimizer as operations on tensors: what a compiled graph holds after the gradient.
 
 Options (learning rates, betas, the norm that gradients are clipped to) are numbers in tables that are filled where they
 have changed; states, the count of steps among them, are the optimizer's own tensors, written in place. So schedules,
 options and states that are set between steps count, and a step by the optimizer itself goes on from where the graph
-stands.
+stands. What an optimizer counts in Python (Pyro's `ClippedAdam`: its steps, a learning rate that decays) goes on there,
+after each step.
 
 Every parameter adds some twenty operations to a graph, which a compiler takes its time for.
 """
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyro.optim.clipped_adam import ClippedAdam
 from torch import Tensor
 
 from ppvae.infer.fused import is_dense
@@ -41,6 +43,7 @@ class Formula:
         rates: what it takes of a group in double precision.
         paces: from the rates and the number of the step, a vector of each over the parameters, what depends on both.
         update: takes the step of a parameter: its gradient, states, numbers, paces and flags.
+        in_python: whether Python counts the steps, and lets the learning rate decay.
     """
 
     flags: Callable[[Options], Flags | None]
@@ -49,6 +52,7 @@ class Formula:
     rates: Callable[[Options], list[float]]
     paces: Callable[[Sequence[Tensor], Tensor], list[Tensor]]
     update: Callable[[Tensor, Tensor, dict[str, Tensor], Sequence[Tensor], Sequence[Tensor], Flags], None]
+    in_python: bool = False
 
 
 def _normal(tensor: Tensor) -> Tensor:
@@ -107,6 +111,41 @@ def _adam(
         state["max_exp_avg_sq"].copy_(largest)
 
 
+def _clipped_adam_numbers(group: Options) -> list[float]:
+    beta1, beta2 = map(float, group["betas"])
+    return [1 - beta1, beta2, 1 - beta2, group["eps"], group["weight_decay"], group["clip_norm"]]
+
+
+def _clipped_adam_rates(group: Options) -> list[float]:
+    rate, *logarithms = _adam_rates(group)
+    return [rate * group["lrd"], *logarithms]
+
+
+def _clipped_adam_paces(rates: Sequence[Tensor], step: Tensor) -> list[Tensor]:
+    size, correction = _adam_paces(rates, step)
+    return [size / correction]
+
+
+def _clipped_adam(
+    parameter: Tensor,
+    gradient: Tensor,
+    state: dict[str, Tensor],
+    numbers: Sequence[Tensor],
+    paces: Sequence[Tensor],
+    flags: Flags,
+) -> None:
+    (decays,) = flags
+    weight1, beta2, weight2, eps, decay, limit = numbers
+    gradient = torch.clamp(gradient, -limit, limit)
+    if decays:
+        gradient = gradient + decay * parameter
+    mean = _normal(state["exp_avg"] + weight1 * (gradient - state["exp_avg"]))
+    square = beta2 * state["exp_avg_sq"] + weight2 * gradient * gradient
+    parameter.copy_(parameter - paces[0] * mean / (square.sqrt() + eps))
+    state["exp_avg"].copy_(mean)
+    state["exp_avg_sq"].copy_(square)
+
+
 def _sgd_flags(group: Options) -> Flags | None:
     if group["differentiable"] or (group["momentum"] != 0 and group["dampening"] != 0):
         return None  # where the momentum of a first step is not damped, one of zero is no start
@@ -146,7 +185,21 @@ _SGD = Formula(
     lambda rates, step: [],
     _sgd,
 )
-FORMULAS: dict[type, Formula] = {torch.optim.Adam: _ADAM, torch.optim.AdamW: _ADAM, torch.optim.SGD: _SGD}
+_CLIPPED_ADAM = Formula(
+    lambda group: (group["weight_decay"] != 0,),
+    lambda flags: ("exp_avg", "exp_avg_sq"),
+    _clipped_adam_numbers,
+    _clipped_adam_rates,
+    _clipped_adam_paces,
+    _clipped_adam,
+    in_python=True,
+)
+FORMULAS: dict[type, Formula] = {
+    torch.optim.Adam: _ADAM,
+    torch.optim.AdamW: _ADAM,
+    torch.optim.SGD: _SGD,
+    ClippedAdam: _CLIPPED_ADAM,
+}
 """The optimizers whose arithmetic is known."""
 
 
@@ -172,6 +225,8 @@ class Arithmetic:
         self._filled = self._tables(optimizer)
         self._numbers = torch.tensor(self._filled[0], dtype=self._dtype)
         self._rates = torch.tensor(self._filled[1], dtype=torch.float64)
+        if self._formula.in_python:
+            self._steps = torch.tensor(self._filled[2])
         self._limit = torch.zeros((), dtype=self._dtype)
 
     def settle(self, optimizer: torch.optim.Optimizer, clip_norm: float | None) -> None:
@@ -182,21 +237,38 @@ class Arithmetic:
                 if (other := state.get(name)) is not tensor:
                     tensor.zero_() if other is None else tensor.copy_(other)
                     state[name] = tensor
+            if self._formula.in_python:
+                state.setdefault("step", 0)
         self.fill(optimizer)
         if clip_norm is not None:
             self._limit.fill_(clip_norm)
 
     def fill(self, optimizer: torch.optim.Optimizer) -> None:
-        """Takes over the options that the optimizer has now."""
-        if (tables := self._tables(optimizer)) != self._filled:
-            for tensor, table in zip((self._numbers, self._rates), tables, strict=True):
+        """Takes over the options that the optimizer has now, and what it counts in Python."""
+        tables = self._tables(optimizer)
+        for tensor, table, filled in zip((self._numbers, self._rates, self._steps), tables, self._filled, strict=False):
+            if table != filled:
                 tensor.copy_(torch.tensor(table, dtype=tensor.dtype))
-            self._filled = tables
+        self._filled = tables
 
-    def _tables(self, optimizer: torch.optim.Optimizer) -> tuple[list[list[float]], list[list[float]]]:
-        """The numbers and the rates of each group."""
+    def passed(self, optimizer: torch.optim.Optimizer, trained: Sequence[Tensor]) -> None:
+        """Does in Python what the optimizer does there at a step of these parameters, once a graph took it."""
+        if self._formula.in_python:
+            for group in optimizer.param_groups:
+                group["lr"] *= group["lrd"]
+            for parameter in trained:
+                optimizer.state[parameter]["step"] += 1
+            self.fill(optimizer)
+
+    def _tables(self, optimizer: torch.optim.Optimizer) -> list[list[Any]]:
+        """The numbers and the rates of each group, and how many steps each parameter has had, where Python counts."""
         groups = optimizer.param_groups
-        return [self._formula.numbers(group) for group in groups], [self._formula.rates(group) for group in groups]
+        tables: list[list[Any]] = [
+            [of(group) for group in groups] for of in (self._formula.numbers, self._formula.rates)
+        ]
+        if self._formula.in_python:
+            tables.append([float(optimizer.state[p].get("step", 0)) for p in self._parameters])
+        return tables
 
     def covers(self, parameters: Sequence[Tensor]) -> bool:
         """Whether all these are the optimizer's."""
@@ -218,7 +290,8 @@ class Arithmetic:
             group, counts[i] = self._group_of[i], 1.0
             clipped, pace = gradient if share is None else gradient * share, [column[i] for column in paces]
             self._formula.update(parameter, clipped, self._states[i], numbers[group], pace, self._flags[group])
-        self._steps.add_(torch.tensor(counts))
+        if not self._formula.in_python:
+            self._steps.add_(torch.tensor(counts))
 
     def written(self) -> list[tuple[str, Tensor, Tensor]]:
         """What a step writes to: what it is, of which parameter, and the tensor."""

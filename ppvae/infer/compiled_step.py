@@ -45,7 +45,7 @@ class StepFromOutputs:
         """The terms, after the step."""
         names, trained, inside = layout
         if inside is not None:
-            self.stepper.taken(self.parameters())
+            self.stepper.taken(trained, self.parameters())
         else:
             self._step(trained, outputs[len(names) :])
         return outputs[: len(names)]
@@ -102,7 +102,8 @@ class StepFromOutputs:
         left = [tensor.detach().clone() for _, _, tensor in what]
         found = [new - value for new, value in zip(left, before, strict=True)]
         _put_back(what, before)
-        self._step(trained, [gradient.clone() for gradient in outputs[len(names) :]])
+        with self.stepper.counts_kept(self.parameters()):
+            self._step(trained, [gradient.clone() for gradient in outputs[len(names) :]])
         expected = [tensor.detach() - value for (_, _, tensor), value in zip(what, before, strict=True)]
         called = {id(parameter): name for name, parameter in self.named()}
         difference = first_difference(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -199,10 +200,29 @@ class Stepper:
         """Lets the optimizer take every step itself: `inside` was found to differ from it."""
         self.inside, self._is_right = None, False
 
-    def taken(self, parameters: Sequence[Tensor]) -> None:
-        """Lets schedules know that a graph took the step."""
+    def taken(self, trained: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
+        """Does what is left to do of a step of some of the parameters that a graph took, and lets schedules know."""
         assert self.optimizer is not None
+        assert self.inside is not None
         note_step(self.optimizer)
+        self.inside.passed(self.optimizer, trained)
+        if self._pyro is not None:
+            self._pyro.stepped(parameters)
+
+    @contextmanager
+    def counts_kept(self, parameters: Sequence[Tensor]) -> Iterator[None]:
+        """Puts back what Python counts of a step inside: learning rates, and numbers among the states."""
+        assert self.optimizer is not None
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        numbers = [
+            (state, {name: value for name, value in state.items() if not isinstance(value, Tensor)})
+            for state in self.optimizer.state.values()
+        ]
+        yield
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        for state, before in numbers:
+            state |= before
         if self._pyro is not None:
             self._pyro.stepped(parameters)
 
@@ -214,10 +234,11 @@ class Stepper:
     def set_rates(self, epoch: float, schedule: Schedule | None) -> None:
         """Sets the learning rates of a time in epochs: of `schedule`, but for groups with an `lr` of their own."""
         assert self.optimizer is not None
-        for group, own in zip(self.optimizer.param_groups, self._own_rates, strict=True):
-            if rate := own or schedule:
+        rates = [own or schedule for own in self._own_rates]
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            if rate is not None:
                 group["lr"] = rate(epoch)
-        if self.inside is not None:
+        if self.inside is not None and any(rates):
             self.inside.fill(self.optimizer)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 The optimizers that the object made stay what they are: their options and states are what `get_state`, `save`,
 `optim_objs` and schedulers show and set, also between two SVIs that share the object. Where torch has a fused kernel
-for their kind, one more refers to the same states, and steps them all by one call.
+for their kind, and for `ClippedAdam`, one more refers to the same states, and steps them all by one call.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from pyro.optim import PyroOptim
+from pyro.optim.clipped_adam import ClippedAdam
 from torch import Tensor
 
 from ppvae._internals import hooked_steps, make_optimizer, note_step, parameters_named, steps_as_pyro_does
@@ -73,7 +74,8 @@ class PyroOptimizers:
         states = [optimizer.state[p] for optimizer, p in zip(optimizers, parameters, strict=True)]
         if options != self._options or not all(map(operator.is_, states, self._states)):
             fused = all(fuses(optimizer, [p]) for optimizer, p in zip(optimizers, parameters, strict=True))
-            self._joint = _joined(type(optimizers[0]), parameters, options, states) if fused else None
+            joins = fused or all(type(optimizer) is ClippedAdam for optimizer in optimizers)
+            self._joint = _joined(type(optimizers[0]), parameters, options, states, fused) if joins else None
             self._options, self._states = [dict(group) for group in options], states
         return self._joint
 
@@ -88,9 +90,14 @@ class PyroOptimizers:
                 clip(parameter)
 
     def stepped(self, parameters: Sequence[Tensor]) -> None:
-        """Lets schedulers know that the steps were taken."""
-        for parameter in parameters:
-            note_step(_plain(self._optim.optim_objs[parameter]))
+        """Lets schedulers know that the steps were taken, and each optimizer the learning rate after its own."""
+        optimizers = [_plain(self._optim.optim_objs[parameter]) for parameter in parameters]
+        for optimizer in optimizers:
+            note_step(optimizer)
+        if isinstance(self._joint, ClippedAdam):  # a step of it lets the learning rate decay
+            rates = {p: group["lr"] for group in self._joint.param_groups for p in group["params"]}
+            for parameter, optimizer, options in zip(parameters, optimizers, self._options, strict=True):
+                optimizer.param_groups[0]["lr"] = options["lr"] = rates[parameter]
 
     def step(self, parameters: Sequence[Tensor]) -> None:
         """Takes the step as Pyro does."""
@@ -119,12 +126,12 @@ def _plain(optimizer: Any) -> Any:
 
 
 def _joined(
-    kind: type, parameters: Sequence[Tensor], options: list[dict[str, Any]], states: list[dict[str, Any]]
+    kind: type, parameters: Sequence[Tensor], options: list[dict[str, Any]], states: list[dict[str, Any]], fused: bool
 ) -> torch.optim.Optimizer:
-    """One fused optimizer with these options and states, in groups of equal options."""
+    """One optimizer, where that can be fused, with these options and states, in groups of equal options."""
     groups: list[dict[str, Any]] = []
     for parameter, option, state in zip(parameters, options, states, strict=True):
-        own = {**option, "params": [], "fused": True}
+        own = {**option, "params": [], **({"fused": True} if fused else {})}
         group = next((g for g in groups if {**g, "params": []} == own), own)
         if group is own:
             groups.append(group)

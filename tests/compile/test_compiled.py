@@ -8,6 +8,8 @@ import pytest
 import torch
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormal
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import ppvae
 from ppvae.distributions import VampPrior
@@ -136,6 +138,35 @@ def test_compiled_likelihood_equals_the_eager_one(make):
 
 
 @pytest.mark.usefixtures("with_and_without_inductor")
+class Recurrent(nn.Module):
+    """Series, encoded by a layer of torch's own."""
+
+    def __init__(self, kind, packs):
+        super().__init__()
+        self.encode, self.mean, self.decode = kind(D, 4, batch_first=True), nn.Linear(4, K), nn.Linear(K, D)
+        self.packs = packs
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(K), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=self.decode(z)[..., None, :]).to_event(2), obs=x)
+
+    def guide(self, x):
+        series = pack_padded_sequence(x, [3] * len(x), batch_first=True) if self.packs else x
+        states = self.encode(series)[0]
+        last = (pad_packed_sequence(states, batch_first=True)[0] if self.packs else states)[:, -1]
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.mean(last), 1.0).to_event(1))
+
+
+@pytest.mark.usefixtures("with_and_without_inductor")
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("packs", [False, True])
+def test_recurrent_layers(kind, packs):
+    svi = assert_same(partial(Recurrent, kind, packs), Trace_ELBO, [(binary(15).view(5, 3, D),)], steps=6)
+    assert compiled_graphs(svi) == 1
+
+
 def test_autocast_computes_in_lower_precision_and_trains_as_well():
     losses = []
     for compile, autocast in [(False, None), (False, torch.bfloat16), (True, torch.bfloat16)]:

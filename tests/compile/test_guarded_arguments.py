@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pyro
@@ -110,23 +111,46 @@ def test_an_objective_at_the_address_of_an_old_one_is_a_new_one():
         assert loss == pytest.approx(factor * Trace_ELBO().loss(pair.model, pair.guide, A, A), rel=1e-5)
 
 
-def test_an_object_among_the_arguments_counts_with_its_attributes():
-    class Configured(Regression):
-        def model(self, x, y, config):
-            with pyro.poutine.scale(scale=config.weight):
-                super().model(x, y)
+class Configured(Regression):
+    """With a weight that is held by an argument."""
 
-        def guide(self, x, y, config):
-            super().guide(x, y)
+    def model(self, x, y, config):
+        with pyro.poutine.scale(scale=config.kl.weight):
+            super().model(x, y)
 
+    def guide(self, x, y, config):
+        super().guide(x, y)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_an_object_among_the_arguments_counts_with_its_attributes(nested):
+    """Long after its graph was last compared with an eager step."""
     results = []
     for compile in (False, True):
         torch.manual_seed(0)
-        config, svi = Config(), Configured().svi(compile)
-        losses = [svi.step(A, A, config) for _ in range(3)]
-        config.weight = 3.0
+        kl = Config()
+        config, svi = (SimpleNamespace(kl=kl) if nested else kl), Configured().svi(compile)
+        kl.kl = kl
+        losses = [svi.step(A, A, config) for _ in range(12)]
+        kl.weight = 3.0
         results.append([*losses, svi.step(A, A, config)])
     assert results[1] == pytest.approx(results[0], rel=1e-5)
+    assert svi._compiled.num_graphs == 2
+
+
+def test_an_object_whose_numbers_change_at_every_step_is_named():
+    svi, config = Configured().svi(compile=True), SimpleNamespace(kl=Config())
+
+    def step(weight):
+        config.kl.weight = weight
+        svi.step(A, A, config)
+
+    for weight in (1.0, 2.0, 3.0, 4.0):
+        step(weight)
+    step(5.0)
+    with pytest.warns(UserWarning, match=r"the others run eagerly: args\[2\] comes in more kinds .*attributes"):
+        step(6.0)
+    assert svi._compiled.num_graphs == 4
 
 
 def test_a_batch_that_the_pair_fails_on_leaves_the_graphs_alone():

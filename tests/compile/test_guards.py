@@ -15,6 +15,7 @@ from torch import nn
 
 import ppvae
 from ppvae.compile import guards
+from ppvae.compile.arguments import Arguments
 from ppvae.infer import SVI
 from tests.compile.compiling import D, K, N, assert_same, binary, make_vae
 
@@ -299,6 +300,44 @@ def test_a_change_is_seen_wherever_it_lies(name):
     change(pair.held)
     assert pair.factor() != before
     assert contents.changed() is not None
+
+
+@pytest.mark.parametrize("name", HELD)
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_change_is_seen_in_an_argument(name, deep):
+    """Which is looked at alone: an object of the user's, here with what it holds in an attribute, or deeper."""
+    make, read, change = HELD[name]
+    held = make()
+    config = in_an_object(in_an_object({"held": held}) if deep else held)
+    before = [Arguments((torch.ones(2), config)).kind() for _ in range(2)]
+    assert before[0] == before[1]
+    hash(before[0])
+    read_before = read(held)
+    change(held)
+    assert read(held) != read_before
+    assert Arguments((torch.ones(2), config)).kind() != before[0]
+
+
+def test_numbers_of_another_type_and_modules_count_in_an_argument():
+    for value in (1, True, 2.0, "1", None):
+        config = in_an_object(1.0)
+        before = guards.fingerprint(config)
+        config.value = value
+        assert guards.fingerprint(config) != before
+    module = Linear()
+    before = Arguments((module,)).kind()
+    assert Arguments((module,)).kind() == before
+    module.weight_of_all = 3.0
+    assert Arguments((module,)).kind() != before
+
+
+def test_an_argument_may_hold_itself_but_not_more_than_can_be_looked_at(monkeypatch):
+    config = Config()
+    config.value = [config]
+    assert guards.fingerprint(config) == guards.fingerprint(config)
+    monkeypatch.setattr(guards, "MAX_OBJECTS", 20)
+    with pytest.raises(ValueError, match="more than 20 objects are held by an argument"):
+        guards.fingerprint([[i] for i in range(20)])
 
 
 @pytest.mark.parametrize("name", ["module in a list", "class"])

@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Trace_ELBO
+from pyro.optim.clipped_adam import ClippedAdam
 from torch import nn
 
 from ppvae.infer import SVI
@@ -25,6 +26,8 @@ OPTIMIZERS = {
     "adamw": partial(torch.optim.AdamW, lr=0.1, weight_decay=0.3),
     "sgd": partial(torch.optim.SGD, lr=0.1),
     "momentum": partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.1),
+    "clipped adam": partial(ClippedAdam, lr=0.1, lrd=0.9, clip_norm=0.5, betas=(0.8, 0.9)),
+    "clipped adam with decay": partial(ClippedAdam, lr=0.1, eps=1e-3, weight_decay=0.3),
     "nesterov": partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True, maximize=True),
 }
 CASES = pytest.mark.parametrize("name", OPTIMIZERS)
@@ -76,12 +79,13 @@ def test_steps_are_those_of_torch(name, clip_norm, dtype):
             if arithmetic == "always" or (arithmetic == "in turn" and i % 2):
                 assert step_inside.covers(trained)
                 step_inside.take(trained, values)
+                stepper.taken(trained, parameters)
             else:
                 for parameter, value in zip(trained, values, strict=True):
                     parameter.grad = value
                 stepper.step(named, parameters)
         states = [value for p in parameters for _, value in sorted(stepper.optimizer.state[p].items())]
-        found.append([*parameters, *(state for state in states if state is not None)])
+        found.append([*parameters, *(torch.as_tensor(state) for state in states if state is not None)])
     for other in found[1:]:
         for a, b in zip(found[0], other, strict=True):
             torch.testing.assert_close(a.detach(), b.detach().to(a.dtype), rtol=1e-5, atol=1e-6)
@@ -127,7 +131,9 @@ def test_compiled_steps_equal_eager_ones(name, clip_norm):
 
 @pytest.mark.slow
 @pytest.mark.inductor
-@pytest.mark.parametrize(("name", "clip_norm"), [("amsgrad", 0.5), ("adamw", None), ("nesterov", None)])
+@pytest.mark.parametrize(
+    ("name", "clip_norm"), [("amsgrad", 0.5), ("adamw", None), ("nesterov", None), ("clipped adam", None)]
+)
 def test_a_compiler_keeps_the_arithmetic(name, clip_norm):
     test_compiled_steps_equal_eager_ones(name, clip_norm)
 
@@ -142,9 +148,10 @@ def test_groups_of_parameters_have_options_of_their_own():
     "optim",
     [
         pyro.optim.Adam({"lr": 1e-2}),
+        pyro.optim.ClippedAdam({"lr": 1e-2, "lrd": 0.9}),
         pyro.optim.ExponentialLR({"optimizer": torch.optim.AdamW, "optim_args": {"lr": 1e-2}, "gamma": 0.9}),
     ],
-    ids=["adam", "scheduled"],
+    ids=["adam", "clipped adam", "scheduled"],
 )
 def test_objects_of_pyro_step_inside_too(optim):
     before = lambda svi, i: optim.step() if i and hasattr(optim, "step") else None  # noqa: E731

@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Trace_ELBO
+from pyro.optim.clipped_adam import ClippedAdam
 from torch import nn
 
 from ppvae.infer import SVI
@@ -21,7 +22,11 @@ KINDS = {
     "SGD": lambda: pyro.optim.SGD({"lr": 0.01, "momentum": 0.9}),
     "Adagrad": lambda: pyro.optim.Adagrad({"lr": 0.05}),
     "RMSprop": lambda: pyro.optim.RMSprop({"lr": 0.01}),
-    "ClippedAdam": lambda: pyro.optim.ClippedAdam({"lr": 0.05, "lrd": 0.9}),
+    "ClippedAdam": lambda: pyro.optim.ClippedAdam({"lr": 0.05, "lrd": 0.9, "clip_norm": 0.5, "weight_decay": 0.1}),
+    "ClippedAdam by name": lambda: pyro.optim.ClippedAdam(lambda name: {"lrd": 0.9 if "bias" in name else 0.8}),
+    "scheduled ClippedAdam": lambda: pyro.optim.ExponentialLR(
+        {"optimizer": ClippedAdam, "optim_args": {"lr": 0.05, "lrd": 0.9}, "gamma": 0.5}
+    ),
     "by name": lambda: pyro.optim.Adam(lambda name: {"lr": 0.1 if "bias" in name else 0.02}),
     "by two names": lambda: pyro.optim.Adam(lambda module, name: {"lr": 0.1 if module == "m" else 0.02}),
     "clipped": lambda: pyro.optim.Adam({"lr": 0.05}, {"clip_norm": 0.1, "clip_value": 0.05}),
@@ -31,6 +36,7 @@ KINDS = {
 }
 CASES = pytest.mark.parametrize("kind", KINDS)
 FUSABLE = {"Adam", "AdamW", "SGD", "Adagrad", "by name", "by two names", "clipped", "scheduled"}
+JOINED = FUSABLE | {"ClippedAdam", "ClippedAdam by name", "scheduled ClippedAdam"}
 
 
 class Line(nn.Module):
@@ -94,9 +100,11 @@ def test_steps_names_and_states_are_those_of_pyro(kind, compile):
         of_ours, of_theirs = (s.get("optimizer", s)["state"][0] for s in (ours.get_state()[name], state))
         for key, value in of_theirs.items():
             torch.testing.assert_close(of_ours[key], value, rtol=1e-4, atol=1e-6)
-    assert (svi.optimizer is not None) == (kind in FUSABLE)
+        groups = [s.get("optimizer", s)["param_groups"] for s in (ours.get_state()[name], state)]
+        assert groups[0] == groups[1]
+    assert (svi.optimizer is not None) == (kind in JOINED)
     if svi.optimizer is not None:
-        assert all(group["fused"] for group in svi.optimizer.param_groups)
+        assert all(group.get("fused", False) == (kind in FUSABLE) for group in svi.optimizer.param_groups)
 
 
 @CASES
