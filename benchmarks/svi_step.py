@@ -7,6 +7,7 @@ arithmetic floor is the step's floating point operations at the rate of a large 
 
     python benchmarks/svi_step.py --model vae --batch-size 16
     python benchmarks/svi_step.py --model vae --batch-size 16 --optim pyro
+    python benchmarks/svi_step.py --model vae --batch-size 16 --steps-per-call 4
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ import pyro
 import torch
 import tyro
 from pyro.infer import ELBO, JitTrace_ELBO, Trace_ELBO, TraceEnum_ELBO
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import ppvae
 from ppvae.compile import keep_freed_memory
+from ppvae.compile.arguments import Arguments
+from ppvae.compile.inductor import compile_graph
 from ppvae.distributions import (
     ConditionalBernoulli,
     ConditionalCategorical,
@@ -59,6 +62,8 @@ class Args:
     """Images in the minibatch."""
     optim: Literal["torch", "pyro"] = "torch"
     """Whose optimizer ppvae is given; Pyro's SVI has Pyro's."""
+    steps_per_call: int = 1
+    """Of more than one, a row for a graph of as many compiled steps, on a CPU: what ppvae does not do."""
     cuda: bool = False
     """Run on a CUDA GPU."""
     rounds: int = 9
@@ -194,7 +199,7 @@ def by_pyro(pair: Any, loss: ELBO, name: str) -> Step:
     return pyro.infer.SVI(model, pair.guide, pyro.optim.Adam({"lr": 1e-3}), loss).step
 
 
-def by_ppvae(pair: Any, loss: ELBO, *, compile: bool, optim_of: str = "torch") -> Step:
+def by_ppvae(pair: Any, loss: ELBO, *, compile: bool, optim_of: str = "torch") -> FitSteps:
     """`ppvae.SVI` as `fit` runs it: without validation, the loss left on the device."""
     optim = pyro.optim.Adam({"lr": 1e-3}) if optim_of == "pyro" else partial(torch.optim.Adam, lr=1e-3)
     return FitSteps(ppvae.SVI(pair.model, pair.guide, optim, loss, compile=compile))
@@ -218,6 +223,45 @@ class FitSteps:
         return stack
 
 
+class StepsInOne:
+    """Several compiled steps as one graph, which runs without anything of ours around it.
+
+    Args:
+        svi: whose compiled step is repeated.
+        count: how often.
+    """
+
+    def __init__(self, svi: ppvae.SVI, count: int) -> None:
+        self.steps = FitSteps(svi)
+        self.count = count
+        self.function: Callable[..., Any] | None = None
+
+    def __call__(self, *batch: Any) -> None:
+        """As many steps."""
+        (graph,) = self.steps.svi._compiled._graphs or [self._first(batch)]
+        tensors = [*Arguments(batch).tensors, *graph._inputs]
+        if self.function is None:
+            self.function = compile_graph(self._repeated(graph.traced.module), tensors)
+        with torch.no_grad():
+            self.function(*tensors)
+
+    def _first(self, batch: Batch) -> Any:
+        """The graph of one step."""
+        with self.steps.running():
+            for _ in range(3):
+                self.steps(*batch)
+        return self.steps.svi._compiled._graphs[0]
+
+    def _repeated(self, module: fx.GraphModule) -> fx.GraphModule:
+        """A graph that does all that this one does several times, and gives what the last gives."""
+        graph, output = fx.Graph(), None
+        inputs = {node: graph.node_copy(node) for node in module.graph.find_nodes(op="placeholder")}
+        for _ in range(self.count):
+            output = graph.graph_copy(module.graph, dict(inputs))
+        graph.output(output)
+        return fx.GraphModule(module, graph)
+
+
 def measure(step: Step, batch: Batch, seconds: float) -> float:
     """Milliseconds a step."""
     with step.running() if isinstance(step, FitSteps) else nullcontext():
@@ -227,7 +271,8 @@ def measure(step: Step, batch: Batch, seconds: float) -> float:
             count += 1
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-    return 1e3 * (time.perf_counter() - began) / count
+    steps = count * (step.count if isinstance(step, StepsInOne) else 1)
+    return 1e3 * (time.perf_counter() - began) / steps
 
 
 def arithmetic_floor(pair: Any, batch: Batch, device: torch.device) -> float:
@@ -262,7 +307,7 @@ def main(args: Args) -> None:
     def pair() -> Any:
         return make_pair(args.model).to(device)
 
-    contestants = {
+    contestants: dict[str, Step] = {
         "hand-written, eager": by_hand(pair(), compile=False),
         "hand-written, compiled": by_hand(pair(), compile=True),
         "pyro.infer.SVI": by_pyro(pair(), make_loss(), "eager"),
@@ -272,6 +317,9 @@ def main(args: Args) -> None:
     if args.model != "ssvae":  # Pyro's JIT has no objective of several minibatches
         jit = JitTrace_ELBO(max_plate_nesting=1, ignore_jit_warnings=True)
         contestants["pyro.infer.SVI, Jit ELBO"] = by_pyro(pair(), jit, "jit")
+    if args.steps_per_call > 1:
+        compiled = by_ppvae(pair(), make_loss(), compile=True, optim_of=args.optim)
+        contestants[f"{args.steps_per_call} steps a call"] = StepsInOne(compiled.svi, args.steps_per_call)
     first = {name: measure_first(step, batch) for name, step in contestants.items()}
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(args.rounds):

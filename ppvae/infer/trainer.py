@@ -304,9 +304,8 @@ class Trainer:
         if not pending:
             return
         named = [terms.named() for _, parts in pending for _, terms in parts]
-        rows = [torch.stack([v.to(self.device) for v in of.values()]) for of in named]
-        table = torch.cat(rows).double().cpu().split([len(row) for row in rows])
-        read = (dict(zip(of, row.tolist(), strict=True)) for of, row in zip(named, table, strict=True))
+        values = iter(torch.stack([v.to(self.device) for of in named for v in of.values()]).tolist())
+        read = ({name: next(values) for name in of} for of in named)
         steps = self.shards.summed([(n, [(share, next(read)) for share, _ in parts]) for n, parts in pending])
         bad = [i for i, (_, terms) in enumerate(steps) if not all(map(math.isfinite, terms.values()))]
         if bad or not all_finite(self.svi.parameters()):  # a NaN gradient shows in the loss of the next step only

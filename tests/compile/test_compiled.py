@@ -152,7 +152,7 @@ class Recurrent(nn.Module):
             pyro.sample("x", dist.Bernoulli(logits=self.decode(z)[..., None, :]).to_event(2), obs=x)
 
     def guide(self, x):
-        series = pack_padded_sequence(x, [3] * len(x), batch_first=True) if self.packs else x
+        series = pack_padded_sequence(x, [3, 1, 3, 2, 1], batch_first=True, enforce_sorted=False) if self.packs else x
         states = self.encode(series)[0]
         last = (pad_packed_sequence(states, batch_first=True)[0] if self.packs else states)[:, -1]
         with pyro.plate("data", len(x)):
