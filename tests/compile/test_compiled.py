@@ -160,8 +160,7 @@ class Recurrent(nn.Module):
 
 
 @pytest.mark.usefixtures("with_and_without_inductor")
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
-@pytest.mark.parametrize("packs", [False, True])
+@pytest.mark.parametrize(("kind", "packs"), [(nn.LSTM, False), (nn.GRU, True)])
 def test_recurrent_layers(kind, packs):
     svi = assert_same(partial(Recurrent, kind, packs), Trace_ELBO, [(binary(15).view(5, 3, D),)], steps=6)
     assert compiled_graphs(svi) == 1
