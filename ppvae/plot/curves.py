@@ -74,7 +74,7 @@ def training_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
 def compare_curves(
     histories: Mapping[str, Sequence[Mapping[str, Any]]], column: str = "elbo", *, unit: str = "nats per datum"
 ) -> Figure:
-    """Draws one column of the histories of several runs over the epochs, which are on a logarithmic axis.
+    """Draws one column of the histories of several runs over the epochs, on a logarithmic axis from twenty on.
 
     Args:
         histories: training histories as for `training_curves` by the name of their run, e.g.
@@ -112,7 +112,13 @@ def compare_curves(
             curves.append((name, _epochs(columns, len(history)), columns[column]))
             _draw_curve(axes, i, *curves[-1])
         plain_axes(axes)
-        axes.set(xlabel="epoch", ylabel=f"{column}, {unit}" if unit else column, xscale="log")
+        axes.set(xlabel="epoch", ylabel=f"{column}, {unit}" if unit else column)
+        union = np.unique(np.concatenate([epochs for _, epochs, _ in curves]))
+        if union[-1] < 20 * union[0]:  # a logarithmic axis would have one tick or none
+            _count_epochs(axes, union)
+        else:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
         settled = [curve[len(curve) // 10 :] for _, _, curve in curves]
         axes.set_ylim(_limits(np.concatenate(settled)[None], with_zero=False))
         if len(curves) > 1:
@@ -172,8 +178,6 @@ def _site_label(site: str) -> str:
 
 def _draw_panel(axes: Axes, epochs: _NDArray, curves: _Curves, *, title: str) -> None:
     """Draws curves over the epochs, with a legend where there are several or a site has to be named."""
-    from matplotlib.ticker import MaxNLocator
-
     is_kl = title == _KL
     for i, (label, curve) in enumerate(curves):
         _draw_curve(axes, i, label, epochs, curve)
@@ -183,13 +187,20 @@ def _draw_panel(axes: Axes, epochs: _NDArray, curves: _Curves, *, title: str) ->
     plain_axes(axes)
     axes.set(xlabel="epoch", title=title)
     axes.set_ylim(_limits(np.stack([curve for _, curve in curves]), with_zero=is_kl))
+    _count_epochs(axes, epochs)
+    if is_kl or len(curves) > 1 or curves[0][0] != "train":
+        columns = math.ceil(len(curves) / 5)
+        axes.legend(loc="best", ncols=columns, handlelength=1.2, labelspacing=0.2, columnspacing=1.0)
+
+
+def _count_epochs(axes: Axes, epochs: _NDArray) -> None:
+    """Sets the ticks of an axis of epochs: whole numbers, and one of a single epoch."""
+    from matplotlib.ticker import MaxNLocator
+
     if len(epochs) == 1:
         axes.set(xlim=(epochs[0] - 0.5, epochs[0] + 0.5), xticks=epochs)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    if is_kl or len(curves) > 1 or curves[0][0] != "train":
-        columns = math.ceil(len(curves) / 5)
-        axes.legend(loc="best", ncols=columns, handlelength=1.2, labelspacing=0.2, columnspacing=1.0)
 
 
 def _draw_curve(axes: Axes, i: int, label: str, epochs: _NDArray, curve: _NDArray) -> None:

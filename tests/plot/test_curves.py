@@ -181,3 +181,13 @@ def test_a_run_of_one_epoch_has_its_points_in_the_middle():
     elbo, kl = plot.training_curves([{"epoch": 4, "elbo": -10.0, "kl_z": 1.0, "kl_weight": 0.5}]).axes  # no weight
     assert elbo.get_xlim() == kl.get_xlim() == (3.5, 4.5)
     assert elbo.get_xticks().tolist() == [4]
+
+
+@pytest.mark.parametrize(("epochs", "ticks"), [(1, [1]), (9, [2, 4, 6, 8]), (300, [1, 10, 100])])
+def test_epochs_that_are_compared_have_ticks_to_read(epochs, ticks):
+    figure = plot.compare_curves({"VAE": [{"epoch": i, "elbo": -100 - 50 / i} for i in range(1, epochs + 1)]})
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    low, high = axes.get_xlim()
+    shown = {text.get_text(): float(text.get_position()[0]) for text in axes.get_xticklabels()}
+    assert [text for text, at in shown.items() if low <= at <= high] == [str(tick) for tick in ticks]
