@@ -317,7 +317,14 @@ class Run(Result):
         private: bool = False,
         message: str = "A run of ppvae",
     ) -> str:
-        """Uploads the run's folder to the Hugging Face Hub: `ppvae.push_to_hub`, whose arguments these are.
+        """Uploads the run's folder to the Hugging Face Hub, as `ppvae.push_to_hub` does.
+
+        Args:
+            repo_id: the repository, `owner/name`; it is made where there is none.
+            license: its licence as the hub names it, e.g. "apache-2.0"; None states none.
+            tags: what the model is filed under besides.
+            private: whether a new repository is for its owner alone.
+            message: of the commit.
 
         Returns:
             The address of the commit.
