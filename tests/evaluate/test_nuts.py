@@ -50,7 +50,7 @@ def test_the_guide_is_as_much_wider_as_it_was_made(case):
     assert comparison.guide["z"].shape == (400, 2, 2)
     assert ((comparison.std_ratio()["z"] - 1.3).abs() < 0.2).all()
     assert (comparison.shift()["z"].abs() < 4 * comparison.shift_error()["z"]).all()
-    assert (comparison.shift_error()["z"] < 0.1).all()
+    assert (comparison.shift_error()["z"] < 0.15).all()
     # Of normals that differ in their scale alone: E|z| times the difference of the scales.
     assert comparison.wasserstein()["z"].mean() == pytest.approx(0.3 * math.sqrt(2 / math.pi), abs=0.08)
 
