@@ -19,8 +19,10 @@ import pyro.infer
 import pytest
 import torch
 import torch._dynamo  # as the first step of an optimizer does, which is not to count
+from pyro.infer import ELBO
 
 import ppvae
+from ppvae.params import baselines_kept
 
 sys.path[:] = [folder for folder in sys.path if not (Path(folder) / "conftest.py").exists()]
 """So that `conftest` is that of the checkout, which pytest puts at the end; ppvae is imported already."""
@@ -96,10 +98,12 @@ class FromTheFirstStep(ppvae.SVI):
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Meets the parameters, with random numbers that are drawn again, and takes the step."""
         if not self._steps:
-            state = pyro.util.get_rng_state()
-            with self.running():
+            state, nesting = pyro.util.get_rng_state(), getattr(self.objective, "max_plate_nesting", None)
+            with self.running(), baselines_kept():
                 self._evaluate(args, kwargs)
-            pyro.util.set_rng_state(state)
+                pyro.util.set_rng_state(state)
+                if nesting != getattr(self.objective, "max_plate_nesting", None):  # guessed from draws before
+                    ELBO._guess_max_plate_nesting(self.objective, self.model, self.guide, args, kwargs)
             for parameter in self.parameters():
                 parameter.grad = None
         return super().step(*args, **kwargs)
