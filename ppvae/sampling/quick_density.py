@@ -9,6 +9,7 @@ unit in the last place of 1: no more than the rounding of a sum of so many terms
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pyro.distributions as dist
@@ -17,7 +18,7 @@ from pyro.distributions.util import broadcast_shape, scale_and_mask
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from ppvae._internals import checks_support
+from ppvae._internals import checks_support, is_traced
 
 GROUP = 8
 """The most factors of one product."""
@@ -93,8 +94,7 @@ class _LogProb(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, x: Tensor) -> Tensor:
         ctx.save_for_backward(logits, x)
-        linear = (x * logits).masked_fill_(x == 0, 0)  # also at an infinite logit
-        above = logits.clamp_min(0).sub_(linear).sum(-1)
+        above = logits.clamp_min(0).sub_(_products(x, logits)).sum(-1) + (0 * x).sum(-1)  # NaN where x is no number
         factors = logits.abs().neg_().exp_().add_(1)
         return -(above + factors.unflatten(-1, (_group(factors.shape[-1]), -1)).prod(-2).log_().sum(-1))
 
@@ -102,6 +102,13 @@ class _LogProb(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         logits, x = ctx.saved_tensors
         return grads[0].unsqueeze(-1) * (x - logits.sigmoid()), None
+
+
+def _products(x: Tensor, logits: Tensor) -> Tensor:
+    """X η, and 0 where x is 0, of an infinite η too."""
+    if is_traced():
+        return (x * logits).masked_fill_(x == 0, 0)  # fused with what follows; else it takes as long as all of that
+    return (x * logits).nan_to_num_(nan=0.0, posinf=math.inf, neginf=-math.inf)
 
 
 def _group(d: int) -> int:

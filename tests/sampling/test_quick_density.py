@@ -57,6 +57,8 @@ def test_what_is_impossible_has_probability_zero_and_what_is_certain_costs_nothi
     assert found[0] == -torch.inf
     torch.testing.assert_close(found[1], torch.tensor(0.5).log())
     assert found[2].isnan()
+    for x in (torch.nan, torch.inf):  # no data
+        assert bernoulli_log_prob(torch.zeros(2), torch.tensor([x, 0.0]), event_dim=1).isnan()
 
 
 @pytest.mark.parametrize(
