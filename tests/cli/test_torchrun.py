@@ -73,7 +73,7 @@ elif what == "fit":
     import ppvae
     from ppvae.models import PPCA
 
-    ppvae.fit(PPCA(8, 2), torch.ones(64, 8), epochs=2, batch_size=16, compile=True, progress=False)
+    ppvae.fit(PPCA(8, 2), torch.ones(64, 8), epochs=2, batch_size=16, compile=False, progress=False)
 else:
     processes.gather(what)
 """
