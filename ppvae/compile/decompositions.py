@@ -65,7 +65,7 @@ def _add_product(product: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., A
 def _add_bias(m: Tensor, a: Tensor, b: Tensor, *, beta: Number = 1, alpha: Number = 1) -> Any:
     if m.dim() > 1 or not is_exact_on_cpu(m) or (beta, alpha) != (1, 1):
         return _add_product(torch.mm)(m, a, b, beta=beta, alpha=alpha)
-    return (torch.mm(a, b).unsqueeze(0) + m).squeeze(0)  # of a sum without the third dim Inductor makes `addmm` again
+    return torch.mm(a, b) - (-m)  # the same to the last bit; of a sum Inductor would make `addmm` again
 
 
 def _lerp(start: Tensor, end: Tensor, weight: Tensor | Number) -> Tensor:

@@ -24,7 +24,7 @@ def case():
         scaled = pair.weight / pair.noise.unsqueeze(-1)
         covariance = (torch.eye(2) + pair.weight.T @ scaled).inverse()
         return (
-            compare_with_nuts(pair, x, num_samples=200, warmup=60, num_chains=2),
+            compare_with_nuts(pair, x, num_samples=300, warmup=60, num_chains=2),
             x @ scaled @ covariance,
             covariance,
         )
@@ -34,7 +34,7 @@ def test_moments_of_the_chains_are_those_of_the_exact_posterior(case):
     comparison, mean, covariance = case
     z, ess = comparison.nuts["z"], comparison.ess["z"]
     std = covariance.diagonal().sqrt()
-    assert z.shape == (400, 2, 2)
+    assert z.shape == (600, 2, 2)
     assert ess.shape == comparison.r_hat["z"].shape == (2, 2)
     assert (ess > 150).all()
     assert ((z.mean(0) - mean).abs() < 4 * std / ess.sqrt()).all()
@@ -47,10 +47,10 @@ def test_moments_of_the_chains_are_those_of_the_exact_posterior(case):
 
 def test_the_guide_is_as_much_wider_as_it_was_made(case):
     comparison, *_ = case
-    assert comparison.guide["z"].shape == (400, 2, 2)
+    assert comparison.guide["z"].shape == (600, 2, 2)
     assert ((comparison.std_ratio()["z"] - 1.3).abs() < 0.2).all()
     assert (comparison.shift()["z"].abs() < 4 * comparison.shift_error()["z"]).all()
-    assert (comparison.shift_error()["z"] < 0.15).all()
+    assert (comparison.shift_error()["z"] < 0.1).all()
     # Of normals that differ in their scale alone: E|z| times the difference of the scales.
     assert comparison.wasserstein()["z"].mean() == pytest.approx(0.3 * math.sqrt(2 / math.pi), abs=0.08)
 
